@@ -1,0 +1,1 @@
+"""Exact gradient bias of stale rollouts, by enumeration."""

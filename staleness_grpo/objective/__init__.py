@@ -1,0 +1,1 @@
+"""The GRPO surrogate with an explicit behavior policy, as pure functions of arrays."""

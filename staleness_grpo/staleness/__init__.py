@@ -1,0 +1,1 @@
+"""Deterministic rollout lag: schedules and the host-side ring buffer."""

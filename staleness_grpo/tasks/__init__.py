@@ -1,0 +1,1 @@
+"""Tasks: prompts by index, rewards on the host."""

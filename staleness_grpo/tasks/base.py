@@ -1,0 +1,38 @@
+"""The Task protocol: prompts by index, rewards on the host. A task has no state and no global registry."""
+
+from typing import Protocol
+
+import numpy as np
+
+from staleness_grpo.types import Prompts
+
+
+class Task(Protocol):
+    """A source of prompts and a judge of responses.
+
+    Everything is a pure function of the constructor's arguments and of the index, so that a prompt is the
+    same whoever asks for it, in whatever order. Indices are any int in [0, num_prompts).
+    """
+
+    vocab_size: int  # V
+    prompt_length: int  # P, the padded length of every prompt
+    max_response_length: int  # R
+    pad_token: int
+    end_token: int | None  # ends a response and belongs to it; None: responses have fixed length R
+    num_prompts: int
+
+    def prompts(self, index_N: np.ndarray) -> Prompts:
+        """The prompts with these indices, left-padded."""
+        ...
+
+    def rewards(self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray) -> np.ndarray:
+        """Rewards [N, G], float32, of the responses to the prompts with these indices."""
+        ...
+
+    def answer(self, index: int) -> np.ndarray:
+        """The answer key: tokens (with the end token, if there is one) of a response of highest reward."""
+        ...
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Tokens as text, for people."""
+        ...
