@@ -1,0 +1,109 @@
+"""Lag schedules: the deterministic map (learner step, group slot) -> behavior version.
+
+A schedule is a pure function of its constructor's arguments: nothing depends on which steps were asked for
+before, so a resumed run sees the lags of an uninterrupted one. Learner step t updates policy version t to
+t + 1; a group trained on at step t has lag t - behavior version, in optimizer updates.
+"""
+
+import abc
+import dataclasses
+
+import numpy as np
+
+STARTS = ("initial_policy", "synchronous")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule(abc.ABC):
+    """Lags of N group slots, each in [0, min(step, max_lag)]: a subclass says how they are drawn."""
+
+    max_lag: int  # S
+    num_groups: int  # N
+    seed: int = 0
+    start: str = "initial_policy"  # before step S, only versions that exist; "synchronous": lag 0 there
+
+    def __post_init__(self):
+        if self.max_lag < 0 or self.num_groups < 1:
+            raise ValueError(f"need max_lag >= 0 and num_groups >= 1, got {self.max_lag} and {self.num_groups}")
+        if self.start not in STARTS:
+            raise ValueError(f"start must be one of {STARTS}, got {self.start!r}")
+
+    @abc.abstractmethod
+    def _scheduled_lags(self, steps_Kx1: np.ndarray) -> np.ndarray:
+        """Lags [K, N] or [K, 1] of these steps, given that version 0 is the oldest there is."""
+
+    def lags(self, steps_K: np.ndarray) -> np.ndarray:
+        """Lags [K, N], int64, of every slot of these learner steps."""
+        steps_Kx1 = np.asarray(steps_K, np.int64)[:, None]
+        lags = self._scheduled_lags(steps_Kx1)
+        if self.start == "synchronous":
+            lags = np.where(steps_Kx1 < self.max_lag, 0, lags)
+        return np.broadcast_to(lags, (len(steps_Kx1), self.num_groups))
+
+    def behavior_versions(self, step: int) -> np.ndarray:
+        """The policy version [N], int32, that generates each group of this learner step."""
+        return (step - self.lags(np.array([step]))[0]).astype(np.int32)
+
+    def due(self, version: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """All that this policy version must generate: the inverse of `behavior_versions`.
+
+        Args:
+          version: a policy version, i.e. the learner step that is about to run.
+          num_steps: learner steps of the run; later ones are not generated for.
+
+        Returns:
+          (steps_K, slots_K), int64: learner step and slot of each group, by step and then by slot.
+        """
+        steps = np.arange(version, min(version + self.max_lag + 1, num_steps))
+        rows, slots_K = np.nonzero(self.lags(steps) == (steps - version)[:, None])
+        return steps[rows], slots_K
+
+
+class Constant(Schedule):
+    """Lag S at every step, min(step, S) at the start."""
+
+    def _scheduled_lags(self, steps_Kx1):
+        return np.minimum(steps_Kx1, self.max_lag)
+
+
+class Cyclic(Schedule):
+    """A snapshot refreshed every S steps: lags 0, 1, ..., S - 1, 0, ... S = 0 and S = 1 are synchronous."""
+
+    def _scheduled_lags(self, steps_Kx1):
+        return steps_Kx1 % max(self.max_lag, 1)
+
+
+class Uniform(Schedule):
+    """Lags independent over (step, slot) and uniform on 0..min(step, S)."""
+
+    def _scheduled_lags(self, steps_Kx1):
+        # Multiply-shift on 32 random bits: P(lag) is off by at most 2^-32, without a rejection loop.
+        random = hash64(self.seed, steps_Kx1, np.arange(self.num_groups)) >> np.uint64(32)
+        choices = np.minimum(steps_Kx1, self.max_lag).astype(np.uint64) + np.uint64(1)
+        return ((random * choices) >> np.uint64(32)).astype(np.int64)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cyclic": Cyclic, "uniform": Uniform}
+
+
+def make_schedule(name: str, max_lag: int, num_groups: int, seed: int = 0, start: str = "initial_policy") -> Schedule:
+    """The schedule `lag.schedule` names. Raises ValueError on an unknown name or start, or a negative lag."""
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {tuple(SCHEDULES)}, got {name!r}")
+    return SCHEDULES[name](max_lag, num_groups, seed, start)
+
+
+def hash64(*keys: int | np.ndarray) -> np.ndarray:
+    """64 random bits, uint64, for each tuple of integer keys; arrays of keys broadcast.
+
+    The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), chained over the keys. A counter-based
+    generator rather than np.random, since a Generator per (step, slot) would cost 20 us each.
+    """
+    state = np.zeros(1, np.uint64)
+    for key in keys:
+        key = np.uint64(key % 2**64) if isinstance(key, int) else np.asarray(key).astype(np.uint64)
+        z = (state ^ key) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = z ^ (z >> np.uint64(31))
+    return state

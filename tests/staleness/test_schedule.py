@@ -1,0 +1,115 @@
+"""Lag schedules: their bounds, their start, and due() as the inverse of behavior_versions()."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from staleness_grpo.staleness import schedule as schedule_lib
+
+schedules = st.builds(
+    schedule_lib.make_schedule,
+    name=st.sampled_from(sorted(schedule_lib.SCHEDULES)),
+    max_lag=st.integers(0, 9),
+    num_groups=st.integers(1, 5),
+    seed=st.integers(0, 2**31 - 1),
+    start=st.sampled_from(schedule_lib.STARTS),
+)
+
+
+def versions(schedule, num_steps):
+    return np.stack([schedule.behavior_versions(t) for t in range(num_steps)])
+
+
+@given(schedule=schedules, num_steps=st.integers(1, 40))
+def test_lags_stay_within_the_bound_and_version_zero(schedule, num_steps):
+    versions_TxN = versions(schedule, num_steps)
+    lags_TxN = np.arange(num_steps)[:, None] - versions_TxN
+    assert versions_TxN.dtype == np.int32
+    assert versions_TxN.shape == (num_steps, schedule.num_groups)
+    assert versions_TxN.min() >= 0
+    assert lags_TxN.min() >= 0
+    assert lags_TxN.max() <= schedule.max_lag
+
+
+@given(schedule=schedules, num_steps=st.integers(1, 40))
+def test_due_is_the_inverse_of_behavior_versions(schedule, num_steps):
+    due = []
+    for version in range(num_steps):
+        steps_K, slots_K = schedule.due(version, num_steps)
+        pairs = list(zip(steps_K.tolist(), slots_K.tolist(), strict=True))
+        assert pairs == sorted(pairs)
+        due += [(step, slot, version) for step, slot in pairs]
+    expected = [(t, n, v) for t, row in enumerate(versions(schedule, num_steps)) for n, v in enumerate(row.tolist())]
+    assert sorted(due) == expected
+
+
+@given(schedule=schedules, step=st.integers(0, 10**6))
+def test_a_step_does_not_depend_on_what_was_asked_before(schedule, step):
+    alone = schedule.behavior_versions(step)
+    schedule.due(step, step + 5)
+    schedule.behavior_versions(step + 1)
+    np.testing.assert_array_equal(schedule.behavior_versions(step), alone)
+    np.testing.assert_array_equal(schedule.lags(np.array([step + 1, step]))[1], step - alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "max_lag", "start", "expected"),
+    [
+        ("constant", 0, "initial_policy", [0, 1, 2, 3, 4, 5, 6]),
+        ("constant", 2, "initial_policy", [0, 0, 0, 1, 2, 3, 4]),
+        ("constant", 2, "synchronous", [0, 1, 0, 1, 2, 3, 4]),
+        ("cyclic", 0, "initial_policy", [0, 1, 2, 3, 4, 5, 6]),
+        ("cyclic", 1, "initial_policy", [0, 1, 2, 3, 4, 5, 6]),
+        ("cyclic", 3, "initial_policy", [0, 0, 0, 3, 3, 3, 6]),
+        ("cyclic", 3, "synchronous", [0, 1, 2, 3, 3, 3, 6]),
+    ],
+)
+def test_versions_written_out(name, max_lag, start, expected):
+    schedule = schedule_lib.make_schedule(name, max_lag, num_groups=2, start=start)
+    np.testing.assert_array_equal(versions(schedule, 7), np.repeat(np.array(expected)[:, None], 2, axis=1))
+
+
+def test_synchronous_start_of_uniform_ends_at_max_lag():
+    schedule = schedule_lib.make_schedule("uniform", 4, num_groups=500, start="synchronous")
+    lags_TxN = np.arange(5)[:, None] - versions(schedule, 5)
+    assert (lags_TxN[:4] == 0).all()
+    assert set(lags_TxN[4]) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize(("step", "choices"), [(2, 3), (7, 8), (5000, 8)])
+def test_uniform_lags_are_uniform(step, choices):
+    count = 40_000
+    schedule = schedule_lib.make_schedule("uniform", 7, num_groups=count, seed=3)
+    observed = np.bincount(step - schedule.behavior_versions(step), minlength=choices)
+    expected = count / choices
+    # Chi-square: mean choices - 1, variance 2 (choices - 1); 5 standard deviations for a seed that is fixed.
+    statistic = np.sum((observed - expected) ** 2 / expected)
+    assert len(observed) == choices
+    assert statistic < choices - 1 + 5 * np.sqrt(2 * (choices - 1))
+
+
+def test_uniform_lags_are_independent_over_seeds_steps_and_slots():
+    def lags(seed, num_steps=400, num_groups=50):
+        schedule = schedule_lib.make_schedule("uniform", 15, num_groups, seed)
+        return schedule.lags(np.arange(1000, 1000 + num_steps)).astype(float)
+
+    lags_TxN = lags(0)
+    for other in (lags(1), np.roll(lags_TxN, 1, axis=0), np.roll(lags_TxN, 1, axis=1)):
+        # 20,000 pairs: a correlation of independent pairs has standard deviation 0.007.
+        assert abs(np.corrcoef(lags_TxN.ravel(), other.ravel())[0, 1]) < 0.03
+    np.testing.assert_array_equal(lags(0), lags_TxN)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(name="sometimes", max_lag=1, num_groups=1),
+        dict(name="constant", max_lag=-1, num_groups=1),
+        dict(name="constant", max_lag=1, num_groups=0),
+        dict(name="constant", max_lag=1, num_groups=1, start="late"),
+    ],
+)
+def test_bad_arguments_are_refused(bad):
+    with pytest.raises(ValueError, match="must be one of|need max_lag"):
+        schedule_lib.make_schedule(**bad)
