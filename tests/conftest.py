@@ -1,0 +1,40 @@
+"""Settings of every test: strict JAX flags, compiled programs kept on disk, hypothesis without chance."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import hypothesis
+import jax
+import pytest
+
+from staleness_grpo import compile_cache
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting between ranks is written out
+compile_cache.enable(ROOT / ".cache" / "jax")
+
+# Examples derived from the test itself: a failure is the code's, and a second run sees it again.
+hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session")
+def run_on_devices() -> Callable[..., str]:
+    """Runs Python code on simulated devices: in its own process, as their number is fixed at start-up."""
+
+    def run(code: str, num_devices: int = 8) -> str:
+        """Returns what the code printed; raises AssertionError with its stderr if it failed."""
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(num_devices),
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        }
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run
