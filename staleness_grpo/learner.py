@@ -1,0 +1,154 @@
+"""The learner: optimizer, sharded state, and one jitted update with donated state and its diagnostics."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from staleness_grpo import mesh as mesh_lib
+from staleness_grpo.objective.advantages import group_advantages
+from staleness_grpo.objective.surrogate import SurrogateConfig, grpo_surrogate
+from staleness_grpo.policy.logprobs import response_logprobs
+from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def learning_rate_schedule(config) -> optax.Schedule:
+    """Linear warm-up from learning_rate / warmup_steps to `learning_rate`, constant afterwards."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    return lambda count: peak * jnp.minimum(1.0, (count + 1) / warmup) if warmup else peak
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer`: global-norm clip, then SGD, Adam or AdamW, then the learning rate.
+
+    Its gradients are those of a loss, to be descended.
+    """
+    stages = []
+    if config.max_grad_norm > 0:
+        stages.append(optax.clip_by_global_norm(config.max_grad_norm))
+    if config.name in ("adam", "adamw"):
+        stages.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
+    if config.name == "adamw":
+        stages.append(optax.add_decayed_weights(config.weight_decay))
+    stages.append(optax.scale_by_learning_rate(learning_rate_schedule(config)))
+    return optax.chain(*stages)
+
+
+def init_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh, key=None, params=None):
+    """A LearnerState at version 0, created sharded: from `key`, or from given `params` (host or device arrays)."""
+
+    def create(params):
+        return LearnerState(
+            policy_version=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            previous_gradient=jax.tree.map(jnp.zeros_like, params),
+        )
+
+    def fresh(key):
+        return create(policy.init(key))
+
+    if params is None:
+        shardings = mesh_lib.parameter_shardings(jax.eval_shape(fresh, key), mesh)
+        return jax.jit(fresh, out_shardings=shardings)(key)
+    params = jax.device_put(params, mesh_lib.parameter_shardings(params, mesh))
+    shardings = mesh_lib.parameter_shardings(jax.eval_shape(create, params), mesh)
+    return jax.jit(create, out_shardings=shardings)(params)
+
+
+def surrogate_loss(
+    policy: Policy, surrogate: SurrogateConfig, temperature: float
+) -> Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
+    """The loss of a Rollout as a function (params, rollout) -> (loss, diagnostics); its gradient is -H."""
+
+    def loss_fn(params, rollout):
+        responses = rollout.responses
+        policy_logprobs, entropy = response_logprobs(
+            policy, params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR, temperature
+        )
+        rewards = jnp.asarray(rollout.rewards_NxG, policy_logprobs.dtype)
+        advantages = group_advantages(
+            rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon
+        )
+        loss, diagnostics = grpo_surrogate(
+            policy_logprobs, responses.behavior_logprobs_NxGxR, advantages, responses.mask_NxGxR, surrogate
+        )
+        tokens = jnp.maximum(jnp.sum(responses.mask_NxGxR), 1)
+        diagnostics |= {
+            "entropy": jnp.sum(entropy) / tokens,
+            "reward": jnp.mean(rewards),
+            "reward_std_in_group": jnp.mean(jnp.std(rewards, axis=-1)),
+            "response_length": jnp.mean(jnp.sum(responses.mask_NxGxR, axis=-1)),
+        }
+        return loss, diagnostics
+
+    return loss_fn
+
+
+def tree_dot(a: PyTree, b: PyTree) -> jax.Array:
+    """Inner product of two pytrees, in float32 or better."""
+    return optax.tree.vdot(a, b)
+
+
+def cosine(a: PyTree, b: PyTree) -> jax.Array:
+    """Cosine of the angle between two pytrees; NaN when one of them is 0."""
+    return tree_dot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+
+
+def distance(a: PyTree, b: PyTree) -> jax.Array:
+    """Euclidean norm of a - b."""
+    return optax.tree.norm(optax.tree.sub(a, b))
+
+
+def make_update(loss_fn, optimizer: optax.GradientTransformation, state: LearnerState, mesh: Mesh):
+    """One optimizer update as a jitted (state, rollout) -> (state, metrics) that donates `state`.
+
+    Metrics are scalars on the device: loss, the diagnostics of the loss, grad_norm, update_norm (of the change of
+    the parameters), param_norm, and gradient_cosine with the previous step's gradient (NaN at the first step).
+    """
+
+    def update(state, rollout):
+        (loss, diagnostics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, rollout)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics = {
+            "loss": loss,
+            **diagnostics,
+            "grad_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(state.params),
+            "gradient_cosine": cosine(gradient, state.previous_gradient),
+        }
+        state = LearnerState(
+            policy_version=state.policy_version + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            previous_gradient=gradient,
+        )
+        return state, metrics
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh)))
+
+
+def make_cosine_ceiling(loss_fn):
+    """Jitted (params, rollout) -> the cosine that two independent batches' gradients would have at these params.
+
+    Two gradients at the same parameters differ by sampling noise alone, which caps the cosine of consecutive
+    gradients. Estimated from the two halves of one batch: if halves have cosine c, whole batches have
+    2 c / (1 + c) (Spearman-Brown), since the noise variance falls with the number of groups. Needs an even N.
+    """
+
+    @jax.jit
+    def ceiling(params: PyTree, rollout: Rollout) -> Array:
+        halves = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] // 2, 2, *leaf.shape[1:]).swapaxes(0, 1), rollout)
+        gradients = jax.lax.map(lambda half: jax.grad(loss_fn, has_aux=True)(params, half)[0], halves)
+        first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], gradients) for i in range(2))
+        between_halves = cosine(first, second)
+        return 2 * between_halves / (1 + between_halves)
+
+    return ceiling

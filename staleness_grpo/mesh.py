@@ -1,0 +1,83 @@
+"""Devices to a mesh, and the sharding of parameters, optimizer state and batches over it.
+
+Axes: `data` and `fsdp` split the batch's group slots; `fsdp` also splits every large parameter, `tensor` splits
+heads, feed-forward features and the vocabulary.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from staleness_grpo.types import PyTree
+
+AXES = ("data", "fsdp", "tensor")
+
+# Last names of a parameter's path -> its axes. Optimizer moments end in the same names, so they follow suit.
+# What is not listed (norms, counters) is small and stays whole on every device.
+PARAMETER_RULES = {
+    ("embedding",): P("tensor", "fsdp"),  # [V, E]
+    ("head",): P("fsdp", "tensor"),  # [E, V]
+    ("query", "kernel"): P("fsdp", "tensor", None),  # [E, heads, H]
+    ("key", "kernel"): P("fsdp", "tensor", None),
+    ("value", "kernel"): P("fsdp", "tensor", None),
+    ("query", "bias"): P("tensor", None),  # [heads, H]
+    ("key", "bias"): P("tensor", None),
+    ("value", "bias"): P("tensor", None),
+    ("out", "kernel"): P("tensor", None, "fsdp"),  # [heads, H, E]
+    ("gate", "kernel"): P("fsdp", "tensor"),  # [E, F]
+    ("up", "kernel"): P("fsdp", "tensor"),
+    ("down", "kernel"): P("tensor", "fsdp"),  # [F, E]
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over the first data * fsdp * tensor devices.
+
+    Raises:
+      ValueError: if there are fewer devices than that.
+    """
+    needed = data * fsdp * tensor
+    if needed > jax.device_count():
+        raise ValueError(f"the mesh needs {needed} devices, but there are {jax.device_count()}")
+    return jax.make_mesh(
+        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:needed]
+    )
+
+
+def parameter_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The partition of one leaf by the names at the end of its path.
+
+    A dimension that its mesh axis does not divide stays whole (a 14-token vocabulary over 4 devices).
+    """
+    names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+    for suffix, spec in PARAMETER_RULES.items():
+        if names[-len(suffix) :] == suffix:
+            if len(spec) != len(shape):
+                raise ValueError(f"{'/'.join(names)} has {len(shape)} axes where its sharding rule has {len(spec)}")
+            divides = (axis is not None and size % mesh.shape[axis] == 0 for axis, size in zip(spec, shape, strict=True))
+            return P(*(axis if fits else None for axis, fits in zip(spec, divides, strict=True)))
+    return P()
+
+
+def parameter_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shardings of parameters, or of any state whose leaves end in parameter names; leaves may be abstract."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh)), tree
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Group slots, the leading axis of every batch, split over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many parts the batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))

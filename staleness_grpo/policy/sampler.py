@@ -1,0 +1,106 @@
+"""The jitted sampler: KV cache, early stop, Gumbel noise indexed by (seed, step, slot, response, position)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
+from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.types import Array, Prompts, PyTree, Responses
+
+
+def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: int) -> jax.Array:
+    """One key for each response, [N, G], from (key, step, slot, place in the group) and nothing else.
+
+    The policy version has no part in it: at another lag another policy answers with the same noise.
+    """
+
+    def one(step, slot, member):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, step), slot), member)
+
+    members = jnp.arange(group_size)
+    return jax.vmap(lambda step, slot: jax.vmap(lambda m: one(step, slot, m))(members))(steps_N, slots_N)
+
+
+def first_largest(x: Array) -> jax.Array:
+    """argmax over the last axis, int32, as two plain reductions: four times faster than XLA's on CPU."""
+    places = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), places, x.shape[-1] - 1), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("policy", "group_size", "max_length", "end_token", "pad_token"))
+def sample(
+    policy: Policy,
+    params: PyTree,
+    prompts: Prompts,
+    key: jax.Array,
+    steps_N: Array,
+    slots_N: Array,
+    temperature: float,
+    *,
+    group_size: int,
+    max_length: int,
+    end_token: int | None,
+    pad_token: int,
+) -> Responses:
+    """Samples `group_size` responses to each prompt, stopping as soon as every response has ended.
+
+    Args:
+      policy, params: the behavior policy.
+      prompts: N left-padded prompts; their lengths may differ.
+      key: the run's sampling key.
+      steps_N, slots_N: int32, the learner step and group slot that each group is for; the noise's index.
+      temperature: > 0; the recorded log-probabilities are those of the tempered distribution.
+      max_length: R. A response that has not ended by then is cut.
+      end_token: ends a response and belongs to it; None for responses of fixed length R.
+      pad_token: fills the places after the end.
+
+    Returns:
+      Responses with `behavior_logprobs` of float32 or better, 0 on the padding.
+    """
+    shape = (prompts.tokens_NxP.shape[0], group_size, max_length)
+    keys_NxG = response_keys(key, steps_N, slots_N, group_size)
+    logits_NxV, prefix = policy.prefill(params, prompts.tokens_NxP, prompts.mask_NxP)
+    logits_NxGxV = jnp.broadcast_to(logits_NxV[:, None], (*shape[:2], logits_NxV.shape[-1]))
+
+    def choose(position, logits_NxGxV):
+        logprobs = log_distribution(logits_NxGxV, temperature)
+        gumbel = jax.vmap(
+            jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, position), logprobs.shape[-1:], logprobs.dtype))
+        )(keys_NxG)
+        tokens_NxG = first_largest(logprobs + gumbel)
+        return tokens_NxG, token_logprobs(logprobs, tokens_NxG)
+
+    def write(carry, position, logits_NxGxV):
+        tokens, mask, logprobs, alive = carry
+        token, logprob = choose(position, logits_NxGxV)
+        token = jnp.where(alive, token, pad_token)
+        tokens = tokens.at[:, :, position].set(token)
+        mask = mask.at[:, :, position].set(alive)
+        logprobs = logprobs.at[:, :, position].set(jnp.where(alive, logprob, 0.0))
+        if end_token is not None:
+            alive = alive & (token != end_token)
+        return (tokens, mask, logprobs, alive), token
+
+    empty = (
+        jnp.full(shape, pad_token, jnp.int32),
+        jnp.zeros(shape, bool),
+        jnp.zeros(shape, log_distribution(logits_NxV, 1.0).dtype),
+        jnp.ones(shape[:2], bool),
+    )
+    written, token = write(empty, 0, logits_NxGxV)
+
+    def unfinished(loop):
+        position, written, *_ = loop
+        return (position < max_length) & jnp.any(written[-1])
+
+    def advance(loop):
+        position, written, token, cache = loop
+        logits, cache = policy.decode(params, token, position - 1, cache, prefix, prompts.mask_NxP)
+        written, token = write(written, position, logits)
+        return position + 1, written, token, cache
+
+    cache = policy.empty_cache(*shape[:2], max(max_length - 1, 1))
+    _, (tokens, mask, logprobs, _), _, _ = jax.lax.while_loop(unfinished, advance, (1, written, token, cache))
+    return Responses(tokens_NxGxR=tokens, mask_NxGxR=mask, behavior_logprobs_NxGxR=logprobs)
