@@ -10,6 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from staleness_grpo.hashing import uniform_integers
+
 STARTS = ("initial_policy", "synchronous")
 
 
@@ -77,10 +79,8 @@ class Uniform(Schedule):
     """Lags independent over (step, slot) and uniform on 0..min(step, S)."""
 
     def _scheduled_lags(self, steps_Kx1):
-        # Multiply-shift on 32 random bits: P(lag) is off by at most 2^-32, without a rejection loop.
-        random = hash64(self.seed, steps_Kx1, np.arange(self.num_groups)) >> np.uint64(32)
-        choices = np.minimum(steps_Kx1, self.max_lag).astype(np.uint64) + np.uint64(1)
-        return ((random * choices) >> np.uint64(32)).astype(np.int64)
+        bound = np.minimum(steps_Kx1, self.max_lag) + 1
+        return uniform_integers(bound, self.seed, steps_Kx1, np.arange(self.num_groups))
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cyclic": Cyclic, "uniform": Uniform}
@@ -91,19 +91,3 @@ def make_schedule(name: str, max_lag: int, num_groups: int, seed: int = 0, start
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {tuple(SCHEDULES)}, got {name!r}")
     return SCHEDULES[name](max_lag, num_groups, seed, start)
-
-
-def hash64(*keys: int | np.ndarray) -> np.ndarray:
-    """64 random bits, uint64, for each tuple of integer keys; arrays of keys broadcast.
-
-    The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), chained over the keys. A counter-based
-    generator rather than np.random, since a Generator per (step, slot) would cost 20 us each.
-    """
-    state = np.zeros(1, np.uint64)
-    for key in keys:
-        key = np.uint64(key % 2**64) if isinstance(key, int) else np.asarray(key).astype(np.uint64)
-        z = (state ^ key) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = z ^ (z >> np.uint64(31))
-    return state
