@@ -2,5 +2,5 @@
 # Runs the tests on a fresh machine or a used one. Arguments go to pytest, with paths relative to the repository:
 #   bash launch/test.sh                        all but the slow tests
 #   bash launch/test.sh -m slow tests/bias     the slow ones of one folder
-source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" || exit
 exec .venv/bin/python -m pytest "$@"
