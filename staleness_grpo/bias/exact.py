@@ -1,0 +1,176 @@
+"""The population surrogate L(theta, phi) and its gradient H(theta, phi) by enumeration: nothing is sampled.
+
+    L = mean_x sum_y pi_phi(y|x) sum_t w_t [ E[A+|y] f+(r_t) - E[A-|y] f-(r_t) ],   r = pi_theta / pi_phi,
+
+with A+ = max(A, 0), A- = max(-A, 0), expectations over the other responses of the group (see
+`group_statistics`), f+(r) = min(r, 1 + clip_high), f-(r) = max(r, 1 - clip_low), and w_t the share of a token
+in the length normalization. This is arXiv 2607.01083's surrogate with explicit behavior policy phi, in which a
+response is one of the G exchangeable members of its group.
+
+H = grad_theta L is one vector-Jacobian product of the log-probabilities with weights
+pi_phi w_t (E[A+] c+ - E[A-] c-), c = df/dlog pi_theta. Another correction is another pair (c+, c-): see
+`Coefficients`. It is also differentiable in phi, which the constants in `smoothness` need.
+
+A gradient on the clip's edge (r exactly 1 + clip_high or 1 - clip_low) is undefined; here it is cut.
+Use float64: the bias is a small difference of near-equal gradients.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from staleness_grpo.bias.enumeration import Problem, level_probabilities, response_logprobs
+from staleness_grpo.bias.group_statistics import expected_advantages
+from staleness_grpo.objective.surrogate import LOG_RATIO_CLAMP, SurrogateConfig, clipped_objective
+from staleness_grpo.types import Array, PyTree
+
+# (policy_logprobs_NxYxR, behavior_logprobs_NxYxR) -> (c+, c-), each broadcastable to [N, Y, R]: what multiplies
+# grad log pi_theta of a token when the advantage is 1 and, with the sign turned, when it is -1.
+# Both arguments are 0 where masked, so sums over the last axis are sequence log-probabilities.
+Coefficients = Callable[[Array, Array], tuple[Array, Array]]
+
+
+def clip_coefficients(objective: SurrogateConfig) -> Coefficients:
+    """r where the clip leaves the token alone, else 0."""
+
+    def coefficients(policy_logprobs, behavior_logprobs):
+        log_ratio = policy_logprobs - behavior_logprobs
+        ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+        unclamped = jnp.abs(log_ratio) < LOG_RATIO_CLAMP
+        kept_positive = (ratio < 1 + objective.clip_high) & unclamped
+        kept_negative = (ratio > 1 - objective.clip_low) & unclamped
+        return jnp.where(kept_positive, ratio, 0.0), jnp.where(kept_negative, ratio, 0.0)
+
+    return coefficients
+
+
+def sequence_is_coefficients(policy_logprobs: Array, behavior_logprobs: Array) -> tuple[Array, Array]:
+    """The exact importance weight of the whole response, pi_theta(y) / pi_phi(y), on each of its tokens."""
+    ratio = jnp.exp(jnp.sum(policy_logprobs - behavior_logprobs, axis=-1, keepdims=True))
+    return ratio, ratio
+
+
+def population_weights(
+    problem: Problem, behavior_logprobs_NxYxR: Array, objective: SurrogateConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What phi decides: (pi_phi(y) [N, Y], token weights [N or 1, Y, R], E[A+] and E[A-] stacked [2, N, Y]).
+
+    Token weights, as in `objective.surrogate.token_weights` without its 1/B: 'response' 1/|y|, 'constant' 1/R,
+    'tokens' 1/E[|y|] with the expectation under phi over responses and prompts. The last is the limit of large
+    batches; in a finite batch the divisor is random.
+    """
+    probs_NxY = jnp.exp(jnp.sum(behavior_logprobs_NxYxR, axis=-1))
+    mask_YxR = jnp.asarray(problem.mask_YxR, probs_NxY.dtype)
+    length_Y = jnp.sum(mask_YxR, axis=-1)
+    if objective.length_normalization == "response":
+        divisor = length_Y[:, None]
+    elif objective.length_normalization == "constant":
+        divisor = mask_YxR.shape[-1]
+    else:
+        divisor = jnp.mean(probs_NxY @ length_Y)
+    level_probs_NxM = level_probabilities(problem, probs_NxY)
+    parts = expected_advantages(level_probs_NxM, problem.levels_M, problem.group_size, objective)
+    advantages = jnp.stack([jnp.take_along_axis(part_NxM, problem.level_NxY, axis=1) for part_NxM in parts])
+    return probs_NxY, (mask_YxR / divisor)[None], advantages
+
+
+def logprob_cotangent(
+    problem: Problem,
+    policy_logprobs_NxYxR: Array,
+    behavior_logprobs_NxYxR: Array,
+    objective: SurrogateConfig,
+    coefficients: Coefficients,
+) -> jax.Array:
+    """dL / dlog pi_theta [N, Y, R], the weights of the vector-Jacobian product."""
+    probs_NxY, token_weights, (positive_NxY, negative_NxY) = population_weights(
+        problem, behavior_logprobs_NxYxR, objective
+    )
+    on_positive, on_negative = coefficients(policy_logprobs_NxYxR, behavior_logprobs_NxYxR)
+    signed = positive_NxY[..., None] * on_positive - negative_NxY[..., None] * on_negative
+    return probs_NxY[..., None] * token_weights * signed / len(probs_NxY)
+
+
+def surrogate(problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig) -> jax.Array:
+    """L(theta, phi), to be maximised; differentiable in both."""
+    policy_logprobs = response_logprobs(problem, params)
+    behavior_logprobs = response_logprobs(problem, behavior_params)
+    probs_NxY, token_weights, (positive_NxY, negative_NxY) = population_weights(problem, behavior_logprobs, objective)
+    ratio = jnp.exp(jnp.clip(policy_logprobs - behavior_logprobs, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+    clip = (objective.clip_low, objective.clip_high)
+    per_token = clipped_objective(ratio, positive_NxY[..., None], *clip)
+    per_token += clipped_objective(ratio, -negative_NxY[..., None], *clip)
+    return jnp.sum(probs_NxY[..., None] * token_weights * per_token) / len(probs_NxY)
+
+
+def corrected_gradient(
+    problem: Problem,
+    params: PyTree,
+    behavior_params: PyTree,
+    objective: SurrogateConfig,
+    coefficients: Coefficients,
+) -> PyTree:
+    """The population gradient (ascent direction) of any correction that `Coefficients` can express."""
+    policy_logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
+    behavior_logprobs = response_logprobs(problem, behavior_params)
+    return pull_back(logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients))[0]
+
+
+def surrogate_gradient(problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig) -> PyTree:
+    """H(theta, phi) = grad_theta L(theta, phi), the ascent direction; a pytree like `params`."""
+    return corrected_gradient(problem, params, behavior_params, objective, clip_coefficients(objective))
+
+
+def surrogate_bias(problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig) -> PyTree:
+    """H(theta, phi) - H(theta, theta), pulled back as one difference, so that nothing cancels in the network."""
+    policy_logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
+    behavior_logprobs = response_logprobs(problem, behavior_params)
+    coefficients = clip_coefficients(objective)
+    stale = logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients)
+    fresh = logprob_cotangent(problem, policy_logprobs, policy_logprobs, objective, coefficients)
+    return pull_back(stale - fresh)[0]
+
+
+def clip_fraction(
+    problem: Problem, policy_logprobs_NxYxR: Array, behavior_logprobs_NxYxR: Array, objective: SurrogateConfig
+) -> jax.Array:
+    """Expected share of the tokens drawn from phi whose gradient the clip removes; 0 exactly if there is none."""
+    probs_NxY, _, (positive_NxY, negative_NxY) = population_weights(problem, behavior_logprobs_NxYxR, objective)
+    kept_positive, kept_negative = clip_coefficients(objective)(policy_logprobs_NxYxR, behavior_logprobs_NxYxR)
+    clipped = ((kept_positive == 0) & (positive_NxY > 0)[..., None]) | (
+        (kept_negative == 0) & (negative_NxY > 0)[..., None]
+    )
+    token_probs = probs_NxY[..., None] * problem.mask_YxR[None]
+    return jnp.sum(jnp.where(clipped, token_probs, 0.0)) / jnp.sum(token_probs)
+
+
+def performative_objective(
+    problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
+) -> jax.Array:
+    """F(theta): the on-policy objective E_{y ~ pi_theta}[ A sum_t w_t ] with advantages and weights frozen at phi.
+
+    Its gradient at theta = phi is the derivative that counts how theta moves the data. That of L(theta, theta)
+    does not serve: with 1/|y| and centred advantages L(theta, theta) is identically 0.
+    """
+    probs_NxY = jnp.exp(jnp.sum(response_logprobs(problem, params), axis=-1))
+    _, token_weights, (positive_NxY, negative_NxY) = population_weights(
+        problem, response_logprobs(problem, behavior_params), objective
+    )
+    return jnp.sum(probs_NxY * (positive_NxY - negative_NxY) * jnp.sum(token_weights, axis=-1)) / len(probs_NxY)
+
+
+def group_statistics_bias(
+    problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
+) -> PyTree:
+    """The part of the bias that comes from group statistics alone: A of phi's groups in place of theta's.
+
+        mean_x sum_y pi_theta(y) sum_t w_t (E_phi[A|y] - E_theta[A|y]) grad log pi_theta(y_t)
+
+    Exact sequence-level importance weights leave this and nothing else (not for 'tokens', whose divisor
+    depends on phi as well).
+    """
+    logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
+    _, _, stale = population_weights(problem, response_logprobs(problem, behavior_params), objective)
+    probs_NxY, token_weights, fresh = population_weights(problem, logprobs, objective)
+    change_NxY = (stale[0] - stale[1]) - (fresh[0] - fresh[1])
+    return pull_back((probs_NxY * change_NxY)[..., None] * token_weights / len(probs_NxY))[0]
