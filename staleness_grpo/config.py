@@ -2,8 +2,6 @@
 
 from ml_collections import ConfigDict
 
-from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS
-
 
 class ConfigError(ValueError):
     """A configuration that cannot be run. The message is one line: flag, value, mend."""
@@ -20,8 +18,7 @@ def default() -> ConfigDict:
             steps=300,  # learner steps, one optimizer update each
             num_prompts=64,  # N
             group_size=8,  # G
-            eval_every=10,  # learner steps between evaluations of the current policy; 0: never
-            eval_responses=512,  # sampled responses in an evaluation, one to a prompt
+            eval_every=10,  # learner steps between evaluations of the current policy on N * G prompts; 0: never
             task=dict(
                 name="arithmetic",
                 num_terms=2,  # 2 to 4

@@ -90,14 +90,9 @@ def surrogate_loss(
     return loss_fn
 
 
-def tree_dot(a: PyTree, b: PyTree) -> jax.Array:
-    """Inner product of two pytrees, in float32 or better."""
-    return optax.tree.vdot(a, b)
-
-
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """Cosine of the angle between two pytrees; NaN when one of them is 0."""
-    return tree_dot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
 
 
 def distance(a: PyTree, b: PyTree) -> jax.Array:
@@ -135,20 +130,23 @@ def make_update(loss_fn, optimizer: optax.GradientTransformation, state: Learner
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh)))
 
 
-def make_cosine_ceiling(loss_fn):
+def make_cosine_ceiling(loss_fn, num_parts: int):
     """Jitted (params, rollout) -> the cosine that two independent batches' gradients would have at these params.
 
     Two gradients at the same parameters differ by sampling noise alone, which caps the cosine of consecutive
-    gradients. Estimated from the two halves of one batch: if halves have cosine c, whole batches have
-    2 c / (1 + c) (Spearman-Brown), since the noise variance falls with the number of groups. Needs an even N.
+    gradients. The batch is cut into `num_parts` >= 2 parts of whole groups with gradients g_i and mean g. The mean
+    of g_i . g_j over i != j estimates the squared norm of the expected gradient without bias; over |g|^2 it
+    estimates the cosine. It can come out negative when the gradient is mostly noise.
     """
 
     @jax.jit
     def ceiling(params: PyTree, rollout: Rollout) -> Array:
-        halves = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] // 2, 2, *leaf.shape[1:]).swapaxes(0, 1), rollout)
-        gradients = jax.lax.map(lambda half: jax.grad(loss_fn, has_aux=True)(params, half)[0], halves)
-        first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], gradients) for i in range(2))
-        between_halves = cosine(first, second)
-        return 2 * between_halves / (1 + between_halves)
+        # Part i takes every num_parts-th group, so that a batch sharded in blocks stays sharded in every part.
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, num_parts, *leaf.shape[1:]).swapaxes(0, 1), rollout)
+        gradients = jax.lax.map(lambda part: jax.grad(loss_fn, has_aux=True)(params, part)[0], parts)
+        square_of_mean = optax.tree.norm(jax.tree.map(lambda leaf: leaf.mean(axis=0), gradients), squared=True)
+        mean_of_squares = optax.tree.norm(gradients, squared=True) / num_parts
+        signal = (num_parts * square_of_mean - mean_of_squares) / (num_parts - 1)
+        return signal / square_of_mean
 
     return ceiling

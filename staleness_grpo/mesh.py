@@ -56,8 +56,7 @@ def parameter_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
         if names[-len(suffix) :] == suffix:
             if len(spec) != len(shape):
                 raise ValueError(f"{'/'.join(names)} has {len(shape)} axes where its sharding rule has {len(spec)}")
-            divides = (axis is not None and size % mesh.shape[axis] == 0 for axis, size in zip(spec, shape, strict=True))
-            return P(*(axis if fits else None for axis, fits in zip(spec, divides, strict=True)))
+            return P(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(spec, shape, strict=True)))
     return P()
 
 

@@ -328,7 +328,6 @@ class Policy:
         inputs = response_tokens_NxGxR[:, :, :-1]
         positions = jnp.sum(prompt_mask_NxP, axis=-1)[:, None, None] + jnp.arange(length - 1)
         causal = jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None]
-        rest, _ = self._run(
-            params, inputs, jnp.broadcast_to(positions, inputs.shape), causal, prefix=prefix, prefix_mask=prompt_mask_NxP
-        )
+        positions = jnp.broadcast_to(positions, inputs.shape)
+        rest, _ = self._run(params, inputs, positions, causal, prefix=prefix, prefix_mask=prompt_mask_NxP)
         return jnp.concatenate([first, rest], axis=2)

@@ -1,0 +1,146 @@
+"""The loop: sample -> push -> pop -> update -> log.
+
+At learner step t the parameters are version t. First everything whose behavior policy is version t is generated
+and waits in the ring buffer; then the groups of step t, generated up to S versions ago, come out and are learned
+from. Prompts and noise belong to (seed, step, slot), so the lag changes which policy answers and nothing else.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from staleness_grpo import learner
+from staleness_grpo import mesh as mesh_lib
+from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.policy.supervised import warm_start
+from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.rollouts import Generator
+from staleness_grpo.staleness.ring_buffer import RingBuffer
+from staleness_grpo.staleness.schedule import Schedule, make_schedule
+from staleness_grpo.tasks import make_task
+from staleness_grpo.types import LearnerState, Rollout
+
+VITAL = ("loss", "grad_norm", "update_norm", "param_norm")  # a run in which one is not finite has collapsed
+
+NOISE_PARTS = 8  # parts of the batch whose gradients tell signal from noise
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a run. `state` is replaced at every update; the rest stays."""
+
+    mesh: Mesh
+    generator: Generator
+    schedule: Schedule
+    update: Callable[[LearnerState, Rollout], tuple[LearnerState, dict]]
+    cosine_ceiling: Callable | None
+    state: LearnerState
+
+
+def build(config) -> Run:
+    """Makes the parts of a run from a validated config: mesh, task, warm-started policy, optimizer, schedule."""
+    mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
+    task = make_task(config.task)
+    policy = Policy(TransformerConfig(vocab_size=task.vocab_size, **config.policy.to_dict()))
+    params = warm_start(policy, task, config) if config.warm_start.steps else None
+    optimizer = learner.make_optimizer(config.optimizer)
+    state = learner.init_state(policy, optimizer, mesh, jax.random.key(config.seed), params)
+    surrogate = SurrogateConfig(**config.surrogate.to_dict())
+    loss_fn = learner.surrogate_loss(policy, surrogate, config.sampler.temperature)
+    parts = math.gcd(config.num_prompts, NOISE_PARTS)
+    size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
+    lag = config.lag
+    return Run(
+        mesh=mesh,
+        generator=Generator(policy, task, mesh, config.seed, temperature=config.sampler.temperature, **size),
+        schedule=make_schedule(lag.schedule, lag.max_lag, config.num_prompts, config.seed, lag.start),
+        update=learner.make_update(loss_fn, optimizer, state, mesh),
+        cosine_ceiling=learner.make_cosine_ceiling(loss_fn, parts) if parts > 1 else None,
+        state=state,
+    )
+
+
+def train(run: Run, config) -> Iterator[dict]:
+    """Runs `config.steps` learner steps and yields one record for each, a step late.
+
+    Late, so that the device never waits for the host to read its metrics. A step in which a vital number is not
+    finite yields its record with `collapsed` true, and is the last.
+    """
+    buffer = RingBuffer(run.schedule.max_lag, config.num_prompts)
+    learning_rate = learner.learning_rate_schedule(config.optimizer)
+    drift = ParameterDrift(run.state.params, run.schedule.max_lag) if config.metrics.parameter_drift else None
+    pending = None
+    clock = time.perf_counter()
+    for step in range(config.steps):
+        steps_K, slots_K = run.schedule.due(step, config.steps)
+        if drift and np.any(steps_K > step):
+            drift.remember(step, run.state.params)
+        for steps, slots, rollout in run.generator.generate(run.state.params, step, steps_K, slots_K):
+            buffer.push(steps, slots, step, rollout)
+        rollout, lag_N = buffer.pop(step, run.schedule.behavior_versions(step))
+
+        record = {
+            "step": step,
+            "learning_rate": float(learning_rate(step)),
+            "lag_mean": lag_N.mean(),
+            "lag_max": lag_N.max(),
+            "lag_histogram": np.bincount(lag_N, minlength=run.schedule.max_lag + 1),
+        }
+        batch = jax.device_put(rollout, mesh_lib.batch_sharding(run.mesh))
+        with jax.set_mesh(run.mesh):
+            drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
+            if config.eval_every and step % config.eval_every == 0:
+                record["eval_reward"] = run.generator.evaluate(run.state.params, step)
+                if run.cosine_ceiling is not None:
+                    record["gradient_cosine_ceiling"] = run.cosine_ceiling(run.state.params, batch)
+            run.state, on_device = run.update(run.state, batch)
+
+        if pending is not None:
+            yield (finished := finish(*pending))
+            if finished["collapsed"]:
+                return
+        now = time.perf_counter()
+        pending = record | {"time_step": now - clock}, on_device | drifts
+        clock = now
+    yield finish(*pending)
+
+
+def finish(record: dict, on_device: dict) -> dict:
+    """The record with its metrics fetched from the device, marked as collapsed if a vital one is not finite."""
+    record |= {name: float(value) for name, value in jax.device_get(on_device).items()}
+    broken = [name for name in VITAL if not math.isfinite(record[name])]
+    return record | {"collapsed": bool(broken)} | ({"not_finite": broken} if broken else {})
+
+
+class ParameterDrift:
+    """Distances of the parameters from the start and from the versions that generated the batch.
+
+    Keeps a copy of every version whose rollouts are still in flight: up to S + 1 copies of the parameters.
+    """
+
+    def __init__(self, params, max_lag: int):
+        self._max_lag = max_lag
+        self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))
+        self._distance = jax.jit(learner.distance)
+        self._start = self._copy(params)
+        self._versions = {}
+
+    def remember(self, version: int, params) -> None:
+        """Keeps this version; `params` themselves will be donated to the update."""
+        self._versions[version] = self._copy(params)
+
+    def measure(self, step: int, params, lag_N: np.ndarray) -> dict:
+        """`drift_from_behavior`, root mean square over the groups, and `drift_from_start`, on the device."""
+        lags, counts = np.unique(lag_N, return_counts=True)
+        square = jnp.zeros(())  # a group of lag 0 is at distance 0
+        for lag, count in zip(lags, counts, strict=True):
+            if lag > 0:
+                square += count / len(lag_N) * self._distance(params, self._versions[step - lag]) ** 2
+        self._versions = {v: kept for v, kept in self._versions.items() if v > step - self._max_lag}
+        return {"drift_from_behavior": jnp.sqrt(square), "drift_from_start": self._distance(params, self._start)}
