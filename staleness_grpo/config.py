@@ -1,13 +1,24 @@
 """The one default configuration, and its validation: contradictions are refused by flag name."""
 
+import functools
+import math
+import operator
+
 from ml_collections import ConfigDict
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run. The message is one line: flag, value, mend."""
+class FlagError(ValueError):
+    """A command that cannot be run. The message is one line: flag, value, mend."""
 
     def __init__(self, flag: str, value, mend: str):
-        super().__init__(f"--config.{flag}={value}: {mend}")
+        super().__init__(" ".join(f"--{flag}={value}: {mend}".split()))
+
+
+class ConfigError(FlagError):
+    """A configuration that cannot be run; the flag is named from below `config`."""
+
+    def __init__(self, flag: str, value, mend: str):
+        super().__init__(f"config.{flag}", value, mend)
 
 
 def default() -> ConfigDict:
@@ -77,4 +88,213 @@ def default() -> ConfigDict:
             ),
             mesh=dict(data=1, fsdp=1, tensor=1),
         )
+    )
+
+
+# Lower bounds, included. Everything here is an int.
+_AT_LEAST = {
+    "seed": 0,
+    "steps": 1,
+    "num_prompts": 1,
+    "group_size": 1,
+    "eval_every": 0,
+    "policy.num_layers": 1,
+    "policy.d_model": 1,
+    "policy.num_heads": 1,
+    "policy.num_kv_heads": 1,
+    "policy.head_dim": 2,
+    "policy.d_ff": 1,
+    "warm_start.steps": 0,
+    "warm_start.batch_size": 1,
+    "warm_start.seed": 0,
+    "lag.max_lag": 0,
+    "optimizer.warmup_steps": 0,
+    "mesh.data": 1,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+}
+_POSITIVE = (
+    "policy.rope_theta",
+    "policy.norm_epsilon",
+    "warm_start.learning_rate",
+    "sampler.temperature",
+    "surrogate.clip_low",
+    "surrogate.clip_high",
+    "surrogate.std_epsilon",
+    "optimizer.learning_rate",
+    "optimizer.epsilon",
+)
+_NOT_NEGATIVE = ("optimizer.max_grad_norm", "optimizer.weight_decay")
+_BELOW_ONE = ("optimizer.b1", "optimizer.b2")  # and not negative
+_FRACTIONS = ("warm_start.fraction_correct", "warm_start.fraction_no_carry", "warm_start.fraction_difference")
+_CORRECTIONS = ("grpo_clip",)
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+_LARGEST_SEED = 2**31 - 1
+
+
+def validate(config: ConfigDict, num_devices: int) -> None:
+    """Refuses what cannot be run, or would not mean what it says.
+
+    Args:
+      config: a config with at least the fields of `default()`; the fields of `task` are the task's own.
+      num_devices: devices that a mesh can be made of.
+
+    Raises:
+      ConfigError: naming the first field found wrong.
+    """
+    _check_types(config, default())
+    _check_ranges(config)
+    _check_names(config)
+    _check_combinations(config)
+    _check_mesh(config, num_devices)
+    _check_task(config)
+
+
+def field(config: ConfigDict, flag: str):
+    """The value of 'a.b.c'. Raises KeyError."""
+    return functools.reduce(operator.getitem, flag.split("."), config)
+
+
+def _require(condition: bool, config: ConfigDict, flag: str, mend: str) -> None:
+    if not condition:
+        raise ConfigError(flag, field(config, flag), mend)
+
+
+def _check_types(config: ConfigDict, expected: ConfigDict, prefix: str = "") -> None:
+    """Every field is there, of the default's type; an int will do for a float. No float is NaN or infinite."""
+    for name, default_value in expected.items():
+        flag = prefix + name
+        if name not in config:
+            raise ConfigError(flag, None, f"the field is missing; the default is {default_value}")
+        value = config[name]
+        if flag == "task":
+            continue
+        if isinstance(default_value, ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(flag, value, f"give fields: {', '.join(default_value)}")
+            _check_types(value, default_value, f"{flag}.")
+            continue
+        accepted = (float, int) if isinstance(default_value, float) else type(default_value)
+        is_bool_for_number = isinstance(value, bool) and not isinstance(default_value, bool)
+        if not isinstance(value, accepted) or is_bool_for_number:
+            raise ConfigError(
+                flag, value, f"give a value of type {type(default_value).__name__}, as in {default_value}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(flag, value, "give a finite number")
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    for flag, bound in _AT_LEAST.items():
+        _require(field(config, flag) >= bound, config, flag, f"give a number >= {bound}")
+    for flag in _POSITIVE:
+        _require(field(config, flag) > 0, config, flag, "give a number > 0")
+    for flag in _NOT_NEGATIVE:
+        _require(field(config, flag) >= 0, config, flag, "give a number >= 0")
+    for flag in _BELOW_ONE:
+        _require(0 <= field(config, flag) < 1, config, flag, "give a number in [0, 1)")
+    for flag in _FRACTIONS:
+        _require(0 <= field(config, flag) <= 1, config, flag, "give a fraction in [0, 1]")
+    for flag in ("seed", "warm_start.seed"):
+        _require(field(config, flag) <= _LARGEST_SEED, config, flag, f"give a number <= {_LARGEST_SEED}")
+    _require(config.surrogate.clip_low <= 1, config, "surrogate.clip_low", "give a number <= 1: ratios are >= 0")
+
+
+def _check_names(config: ConfigDict) -> None:
+    # Imported here: these bring in JAX, which a command needs only once its flags and folders are in order.
+    from staleness_grpo.learner import OPTIMIZERS
+    from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS
+    from staleness_grpo.staleness.schedule import SCHEDULES, STARTS
+
+    choices = {
+        "lag.schedule": tuple(SCHEDULES),
+        "lag.start": STARTS,
+        "surrogate.length_normalization": LENGTH_NORMALIZATIONS,
+        "correction.name": _CORRECTIONS,
+        "optimizer.name": OPTIMIZERS,
+        "policy.dtype": _DTYPES,
+        "policy.param_dtype": _DTYPES,
+    }
+    for flag, names in choices.items():
+        _require(field(config, flag) in names, config, flag, f"choose one of {', '.join(names)}")
+
+
+def _check_combinations(config: ConfigDict) -> None:
+    _require(
+        config.lag.max_lag < config.steps, config, "lag.max_lag", f"give a lag below the run's steps={config.steps}"
+    )
+    _require(
+        config.group_size > 1 or not config.surrogate.normalize_std,
+        config,
+        "group_size",
+        "a single response has no standard deviation: give 2 or more, or surrogate.normalize_std=False",
+    )
+    _require(
+        config.optimizer.weight_decay == 0 or config.optimizer.name == "adamw",
+        config,
+        "optimizer.weight_decay",
+        f"optimizer.name={config.optimizer.name} ignores it: give 0, or optimizer.name=adamw",
+    )
+    total = sum(field(config, flag) for flag in _FRACTIONS)
+    _require(
+        abs(total - 1) < 1e-6,
+        config,
+        _FRACTIONS[0],
+        f"with {_FRACTIONS[1]} and {_FRACTIONS[2]} it sums to {total:g}: make that 1",
+    )
+    policy = config.policy
+    _require(policy.head_dim % 2 == 0, config, "policy.head_dim", "rotary positions turn pairs: give an even number")
+    _require(
+        policy.num_heads % policy.num_kv_heads == 0,
+        config,
+        "policy.num_heads",
+        f"give a multiple of policy.num_kv_heads={policy.num_kv_heads}",
+    )
+    import jax
+
+    for flag in ("policy.dtype", "policy.param_dtype"):
+        _require(
+            field(config, flag) != "float64" or jax.config.jax_enable_x64,
+            config,
+            flag,
+            "set JAX_ENABLE_X64=1 in the environment, or give float32",
+        )
+
+
+def _check_mesh(config: ConfigDict, num_devices: int) -> None:
+    mesh = config.mesh
+    needed = mesh.data * mesh.fsdp * mesh.tensor
+    largest = max(("data", "fsdp", "tensor"), key=lambda axis: mesh[axis])
+    _require(
+        needed <= num_devices,
+        config,
+        f"mesh.{largest}",
+        f"data * fsdp * tensor is {needed}: make that at most {num_devices}, the devices there are",
+    )
+    shards = mesh.data * mesh.fsdp
+    _require(
+        config.num_prompts % shards == 0,
+        config,
+        "num_prompts",
+        f"the batch does not divide over the mesh: give a multiple of mesh.data * mesh.fsdp = {shards}",
+    )
+    for flag in ("policy.num_heads", "policy.num_kv_heads"):
+        _require(field(config, flag) % mesh.tensor == 0, config, flag, f"give a multiple of mesh.tensor={mesh.tensor}")
+
+
+def _check_task(config: ConfigDict) -> None:
+    from staleness_grpo.tasks import TASKS, make_task
+
+    if not isinstance(config.task, ConfigDict) or "name" not in config.task:
+        raise ConfigError("task", config.task, "give fields, among them name")
+    _require(config.task.name in TASKS, config, "task.name", f"choose one of {', '.join(TASKS)}")
+    try:
+        task = make_task(config.task)
+    except (TypeError, ValueError) as error:  # the task's own words on its own fields
+        raise ConfigError("task", dict(config.task), str(error)) from error
+    _require(
+        config.warm_start.steps == 0 or hasattr(task, "corpus_batch"),
+        config,
+        "warm_start.steps",
+        f"the task {config.task.name} has no corpus to start from: give 0",
     )

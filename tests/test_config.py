@@ -1,0 +1,137 @@
+"""Each contradiction is refused in one line that names the flag, the value and a mend."""
+
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from staleness_grpo import config as config_lib
+
+ENUMERABLE = ConfigDict(dict(name="enumerable", vocab_size=3, max_response_length=2))
+
+
+def refusal(overrides, num_devices=1):
+    """The message with which the default config with these overrides is refused."""
+    config = config_lib.default()
+    for flag, value in overrides.items():
+        *sections, name = flag.split(".")
+        section = config_lib.field(config, ".".join(sections)) if sections else config
+        section.unlock()
+        with section.ignore_type():
+            section[name] = value
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.validate(config, num_devices)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_the_default_is_valid(num_devices):
+    config_lib.validate(config_lib.default(), num_devices)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"lag.max_lag": 299, "steps": 300},
+        {"group_size": 1, "surrogate.normalize_std": False},
+        {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
+        {"surrogate.clip_low": 1.0, "surrogate.clip_high": 3},
+        {"task": ENUMERABLE, "warm_start.steps": 0},
+        {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+    ],
+)
+def test_unusual_but_sound_configs_are_accepted(overrides):
+    config = config_lib.default()
+    config.update_from_flattened_dict({flag: value for flag, value in overrides.items() if flag != "task"})
+    config.task = overrides.get("task", config.task)
+    config_lib.validate(config, num_devices=8)
+
+
+BELOW_BOUND = [(flag, bound - 1) for flag, bound in config_lib._AT_LEAST.items()]
+NOT_POSITIVE = [(flag, value) for flag in config_lib._POSITIVE for value in (0.0, -1.0)]
+NEGATIVE = [(flag, -0.5) for flag in (*config_lib._NOT_NEGATIVE, *config_lib._BELOW_ONE, *config_lib._FRACTIONS)]
+UNKNOWN = [
+    (flag, "telepathy")
+    for flag in (
+        "lag.schedule",
+        "lag.start",
+        "surrogate.length_normalization",
+        "correction.name",
+        "optimizer.name",
+        "policy.dtype",
+        "policy.param_dtype",
+        "task.name",
+    )
+]
+WRONG_TYPE = [
+    ("steps", 1.5),
+    ("steps", "many"),
+    ("steps", True),
+    ("surrogate.normalize_std", 1),
+    ("optimizer.learning_rate", "fast"),
+    ("optimizer.name", 3),
+    ("lag", 3),
+    ("task", "arithmetic"),
+]
+NOT_FINITE = [
+    ("optimizer.learning_rate", float("nan")),
+    ("optimizer.learning_rate", float("inf")),
+    ("surrogate.clip_high", float("inf")),
+    ("optimizer.max_grad_norm", float("nan")),
+    ("warm_start.fraction_correct", float("nan")),
+]
+OUT_OF_RANGE = [
+    ("lag.max_lag", 300),  # the default run has 300 steps
+    ("lag.max_lag", 1000),
+    ("group_size", 1),
+    ("surrogate.clip_low", 1.1),
+    ("optimizer.b1", 1.0),
+    ("optimizer.b2", 1.5),
+    ("optimizer.weight_decay", 0.1),  # adam ignores it
+    ("warm_start.fraction_correct", 0.5),  # 1.2 in all
+    ("warm_start.fraction_no_carry", 1.5),
+    ("policy.head_dim", 7),
+    ("policy.num_heads", 6),  # 4 key/value heads
+    ("policy.dtype", "float64"),  # without x64
+    ("seed", 2**31),
+    ("mesh.tensor", 2),  # 1 device
+]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), BELOW_BOUND + NOT_POSITIVE + NEGATIVE + UNKNOWN + WRONG_TYPE + NOT_FINITE + OUT_OF_RANGE
+)
+def test_bad_values_are_refused_by_flag_name(flag, value):
+    message = refusal({flag: value})
+    assert message.startswith(f"--config.{flag}={value}: ")
+    assert "\n" not in message
+    assert len(message) > len(f"--config.{flag}={value}: ") + 5  # and says what to do
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "mend"),
+    [
+        ({"num_prompts": 6, "mesh.data": 2, "mesh.fsdp": 2}, "num_prompts=6", "multiple of .* = 4"),
+        ({"mesh.data": 16}, "mesh.data=16", "at most 8"),
+        ({"mesh.tensor": 8}, "policy.num_heads=4", "multiple of mesh.tensor=8"),
+        (
+            {"policy.num_heads": 8, "mesh.tensor": 8},
+            "policy.num_kv_heads=4",
+            "multiple of mesh.tensor=8",
+        ),
+        ({"task": ENUMERABLE}, "warm_start.steps=2000", "give 0"),
+        ({"task.num_terms": 9}, "task=", "num_terms in 2..4"),
+        ({"task.num_words": 9}, "task=", "num_words"),
+    ],
+)
+def test_contradictions_between_flags(overrides, named, mend):
+    message = refusal(overrides, num_devices=8)
+    assert message.startswith(f"--config.{named}")
+    assert re.search(mend, message)
+
+
+def test_a_missing_field_is_named():
+    config = config_lib.default()
+    del config.lag.max_lag
+    with pytest.raises(config_lib.ConfigError, match=r"--config\.lag\.max_lag=None: the field is missing"):
+        config_lib.validate(config, 1)
