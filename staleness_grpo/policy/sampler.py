@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
-from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.policy.transformer import Policy, leading_axes
 from staleness_grpo.types import Array, Prompts, PyTree, Responses
 
 
@@ -25,7 +25,7 @@ def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: in
 
 def first_largest(x: Array) -> jax.Array:
     """argmax over the last axis, int32, as two plain reductions: four times faster than XLA's on CPU."""
-    places = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    places = leading_axes(jnp.arange(x.shape[-1], dtype=jnp.int32), x.ndim)
     return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), places, x.shape[-1] - 1), axis=-1)
 
 

@@ -76,6 +76,11 @@ def at_least_float32(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def leading_axes(x: Array, ndim: int) -> jax.Array:
+    """x with as many leading axes of size 1 as make `ndim`: broadcasting between ranks, written out."""
+    return jnp.expand_dims(x, tuple(range(ndim - x.ndim)))
+
+
 def rotary_frequencies(config: TransformerConfig) -> jax.Array:
     """Angle per position of each feature pair, [H/2], float32 or better."""
     dtype = at_least_float32(config.dtype)
@@ -97,7 +102,7 @@ def rotary_frequencies(config: TransformerConfig) -> jax.Array:
 def rotate(x_NxGxLxKxH: Array, positions_NxGxL: Array, config: TransformerConfig) -> jax.Array:
     """Rotary position embedding, in the half-split layout of the Hugging Face checkpoints."""
     frequency = rotary_frequencies(config)
-    angle = positions_NxGxL[..., None, None].astype(frequency.dtype) * frequency
+    angle = positions_NxGxL[..., None, None].astype(frequency.dtype) * leading_axes(frequency, 5)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     x1, x2 = jnp.split(x_NxGxLxKxH.astype(frequency.dtype), 2, axis=-1)
     rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
@@ -145,7 +150,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         wide = x.astype(at_least_float32(x.dtype))
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return normed.astype(x.dtype) * scale.astype(x.dtype)
+        return normed.astype(x.dtype) * leading_axes(scale.astype(x.dtype), x.ndim)
 
 
 class Projection(nn.Module):
@@ -170,7 +175,8 @@ class Projection(nn.Module):
         rows = x.reshape(-1, math.prod(in_shape))
         y = (rows @ kernel.reshape(rows.shape[-1], -1)).reshape(*x.shape[: x.ndim - self.inputs], *self.features)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, self.features, self.param_dtype).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, self.features, self.param_dtype)
+            y = y + leading_axes(bias.astype(self.dtype), y.ndim)
         return y
 
 
@@ -294,7 +300,7 @@ class Policy:
         length = tokens_NxP.shape[1]
         positions = jnp.maximum(jnp.cumsum(mask_NxP, axis=-1) - 1, 0)
         causal = jnp.tril(jnp.ones((length, length), bool))
-        visible = (causal & mask_NxP[:, None, :])[:, None]
+        visible = (causal[None] & mask_NxP[:, None, :])[:, None]
         logits, prefix = self._run(params, tokens_NxP[:, None], positions[:, None], visible, last_only=True)
         return logits[:, 0, 0], prefix
 
@@ -326,7 +332,7 @@ class Policy:
         if length == 1:
             return first
         inputs = response_tokens_NxGxR[:, :, :-1]
-        positions = jnp.sum(prompt_mask_NxP, axis=-1)[:, None, None] + jnp.arange(length - 1)
+        positions = jnp.sum(prompt_mask_NxP, axis=-1)[:, None, None] + jnp.arange(length - 1)[None, None]
         causal = jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None]
         positions = jnp.broadcast_to(positions, inputs.shape)
         rest, _ = self._run(params, inputs, positions, causal, prefix=prefix, prefix_mask=prompt_mask_NxP)

@@ -1,0 +1,100 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from staleness_grpo.policy.transformer import Policy, RopeScaling, TransformerConfig
+from tests.policy import numpy_transformer
+
+TOY = TransformerConfig(
+    vocab_size=11, num_layers=2, d_model=16, num_heads=4, num_kv_heads=4, head_dim=4, d_ff=24, dtype="float64",
+    param_dtype="float64",
+)  # fmt: skip
+FAMILY = {
+    "toy": TOY,
+    "llama": dataclasses.replace(
+        TOY, num_kv_heads=2, tie_embeddings=True, head_dim=8, rope_scaling=RopeScaling(4.0, 1.0, 4.0, 8)
+    ),
+    "qwen2": dataclasses.replace(TOY, num_kv_heads=1, qkv_bias=True, rope_theta=1e6),
+    "qwen3": dataclasses.replace(TOY, num_kv_heads=2, qk_norm=True, norm_epsilon=1e-6, head_dim=6),
+}
+
+
+def random_params(policy, seed=0):
+    """Every leaf random, norms and biases too: a norm of ones hides a missing norm."""
+    abstract = jax.eval_shape(policy.init, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.5 + rng.normal(size=leaf.shape) * 0.3, leaf.dtype), abstract)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_logits_match_an_independent_numpy_decoder(name):
+    with jax.enable_x64(True):
+        policy = Policy(FAMILY[name])
+        params = random_params(policy)
+        tokens = np.random.default_rng(1).integers(0, 11, (2, 13))  # past the RoPE-scaling boundary of 8
+        ours = policy.apply(params, jnp.asarray(tokens))
+    host = jax.device_get(params)
+    theirs = [numpy_transformer.logits(FAMILY[name], host, row) for row in tokens]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_shared_prompts_and_padding_change_nothing(name):
+    """response_logits of left-padded groups equals plain causal sequences, prompt and response together."""
+    rng = np.random.default_rng(2)
+    lengths, prompt_length, group_size, response_length = [1, 3, 5], 5, 2, 4
+    with jax.enable_x64(True):
+        policy = Policy(FAMILY[name])
+        params = random_params(policy)
+        prompts = rng.integers(0, 11, (3, prompt_length))
+        mask = np.arange(prompt_length) >= prompt_length - np.array(lengths)[:, None]
+        responses = rng.integers(0, 11, (3, group_size, response_length))
+        ours = policy.response_logits(params, jnp.asarray(prompts), jnp.asarray(mask), jnp.asarray(responses))
+        for n, length in enumerate(lengths):
+            for g in range(group_size):
+                sequence = np.concatenate([prompts[n, -length:], responses[n, g]])[None]
+                plain = policy.apply(params, jnp.asarray(sequence))[0, length - 1 : -1]
+                np.testing.assert_allclose(ours[n, g], plain, rtol=1e-11, atol=1e-12)
+
+
+def test_gradients_through_shared_prompts_match_plain_sequences():
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        policy = Policy(FAMILY["llama"])
+        params = random_params(policy)
+        prompts, responses = jnp.asarray(rng.integers(0, 11, (2, 3))), jnp.asarray(rng.integers(0, 11, (2, 3, 4)))
+        weights = jnp.asarray(rng.normal(size=(2, 3, 4, 11)))
+        mask = jnp.ones((2, 3), bool)
+
+        def shared(params):
+            return jnp.sum(weights * policy.response_logits(params, prompts, mask, responses))
+
+        def plain(params):
+            tokens = jnp.concatenate([jnp.repeat(prompts[:, None], 3, axis=1), responses], axis=-1)
+            logits = policy.apply(params, tokens.reshape(6, 7)).reshape(2, 3, 7, 11)
+            return jnp.sum(weights * logits[:, :, 2:-1])
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11),
+            jax.grad(shared)(params),
+            jax.grad(plain)(params),
+        )
+
+
+def test_bfloat16_activations_keep_float32_logits():
+    policy = Policy(dataclasses.replace(TOY, dtype="bfloat16", param_dtype="float32"))
+    params = policy.init(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    logits = policy.apply(params, jnp.zeros((1, 3), jnp.int32))
+    assert logits.dtype == jnp.float32
+    exact = Policy(dataclasses.replace(TOY, dtype="float32", param_dtype="float32")).apply(params, jnp.zeros((1, 3), int))
+    np.testing.assert_allclose(logits, exact, atol=0.1)  # bfloat16 has 8 bits: 0.4 % of logits of order 1
+
+
+@pytest.mark.parametrize("wrong", [dict(num_kv_heads=3), dict(head_dim=3)])
+def test_config_refuses(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        dataclasses.replace(TOY, **wrong)
