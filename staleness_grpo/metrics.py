@@ -83,14 +83,21 @@ class MetricsWriter:
             while (kept := path.with_name(f"{path.stem}.interrupted-{number}{path.suffix}")).exists():
                 number += 1
             path.rename(kept)
-        self._file = path.open("w", buffering=1)
+        self._file = path.open("wb", buffering=0)
 
     def write(self, record: dict) -> None:
         """Appends one record; raises OSError (a full disk) with the records before it intact."""
-        self._file.write(json.dumps(plain(record)) + "\n")
+        line = (json.dumps(plain(record)) + "\n").encode()
+        start, written = self._file.tell(), 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            self._file.truncate(start)  # a part of a record would leave the whole file unreadable
+            raise
 
     def close(self) -> None:
-        """Flushes and closes the file."""
+        """Closes the file."""
         self._file.close()
 
 
