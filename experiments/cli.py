@@ -1,0 +1,161 @@
+"""The command line that all experiments share: flags and folders are checked before anything is written or slow.
+
+    python -m experiments.NAME --config=FILE.py --workdir=DIR [--config.a.b=value ...]
+
+Exit codes: 0 done; 1 the disk is full; 2 bad input, with one line on stderr that names the flag, the
+value and a mend. A mistake of the program itself ends in a traceback.
+"""
+
+import contextlib
+import difflib
+import errno
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.workdir import check_workdir
+from staleness_grpo import config as config_lib
+from staleness_grpo.config import FlagError
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What the person at the keyboard can mend, unlike other errors of the operating system.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+def validate_on_this_machine(config: ConfigDict) -> None:
+    """`config.validate` with the devices that JAX finds. Raises ConfigError."""
+    import jax
+
+    config_lib.validate(config, jax.device_count())
+
+
+def run(
+    main: Callable[[ConfigDict, pathlib.Path], None],
+    *,
+    default_config: str = "experiments/configs/arithmetic.py",
+    validate: Callable[[ConfigDict], None] = validate_on_this_machine,
+) -> NoReturn:
+    """Parses sys.argv, checks it, calls main(config, workdir), and exits.
+
+    Args:
+      main: the experiment. It may raise FlagError for what only it can know; it imports JAX itself, late, so that
+        a mistyped flag costs no second.
+      default_config: the config file without --config, from the repository's root.
+      validate: raises FlagError for a config that cannot be run.
+    """
+
+    def flags_parser(argv):
+        with _exits_in_one_line():
+            parse(argv, flags.FLAGS, ROOT / default_config)
+        return argv[:1]
+
+    def absl_main(argv):
+        del argv
+        with _exits_in_one_line(flags.FLAGS.workdir):
+            execute(main, flags.FLAGS.config, flags.FLAGS.workdir, validate)
+
+    app.run(absl_main, flags_parser=flags_parser)
+
+
+def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pathlib.Path) -> None:
+    """Defines --config and --workdir in `flag_values` and parses argv. Raises FlagError."""
+    if {"--config", "-config"} & set(argv):
+        raise FlagError("config", "", "write --config=FILE.py")
+    path = next((m[1] for arg in argv[1:] if (m := re.match("--?config=(.*)", arg))), default_config)
+    config = load_config(path)
+    for arg in argv[1:]:
+        if override := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+            _check_field(override[1], _value(arg), config)
+    config_flags.DEFINE_config_file(
+        "config", str(default_config), "Config file.", flag_values=flag_values, sys_argv=list(argv)
+    )
+    flags.DEFINE_string("workdir", None, "Folder of the results.", flag_values=flag_values)
+    try:
+        positional = flag_values(list(argv))[1:]
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, ["config", "workdir"], n=1)
+        mend = f"did you mean --{close[0]}?" if close else "the flags are --config, --config.FIELD and --workdir"
+        raise FlagError(error.flagname, _value(error.flagvalue), f"unknown flag: {mend}") from error
+    except flags.Error as error:
+        # "flag --config.steps=abc: invalid literal for int()", or a sentence that names the flag.
+        name = re.search(r"--([\w.]+)", str(error))[1]
+        value = next((_value(arg) for arg in argv if re.match(f"--?{re.escape(name)}=", arg)), "")
+        mend = "give a value"
+        if name.startswith("config."):
+            default = config_lib.field(config, name.removeprefix("config."))
+            mend = f"give a value of type {type(default).__name__}, as in {default}, after --config"
+        raise FlagError(name, value, f"{str(error).split(': ', 1)[-1]}: {mend}") from error
+    if positional:
+        raise FlagError("config", path, f"{positional[0]!r} belongs to no flag: write --name=value")
+
+
+def load_config(path: str | pathlib.Path) -> ConfigDict:
+    """The config that a file's get_config() returns. Raises FlagError."""
+    if not pathlib.Path(path).is_file():
+        raise FlagError("config", path, "there is no such file: write --config=FILE.py, with a path that exists")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        raise FlagError("config", path, f"its get_config() fails, mend the file: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise FlagError("config", path, f"get_config() returned {type(config).__name__}: make it return a ConfigDict")
+    return config
+
+
+def _value(arg: str) -> str:
+    """What stands behind the '=' of an argument."""
+    return arg.partition("=")[2]
+
+
+def _check_field(name: str, value: str, config: ConfigDict) -> None:
+    """Raises ConfigError unless the config has this field."""
+    section = config
+    for part in name.split("."):
+        if not isinstance(section, ConfigDict) or part not in section:
+            names = list(section) if isinstance(section, ConfigDict) else []
+            close = difflib.get_close_matches(part, names, n=1)
+            mend = f"did you mean {close[0]}?" if close else f"the fields there are {', '.join(names) or 'none'}"
+            raise config_lib.ConfigError(name, value, f"unknown field {part}: {mend}")
+        section = section[part]
+
+
+def execute(
+    main: Callable[[ConfigDict, pathlib.Path], None],
+    config: ConfigDict,
+    workdir: str | None,
+    validate: Callable[[ConfigDict], None],
+) -> None:
+    """Checks the folder and the config, then runs main. Raises FlagError before anything was written."""
+    folder = check_workdir(workdir, config)
+    validate(config)
+    from staleness_grpo import compile_cache  # JAX, from here on
+
+    compile_cache.enable(ROOT / ".cache" / "jax")
+    main(config, folder)
+
+
+@contextlib.contextmanager
+def _exits_in_one_line(workdir: str | None = None) -> Iterator[None]:
+    """Turns what the person at the keyboard can mend into one line on stderr and an exit code."""
+    try:
+        yield
+    except FlagError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (*FULL, *FORBIDDEN):
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        mend = "free some space; earlier records are intact" if error.errno in FULL else "give a folder to write in"
+        print(f"--workdir={workdir}: {error.strerror}{place}: {mend}", file=sys.stderr)
+        sys.exit(1 if error.errno in FULL else 2)

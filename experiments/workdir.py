@@ -1,0 +1,43 @@
+"""The folder of an experiment's results: writable, and of one config alone."""
+
+import json
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from staleness_grpo import metrics
+from staleness_grpo.config import FlagError
+
+
+def check_workdir(workdir: str | None, config: ConfigDict) -> pathlib.Path:
+    """The results' folder, which need not exist: writable, and free of another config's results. Raises FlagError."""
+    if not workdir:
+        raise FlagError("workdir", "", "give a folder for the results")
+    folder = pathlib.Path(workdir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise FlagError("workdir", workdir, f"{existing} is a file: give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise FlagError("workdir", workdir, f"{existing} is not writable: give another folder, or permission")
+    record = folder / "config.json"
+    if record.exists():
+        try:
+            theirs = _flat(json.loads(record.read_text()))
+        except (OSError, ValueError) as error:
+            raise FlagError("workdir", workdir, f"its config.json cannot be read ({error}): give another") from error
+        ours = _flat(json.loads(json.dumps(metrics.plain(config.to_dict()))))
+        for name in sorted(theirs | ours):
+            there, here = (str(fields[name]) if name in fields else "absent" for fields in (theirs, ours))
+            if there != here:
+                difference = f"{name} is {there} there, {here} here"
+                raise FlagError("workdir", workdir, f"holds another config's results ({difference}): give another")
+    return folder
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    """{'a': {'b': 1}} as {'a.b': 1}."""
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,253 @@
+"""Bad input ends with exit code 2 and one line that names the flag, the value and a mend; nothing is written."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from experiments import cli
+from experiments.workdir import check_workdir
+from staleness_grpo import config as config_lib
+from staleness_grpo import metrics
+
+GOOD = "from staleness_grpo.config import default as get_config\n"
+EXPERIMENT = """
+import sys
+from experiments import cli
+from staleness_grpo import metrics
+
+def main(config, workdir):
+    metrics.write_run_files(workdir, config)
+    writer = metrics.MetricsWriter(workdir / "metrics.jsonl")
+    for step in range(config.steps):
+        writer.write({"step": step, "padding": "x" * 100})
+    if config.seed == 13:
+        1 / 0
+    print("done", workdir)
+
+if __name__ == "__main__":
+    cli.run(main, default_config=sys.argv[0].replace("experiment.py", "default.py"), validate=lambda config: None)
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "good.py"
+    path.write_text(GOOD)
+    return path
+
+
+def parsed(*args, default_config):
+    flag_values = flags.FlagValues()
+    cli.parse(["prog", *map(str, args)], flag_values, default_config)
+    return flag_values
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_overrides_reach_the_config(config_file):
+    flag_values = parsed(
+        f"--config={config_file}",
+        "--workdir=out",
+        "--config.lag.max_lag=16",
+        "--config.optimizer.learning_rate=1",
+        "--noconfig.surrogate.normalize_std",
+        default_config="unused.py",
+    )
+    config = flag_values.config
+    assert (config.lag.max_lag, config.optimizer.learning_rate, config.surrogate.normalize_std) == (16, 1.0, False)
+    assert flag_values.workdir == "out"
+    assert parsed("--config.steps=7", default_config=config_file).config.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("args", "start", "mend"),
+    [
+        (["--workdri=x"], "--workdri=x: ", "did you mean --workdir?"),
+        (["--steps=3"], "--steps=3: ", "--config.FIELD"),
+        (["--config.stepz=3"], "--config.stepz=3: ", "did you mean steps?"),
+        (["--config.lag.maximum=3"], "--config.lag.maximum=3: ", "max_lag"),
+        (["--config.steps.lag=3"], "--config.steps.lag=3: ", "unknown field lag"),
+        (["--config.steps=many"], "--config.steps=many: ", "type int, as in 300"),
+        (["--config.steps=1.5"], "--config.steps=1.5: ", "type int, as in 300"),
+        (["--config.optimizer.learning_rate=1:2"], "--config.optimizer.learning_rate=1:2: ", "type float"),
+        (["--config.surrogate.normalize_std=maybe"], "--config.surrogate.normalize_std=maybe: ", "type bool"),
+        (["--config.lag=3"], "--config.lag=3: ", "is not a dict"),
+        (["--config.steps"], "--config.steps=: ", "type int"),
+        (["--workdir"], "--workdir=: ", "give a value"),
+        (["--config"], "--config=: ", "--config=FILE.py"),
+        (["--config="], "--config=", "no such file"),
+        (["--config=absent.py"], "--config=absent.py: ", "no such file"),
+        (["results"], "--config=", "'results' belongs to no flag"),
+    ],
+)
+def test_bad_flags_are_refused_by_name(config_file, args, start, mend):
+    with pytest.raises(config_lib.FlagError) as error:
+        parsed(*args, default_config=config_file)
+    assert one_line(error).startswith(start)
+    assert mend in one_line(error)
+
+
+def test_an_override_before_the_file_is_refused(config_file):
+    with pytest.raises(config_lib.FlagError, match="^--config.steps=3: .*before a value for --config"):
+        parsed("--config.steps=3", f"--config={config_file}", default_config=config_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = (", "SyntaxError"),
+        ("x = 1", "KeyError: 'get_config'"),
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("def get_config():\n    return 1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py, line 2\)"),
+        (GOOD + "def get_config(c=get_config()):\n    c.lock()\n    c.stepz = 3", "stepz"),
+        ("def get_config():\n    return 3", "returned int"),
+        ("\0", "Error"),
+    ],
+)
+def test_broken_config_files_are_refused(tmp_path, text, reason):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(config_lib.FlagError, match=rf"^--config={path}: .*{reason}") as error:
+        parsed(f"--config={path}", default_config="unused.py")
+    one_line(error)
+
+
+def test_a_folder_or_a_missing_default_is_no_config_file(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.py"):
+        with pytest.raises(config_lib.FlagError, match="no such file"):
+            parsed(default_config=path)
+
+
+def test_workdir_must_be_given_and_a_folder(tmp_path):
+    config = config_lib.default()
+    file = tmp_path / "file"
+    file.touch()
+    for workdir in (None, "", file, file / "below"):
+        with pytest.raises(config_lib.FlagError, match="^--workdir=.*: .*give a folder"):
+            check_workdir(workdir and str(workdir), config)
+    assert check_workdir(str(tmp_path / "a" / "b"), config) == tmp_path / "a" / "b"
+    assert list(tmp_path.iterdir()) == [file]  # checking makes nothing
+
+
+def test_unwritable_workdir_is_refused(tmp_path, monkeypatch):
+    # Root may write anywhere, so the system's answer is stood in for.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(config_lib.FlagError, match=f"^--workdir=.*: {tmp_path} is not writable: give another"):
+        check_workdir(str(tmp_path / "new"), config_lib.default())
+
+
+def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
+    config = config_lib.default()
+    metrics.write_json(tmp_path / "config.json", config.to_dict())
+    before = (tmp_path / "config.json").read_bytes()
+    assert check_workdir(str(tmp_path), config) == tmp_path  # its own: a resume
+    config.lag.max_lag = 16
+    with pytest.raises(config_lib.FlagError, match=r"another config.*lag\.max_lag is 0 there, 16 here") as error:
+        check_workdir(str(tmp_path), config)
+    one_line(error)
+    with pytest.raises(config_lib.FlagError, match=r"extra is absent there, 3 here"):
+        check_workdir(str(tmp_path), type(config)({"extra": 3} | config_lib.default().to_dict()))
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "\udcff"])
+def test_workdir_with_an_unreadable_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(config_lib.FlagError, match="config.json cannot be read"):
+        check_workdir(str(tmp_path), config_lib.default())
+
+
+def test_nothing_runs_and_nothing_is_written_when_the_config_is_refused(tmp_path):
+    config = config_lib.default()
+    config.lag.max_lag = -1
+    called = []
+    with pytest.raises(config_lib.ConfigError, match=r"^--config\.lag\.max_lag=-1: "):
+        cli.execute(lambda *args: called.append(args), config, str(tmp_path / "out"), cli.validate_on_this_machine)
+    assert not called
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("error", "code"), [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EACCES, 2), (errno.EROFS, 2)])
+def test_disk_errors_of_the_run_end_in_one_line(tmp_path, capsys, error, code):
+    def main(config, workdir):
+        raise OSError(error, os.strerror(error), str(workdir / "metrics.jsonl"))
+
+    with pytest.raises(SystemExit) as exit_, cli._exits_in_one_line("out"):
+        cli.execute(main, config_lib.default(), str(tmp_path), lambda config: None)
+    assert exit_.value.code == code
+    line = capsys.readouterr().err
+    assert line.startswith(f"--workdir=out: {os.strerror(error)} ({tmp_path / 'metrics.jsonl'}): ")
+    assert line.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback(tmp_path):
+    def main(config, workdir):
+        (workdir / "absent").read_text()
+
+    with pytest.raises(FileNotFoundError), cli._exits_in_one_line("out"):
+        cli.execute(main, config_lib.default(), str(tmp_path), lambda config: None)
+
+
+def start(tmp_path, *args):
+    """Runs an experiment as a command of its own."""
+    (tmp_path / "experiment.py").write_text(EXPERIMENT)
+    (tmp_path / "default.py").write_text(GOOD)
+    return subprocess.run(
+        [sys.executable, tmp_path / "experiment.py", *args],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(cli.ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command_with_an_unknown_flag(tmp_path):
+    result = start(tmp_path, "--wrkdir=out")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "--wrkdir=out: unknown flag: did you mean --workdir?\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["default.py", "experiment.py"]
+
+
+def test_command_that_runs_and_one_with_a_bug(tmp_path):
+    result = start(tmp_path, "--workdir=out", "--config.steps=2")
+    assert (result.returncode, result.stdout) == (0, f"done {tmp_path / 'out'}\n"), result.stderr
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["steps"] == 2
+    result = start(tmp_path, "--workdir=bug", "--config.seed=13")
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr and "Traceback" in result.stderr
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: pathlib.Path):
+    """A file system of 16 KiB; skips the test where one cannot be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_ends_in_one_line_and_leaves_readable_records(tmp_path):
+    with tiny_disk(tmp_path / "disk") as disk:
+        result = start(tmp_path, f"--workdir={disk}", "--config.steps=1000")
+        assert result.returncode == 1
+        assert (
+            result.stderr == f"--workdir={disk}: No space left on device: free some space; earlier records are intact\n"
+        )
+        records = metrics.read_jsonl(disk / "metrics.jsonl")
+    assert len(records) > 20
+    assert [record["step"] for record in records] == list(range(len(records)))
