@@ -1,0 +1,113 @@
+"""A lagged GRPO run on an enumerable problem, with the exact bias measured at every learner step.
+
+Learner step t updates policy version t to t + 1, as in the training loop, with rollouts of version t - lag. More
+shape letters: K, the learner steps that there is room for; D, the parameters, flattened.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from staleness_grpo.bias import exact
+from staleness_grpo.bias.enumeration import Problem, response_logprobs
+from staleness_grpo.bias.sampling import sampled_cotangent
+from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.types import Array, PyTree
+
+# What is recorded of learner step t; phi is the behavior policy of that step.
+QUANTITIES = (
+    "bias",  # ||H(theta_t, phi) - H(theta_t, theta_t)||
+    "displacement",  # ||theta_t - phi||
+    "gradient",  # ||H(theta_t, theta_t)||
+    "noise",  # ||sampled gradient - H(theta_t, phi)||; 0 without sampling
+    "update_norm",  # ||theta_{t+1} - theta_t|| / learning_rate
+    "clip_fraction",  # expected share of tokens whose gradient the clip removes
+    "log_ratio_max",  # largest |log pi_theta - log pi_phi| of any token
+)
+
+
+def lagged_trajectory(
+    problem: Problem,
+    params: PyTree,
+    lags_K: Array,
+    num_steps: Array,
+    learning_rate: Array,
+    key: jax.Array,
+    *,
+    objective: SurrogateConfig,
+    optimizer: optax.GradientTransformation,
+    sampled: bool,
+    max_lag: int,
+) -> tuple[dict[str, jax.Array], PyTree]:
+    """Runs `num_steps` learner steps from `params`, each trained with its own lag.
+
+    Lags, steps and learning rate may be traced: one compiled program serves every cell of a grid, and vmap over
+    the learning rate, the key, the parameters or the problem's rewards runs many cells at once.
+
+    Args:
+      problem: the enumerable problem.
+      params: policy version 0.
+      lags_K: int, the lag of each learner step, at most min(t, max_lag).
+      num_steps: learner steps to run, at most K.
+      learning_rate: eta.
+      key: of the sampled groups; the batch of step t depends on (key, t) alone.
+      objective: the surrogate.
+      optimizer: what turns the ascent direction into an update of unit learning rate.
+      sampled: train on one sampled group for each prompt, else on the exact H.
+      max_lag: versions kept are max_lag + 1.
+
+    Returns:
+      (records, last_params): [K] for each of QUANTITIES, 0 after `num_steps`; and the parameters theta_t of the
+      last recorded step.
+    """
+    start_D, unravel = ravel_pytree(params)
+    coefficients = exact.clip_coefficients(objective)
+    num_versions = max_lag + 1
+
+    def logprobs_of(theta_D):
+        return response_logprobs(problem, unravel(theta_D))
+
+    def step(t, carry):
+        theta_D, optimizer_state, versions, logprobs_of_versions, records = carry
+        policy_logprobs, pull_back = jax.vjp(logprobs_of, theta_D)
+        versions = versions.at[t % num_versions].set(theta_D)
+        logprobs_of_versions = logprobs_of_versions.at[t % num_versions].set(policy_logprobs)
+        slot = (t - lags_K[t]) % num_versions
+        behavior_logprobs = logprobs_of_versions[slot]
+
+        fresh = exact.logprob_cotangent(problem, policy_logprobs, policy_logprobs, objective, coefficients)
+        stale = exact.logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients)
+        cotangents = [fresh, stale - fresh]
+        if sampled:
+            step_key = jax.random.fold_in(key, t)
+            batch = sampled_cotangent(problem, policy_logprobs, behavior_logprobs, objective, step_key)
+            cotangents.append(batch - stale)
+        (pulled,) = jax.vmap(pull_back)(jnp.stack(cotangents))
+        ascent_D = jnp.sum(pulled, axis=0)  # H(theta_t, phi), plus the noise when sampled
+        update_D, optimizer_state = optimizer.update(ascent_D, optimizer_state)
+
+        norms = jnp.linalg.norm(pulled, axis=-1)
+        values = {
+            "bias": norms[1],
+            "displacement": jnp.linalg.norm(theta_D - versions[slot]),
+            "gradient": norms[0],
+            "noise": norms[2] if sampled else jnp.zeros_like(norms[0]),
+            "update_norm": jnp.linalg.norm(update_D),
+            "clip_fraction": exact.clip_fraction(problem, policy_logprobs, behavior_logprobs, objective),
+            "log_ratio_max": jnp.max(jnp.abs(policy_logprobs - behavior_logprobs)),
+        }
+        records = records.at[:, t].set(jnp.stack([values[name] for name in QUANTITIES]))
+        return theta_D + learning_rate * update_D, optimizer_state, versions, logprobs_of_versions, records
+
+    logprobs_shape = jax.eval_shape(logprobs_of, start_D).shape
+    carry = (
+        start_D,
+        optimizer.init(start_D),
+        jnp.zeros((num_versions, *start_D.shape), start_D.dtype),
+        jnp.zeros((num_versions, *logprobs_shape), start_D.dtype),
+        jnp.zeros((len(QUANTITIES), len(lags_K)), start_D.dtype),
+    )
+    _, _, versions, _, records = jax.lax.fori_loop(0, num_steps, step, carry)
+    last_params = unravel(versions[(num_steps - 1) % num_versions])
+    return dict(zip(QUANTITIES, records, strict=True)), last_params
