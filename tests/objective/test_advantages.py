@@ -1,3 +1,5 @@
+"""Group advantages: values, exact zeros, no gradient."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""The sampler against the learner: log-probabilities, noise, early stop, padding, frequencies."""
+
 import dataclasses
 
 import jax
@@ -21,7 +23,10 @@ POLICY = Policy(
 
 @pytest.fixture(scope="module")
 def params():
-    return POLICY.init(jax.random.key(0))
+    return jax.jit(POLICY.init)(jax.random.key(0))
+
+
+logprobs_of = jax.jit(response_logprobs, static_argnums=(0, 5))
 
 
 def random_prompts(seed, num_prompts=N):
@@ -48,7 +53,7 @@ def test_learner_logprobs_equal_the_recorded_ones(params, seed, temperature):
     mask = np.asarray(responses.mask_NxGxR)
     lengths = mask.sum(-1)
     assert lengths.min() < lengths.max()
-    policy_logprobs, entropy = response_logprobs(
+    policy_logprobs, entropy = logprobs_of(
         POLICY, params, prompts, responses.tokens_NxGxR, responses.mask_NxGxR, temperature
     )
     assert responses.behavior_logprobs_NxGxR.dtype == policy_logprobs.dtype == jnp.float32
@@ -93,7 +98,8 @@ def test_noise_belongs_to_seed_step_and_slot(params):
     base = draw(params, prompts)
     again = draw(params, prompts)
     np.testing.assert_array_equal(base.tokens_NxGxR, again.tokens_NxGxR)
-    for other in (draw(params, prompts, step=1), draw(params, prompts, seed=1), draw(params, prompts, slots=[5, 6, 7, 8, 9])):
+    for changed in (dict(step=1), dict(seed=1), dict(slots=[5, 6, 7, 8, 9])):
+        other = draw(params, prompts, **changed)
         assert np.any(base.tokens_NxGxR != other.tokens_NxGxR)
 
 
@@ -124,7 +130,7 @@ def test_samples_follow_the_policy(params, temperature):
     prompts = random_prompts(4, num_prompts=1)
     responses = draw(params, prompts, group_size=16_000, max_length=1, temperature=temperature)
     counts = np.bincount(np.asarray(responses.tokens_NxGxR).ravel(), minlength=V)
-    logits, _ = POLICY.prefill(params, prompts.tokens_NxP, prompts.mask_NxP)
+    logits, _ = jax.jit(POLICY.prefill)(params, prompts.tokens_NxP, prompts.mask_NxP)
     expected = 16_000 * np.asarray(jax.nn.softmax(logits[0] / temperature), np.float64)
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert statistic < 32.9  # the 0.999 quantile of chi-squared with 12 degrees of freedom
@@ -133,13 +139,13 @@ def test_samples_follow_the_policy(params, temperature):
 def test_recorded_logprobs_are_float64_under_x64():
     with jax.enable_x64(True):
         policy = Policy(dataclasses.replace(POLICY.config, dtype="float64", param_dtype="float64"))
-        params = policy.init(jax.random.key(0))
+        params = jax.jit(policy.init)(jax.random.key(0))
         prompts, slots = random_prompts(0), np.arange(N, dtype=np.int32)
         responses = sample(
             policy, params, prompts, jax.random.key(0), slots, slots, 1.0,
             group_size=G, max_length=R, end_token=END, pad_token=PAD,
         )  # fmt: skip
-        logprobs, _ = response_logprobs(policy, params, prompts, responses.tokens_NxGxR, responses.mask_NxGxR, 1.0)
+        logprobs, _ = logprobs_of(policy, params, prompts, responses.tokens_NxGxR, responses.mask_NxGxR, 1.0)
         assert responses.behavior_logprobs_NxGxR.dtype == jnp.float64
         np.testing.assert_allclose(logprobs, responses.behavior_logprobs_NxGxR, atol=1e-13, rtol=0)
 

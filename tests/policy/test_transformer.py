@@ -1,3 +1,5 @@
+"""The decoder against an independent NumPy one, and shared prompts against plain sequences."""
+
 import dataclasses
 
 import jax
@@ -26,7 +28,7 @@ def random_params(policy, seed=0):
     """Every leaf random, norms and biases too: a norm of ones hides a missing norm."""
     abstract = jax.eval_shape(policy.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.5 + rng.normal(size=leaf.shape) * 0.3, leaf.dtype), abstract)
+    return jax.tree.map(lambda leaf: (0.5 + rng.normal(size=leaf.shape) * 0.3).astype(leaf.dtype), abstract)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -35,7 +37,7 @@ def test_logits_match_an_independent_numpy_decoder(name):
         policy = Policy(FAMILY[name])
         params = random_params(policy)
         tokens = np.random.default_rng(1).integers(0, 11, (2, 13))  # past the RoPE-scaling boundary of 8
-        ours = policy.apply(params, jnp.asarray(tokens))
+        ours = jax.jit(policy.apply)(params, tokens)
     host = jax.device_get(params)
     theirs = [numpy_transformer.logits(FAMILY[name], host, row) for row in tokens]
     np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
@@ -52,12 +54,16 @@ def test_shared_prompts_and_padding_change_nothing(name):
         prompts = rng.integers(0, 11, (3, prompt_length))
         mask = np.arange(prompt_length) >= prompt_length - np.array(lengths)[:, None]
         responses = rng.integers(0, 11, (3, group_size, response_length))
-        ours = policy.response_logits(params, jnp.asarray(prompts), jnp.asarray(mask), jnp.asarray(responses))
+        ours = jax.jit(policy.response_logits)(params, prompts, mask, responses)
+        # Plain sequences, filled up on the right, which a causal decoder does not see.
+        sequences = np.zeros((3, group_size, prompt_length + response_length), int)
         for n, length in enumerate(lengths):
-            for g in range(group_size):
-                sequence = np.concatenate([prompts[n, -length:], responses[n, g]])[None]
-                plain = policy.apply(params, jnp.asarray(sequence))[0, length - 1 : -1]
-                np.testing.assert_allclose(ours[n, g], plain, rtol=1e-11, atol=1e-12)
+            sequences[n, :, :length] = prompts[n, -length:]
+            sequences[n, :, length : length + response_length] = responses[n]
+        plain = jax.jit(policy.apply)(params, sequences.reshape(3 * group_size, -1)).reshape(3, group_size, -1, 11)
+    for n, length in enumerate(lengths):
+        expected = plain[n, :, length - 1 : length - 1 + response_length]
+        np.testing.assert_allclose(ours[n], expected, rtol=1e-11, atol=1e-12)
 
 
 def test_gradients_through_shared_prompts_match_plain_sequences():
@@ -79,18 +85,19 @@ def test_gradients_through_shared_prompts_match_plain_sequences():
 
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11),
-            jax.grad(shared)(params),
-            jax.grad(plain)(params),
+            jax.jit(jax.grad(shared))(params),
+            jax.jit(jax.grad(plain))(params),
         )
 
 
 def test_bfloat16_activations_keep_float32_logits():
     policy = Policy(dataclasses.replace(TOY, dtype="bfloat16", param_dtype="float32"))
-    params = policy.init(jax.random.key(0))
+    params = jax.jit(policy.init)(jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    logits = policy.apply(params, jnp.zeros((1, 3), jnp.int32))
+    tokens = np.zeros((1, 3), np.int32)
+    logits = jax.jit(policy.apply)(params, tokens)
     assert logits.dtype == jnp.float32
-    exact = Policy(dataclasses.replace(TOY, dtype="float32", param_dtype="float32")).apply(params, jnp.zeros((1, 3), int))
+    exact = jax.jit(Policy(dataclasses.replace(policy.config, dtype="float32")).apply)(params, tokens)
     np.testing.assert_allclose(logits, exact, atol=0.1)  # bfloat16 has 8 bits: 0.4 % of logits of order 1
 
 

@@ -1,0 +1,221 @@
+"""The loop: lag 0 is synchronous bit for bit, lag changes the policy that answers and nothing else."""
+
+import json
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from staleness_grpo import config as config_lib
+from staleness_grpo import learner, train
+from staleness_grpo import mesh as mesh_lib
+from staleness_grpo.metrics import plain
+
+
+def tiny_config(**overrides):
+    config = config_lib.default()
+    config.steps = 6
+    config.num_prompts = 4
+    config.group_size = 4
+    config.eval_every = 0
+    config.warm_start.steps = 0
+    config.policy.update(dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16))
+    config.optimizer.learning_rate = 0.02
+    # A task on which an untrained policy gets some reward: an exact match on sums would give it none.
+    config.task = ConfigDict(dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8))
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def batches_seen(run, config):
+    """The rollouts handed to the update, in order, and the records."""
+    seen, update = [], run.update
+    run.update = lambda state, batch: (seen.append(jax.device_get(batch)), update(state, batch))[1]
+    return list(train.train(run, config)), seen
+
+
+def test_lag_zero_through_the_buffer_is_bitwise_the_loop_without_one():
+    config = tiny_config()
+    buffered = train.build(config)
+    records = list(train.train(buffered, config))
+
+    plain_loop = train.build(config)
+    slots = np.arange(config.num_prompts)
+    losses = []
+    for step in range(config.steps):
+        steps = np.full_like(slots, step)
+        ((_, _, rollout),) = plain_loop.generator.generate(plain_loop.state.params, step, steps, slots)
+        batch = jax.device_put(rollout, mesh_lib.batch_sharding(plain_loop.mesh))
+        with jax.set_mesh(plain_loop.mesh):
+            plain_loop.state, metrics = plain_loop.update(plain_loop.state, batch)
+        losses.append(float(metrics["loss"]))
+    chex.assert_trees_all_equal(jax.device_get(buffered.state), jax.device_get(plain_loop.state))
+    assert [record["loss"] for record in records] == losses
+    start = train.build(config).state.params
+    assert learner.distance(start, buffered.state.params) > 0  # it did learn
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lags"), [("constant", [0, 1, 2, 3, 3, 3]), ("cyclic", [0, 1, 2, 0, 1, 2]), ("uniform", None)]
+)
+def test_realised_lag_is_the_scheduled_one(schedule, lags):
+    config = tiny_config(**{"lag.schedule": schedule, "lag.max_lag": 3})
+    records, seen = batches_seen(train.build(config), config)
+    realised = [step - batch.behavior_version_N for step, batch in enumerate(seen)]
+    if lags is not None:
+        np.testing.assert_array_equal(realised, np.broadcast_to(np.array(lags)[:, None], (6, 4)))
+    assert np.max(realised) <= 3
+    for record, lag_N in zip(records, realised, strict=True):
+        assert record["lag_mean"] == lag_N.mean() and record["lag_max"] == lag_N.max()
+        np.testing.assert_array_equal(record["lag_histogram"], np.bincount(lag_N, minlength=4))
+
+
+def test_behavior_logprobs_are_those_of_the_promised_version():
+    """Recomputed from the parameters of version t - S, they equal the recorded ones; from those of t they do not."""
+    config = tiny_config(**{"lag.max_lag": 2})
+    run = train.build(config)
+    versions, update = [jax.device_get(run.state.params)], run.update
+    seen = []
+
+    def spy(state, batch):
+        seen.append(jax.device_get(batch))
+        state, metrics = update(state, batch)
+        versions.append(jax.device_get(state.params))
+        return state, metrics
+
+    run.update = spy
+    list(train.train(run, config))
+    logprobs_of = jax.jit(
+        lambda params, batch: learner.response_logprobs(
+            run.generator.policy, params, batch.prompts, batch.responses.tokens_NxGxR, batch.responses.mask_NxGxR, 1.0
+        )[0]
+    )
+    for step, batch in enumerate(seen):
+        recorded = batch.responses.behavior_logprobs_NxGxR
+        np.testing.assert_allclose(logprobs_of(versions[max(step - 2, 0)], batch), recorded, atol=1e-5)
+        if step > 0:
+            assert np.abs(logprobs_of(versions[step], batch) - recorded).max() > 1e-3
+
+
+def test_prompts_and_noise_do_not_know_the_version():
+    run = train.build(tiny_config())
+    slots = np.arange(4)
+    at_0, at_7 = (
+        next(run.generator.generate(run.state.params, version, np.full(4, 9), slots))[2] for version in (0, 7)
+    )
+    chex.assert_trees_all_equal(at_0.prompts, at_7.prompts)
+    chex.assert_trees_all_equal(at_0.responses, at_7.responses)
+    np.testing.assert_array_equal(at_7.behavior_version_N, 7)
+    other_step = next(run.generator.generate(run.state.params, 0, np.full(4, 10), slots))[2]
+    assert np.any(other_step.responses.tokens_NxGxR != at_0.responses.tokens_NxGxR)
+
+
+def test_a_partial_batch_is_filled_and_cut_again():
+    run = train.build(tiny_config())
+    steps, slots = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 0, 2])
+    whole, rest = run.generator.generate(run.state.params, 0, steps, slots)
+    np.testing.assert_array_equal(rest[1], [0, 2])
+    assert len(rest[2].rewards_NxG) == 2
+    again = next(run.generator.generate(run.state.params, 0, np.full(4, 1), np.arange(4)))[2]
+    np.testing.assert_array_equal(rest[2].responses.tokens_NxGxR, again.responses.tokens_NxGxR[[0, 2]])
+
+
+def test_records_carry_the_field_names():
+    config = tiny_config(**{"eval_every": 3, "lag.max_lag": 2})
+    records = [json.loads(json.dumps(plain(record))) for record in train.train(train.build(config), config)]
+    assert [record["step"] for record in records] == list(range(6))
+    for name in (
+        "loss", "reward", "entropy", "lag_mean", "lag_histogram", "drift_from_behavior", "drift_from_start",
+        "update_norm", "grad_norm", "gradient_cosine", "ratio_mean", "ratio_q99", "clip_fraction_positive",
+        "clip_fraction_negative", "approx_kl", "ess", "log_ratio_second_moment", "learning_rate", "time_step",
+    ):  # fmt: skip
+        assert name in records[-1], name
+    assert records[0]["gradient_cosine"] is None and records[1]["gradient_cosine"] is not None
+    assert ["eval_reward" in record for record in records] == [True, False, False] * 2
+    assert ["gradient_cosine_ceiling" in record for record in records] == [True, False, False] * 2
+
+
+def test_drift_is_measured_from_the_behavior_versions():
+    config = tiny_config(**{"lag.max_lag": 2, "optimizer.name": "sgd"})
+    run = train.build(config)
+    versions, update = [jax.device_get(run.state.params)], run.update
+
+    def spy(state, batch):
+        state, metrics = update(state, batch)
+        versions.append(jax.device_get(state.params))
+        return state, metrics
+
+    run.update = spy
+    records = list(train.train(run, config))
+    for step, record in enumerate(records):
+        lag = min(step, 2)
+        np.testing.assert_allclose(
+            record["drift_from_behavior"], learner.distance(versions[step], versions[step - lag]), rtol=1e-5
+        )
+        np.testing.assert_allclose(record["drift_from_start"], learner.distance(versions[step], versions[0]), rtol=1e-5)
+        np.testing.assert_allclose(
+            record["update_norm"], learner.distance(versions[step + 1], versions[step]), rtol=1e-4
+        )
+
+
+def test_a_non_finite_value_ends_the_run_as_collapsed():
+    config = tiny_config(**{"steps": 20, "optimizer.learning_rate": 1e38, "optimizer.name": "sgd"})
+    records = list(train.train(train.build(config), config))
+    assert len(records) < 20
+    assert [record["collapsed"] for record in records] == [False] * (len(records) - 1) + [True]
+    assert records[-1]["not_finite"]
+    assert all(math.isfinite(record["loss"]) for record in records[:-1])
+
+
+def test_same_config_same_bytes():
+    config = tiny_config(**{"lag.max_lag": 2, "lag.schedule": "uniform"})
+    first, second = train.build(config), train.build(config)
+    without_clock = [
+        [{k: v for k, v in plain(r).items() if k != "time_step"} for r in train.train(run, config)]
+        for run in (first, second)
+    ]
+    assert json.dumps(without_clock[0]) == json.dumps(without_clock[1])
+    chex.assert_trees_all_equal(jax.device_get(first.state), jax.device_get(second.state))
+
+
+def test_optimizers_against_literal_steps():
+    def steps(config, gradients):
+        optimizer = learner.make_optimizer(config)
+        params = jnp.array([1.0, -2.0])
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(jnp.array(gradient), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    config = config_lib.default().optimizer
+    config.learning_rate = 0.1
+    config.name = "sgd"
+    np.testing.assert_allclose(steps(config, [[3.0, 4.0]]), [0.7, -2.4], rtol=1e-6)
+    config.max_grad_norm = 1.0  # the global norm is 5
+    np.testing.assert_allclose(steps(config, [[3.0, 4.0]]), [0.94, -2.08], rtol=1e-6)
+    config.max_grad_norm = 0.0
+    config.warmup_steps = 2  # half the rate, then all of it
+    np.testing.assert_allclose(steps(config, [[3.0, 4.0], [1.0, 1.0]]), [0.75, -2.3], rtol=1e-6)
+    config.warmup_steps = 0
+    config.name = "adam"  # the first step is learning_rate * sign
+    np.testing.assert_allclose(steps(config, [[3.0, -4.0]]), [0.9, -1.9], rtol=1e-5)
+    config.name, config.weight_decay = "adamw", 0.5
+    np.testing.assert_allclose(steps(config, [[3.0, -4.0]]), [0.9 - 0.05, -1.9 + 0.1], rtol=1e-5)
+
+
+def test_cosine_ceiling_tells_signal_from_noise():
+    """Per-group gradients mu + noise: the ceiling is |mu|^2 / (|mu|^2 + sigma^2 D / N), here 1/2 or 1 or about 0."""
+    n, d = 4096, 64
+    noise = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    ceiling = learner.make_cosine_ceiling(lambda params, batch: (jnp.mean(batch @ params), {}), num_parts=8)
+    mu = np.full(d, 1 / 64, np.float32)  # |mu|^2 = 1/64 = sigma^2 D / N
+    params = jnp.zeros(d)
+    assert ceiling(params, jnp.asarray(mu + noise)) == pytest.approx(0.5, abs=0.12)
+    assert ceiling(params, jnp.asarray(np.broadcast_to(mu, noise.shape))) == pytest.approx(1.0, abs=1e-4)
+    assert abs(ceiling(params, jnp.asarray(noise))) < 0.4
