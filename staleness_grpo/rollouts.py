@@ -44,38 +44,46 @@ class Generator:
             used = len(steps)
             fill = self.num_prompts - used
             padded_steps, padded_slots = (np.append(array, np.repeat(array[:1], fill)) for array in (steps, slots))
-            prompts, responses = self._sample(params, TRAINING, padded_steps, padded_slots, self.group_size)
-            rollout = self._score(prompts, responses, version)
+            prompts = self.prompts(TRAINING, padded_steps, padded_slots)
+            responses = self.sample(params, prompts, TRAINING, padded_steps, padded_slots, self.group_size)
+            rollout = self.score(prompts, responses, version)
             yield steps, slots, rollout if not fill else jax.tree.map(operator.itemgetter(slice(used)), rollout)
 
     def evaluate(self, params: PyTree, step: int) -> float:
         """Mean reward of one sampled response to each of N * G prompts, the same prompts at every step."""
         slots = np.arange(self.num_prompts * self.group_size)
-        prompts, responses = self._sample(params, EVALUATION, np.full_like(slots, step), slots, 1)
-        return float(np.mean(self._score(prompts, responses, step).rewards_NxG))
+        prompts = self.prompts(EVALUATION, np.zeros_like(slots), slots)
+        responses = self.sample(params, prompts, EVALUATION, np.full_like(slots, step), slots, 1)
+        return float(np.mean(self.score(prompts, responses, step).rewards_NxG))
 
-    def _sample(self, params, purpose, steps, slots, group_size) -> tuple[Prompts, Responses]:
-        drawn_at = np.zeros_like(steps) if purpose == EVALUATION else steps
-        prompts = self.task.prompts(uniform_integers(self.task.num_prompts, self.seed, purpose, drawn_at, slots))
+    def prompts(self, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray) -> Prompts:
+        """The prompt of each (step, slot), uniform with replacement and a function of (seed, purpose, step, slot)."""
+        return self.task.prompts(uniform_integers(self.task.num_prompts, self.seed, purpose, steps_N, slots_N))
+
+    def sample(
+        self, params: PyTree, prompts: Prompts, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray, group_size: int
+    ) -> Responses:
+        """Responses on the device, group slots sharded over the mesh, with the noise of (seed, purpose, step, slot)."""
+        indices = (steps_N.astype(np.int32), slots_N.astype(np.int32))
         with jax.set_mesh(self.mesh):
-            on_device = jax.device_put(
-                (prompts, steps.astype(np.int32), slots.astype(np.int32)), mesh_lib.batch_sharding(self.mesh)
-            )
-            responses = sample(
+            prompts, steps_N, slots_N = jax.device_put((prompts, *indices), mesh_lib.batch_sharding(self.mesh))
+            return sample(
                 self.policy,
                 params,
-                on_device[0],
+                prompts,
                 jax.random.fold_in(jax.random.key(self.seed), purpose),
-                *on_device[1:],
+                steps_N,
+                slots_N,
                 self.temperature,
                 group_size=group_size,
                 max_length=self.task.max_response_length,
                 end_token=self.task.end_token,
                 pad_token=self.task.pad_token,
             )
-        return prompts, jax.device_get(responses)
 
-    def _score(self, prompts: Prompts, responses: Responses, version: int) -> Rollout:
+    def score(self, prompts: Prompts, responses: Responses, version: int) -> Rollout:
+        """Fetches the responses and has the task judge them."""
+        responses = jax.device_get(responses)
         rewards = self.task.rewards(prompts.index_N, responses.tokens_NxGxR, responses.mask_NxGxR)
         versions = np.full(len(prompts.index_N), version, np.int32)
         return Rollout(prompts=prompts, responses=responses, rewards_NxG=rewards, behavior_version_N=versions)

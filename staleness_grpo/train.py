@@ -24,6 +24,7 @@ from staleness_grpo.rollouts import Generator
 from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks import make_task
+from staleness_grpo.tasks.base import Task
 from staleness_grpo.types import LearnerState, Rollout
 
 VITAL = ("loss", "grad_norm", "update_norm", "param_norm")  # a run in which one is not finite has collapsed
@@ -43,10 +44,14 @@ class Run:
     state: LearnerState
 
 
-def build(config) -> Run:
-    """Makes the parts of a run from a validated config: mesh, task, warm-started policy, optimizer, schedule."""
+def build(config, task: Task | None = None) -> Run:
+    """Makes the parts of a run from a validated config: mesh, task, warm-started policy, optimizer, schedule.
+
+    A `task` of your own stands in for the one that `config.task` names; set `config.warm_start.steps` to 0 with it,
+    unless it has the corpus of a warm start.
+    """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
-    task = make_task(config.task)
+    task = make_task(config.task) if task is None else task
     policy = Policy(TransformerConfig(vocab_size=task.vocab_size, **config.policy.to_dict()))
     params = warm_start(policy, task, config) if config.warm_start.steps else None
     optimizer = learner.make_optimizer(config.optimizer)

@@ -1,0 +1,13 @@
+"""Asynchronous GRPO on two-digit addition with a 26k-parameter policy: the default of `experiments.train`.
+
+    python -m experiments.train --workdir=results/train [--config.lag.max_lag=16] [--config.seed=1]
+
+Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in README.md.
+"""
+
+from staleness_grpo import config
+
+
+def get_config():
+    """The default of the whole project, as it is."""
+    return config.default()

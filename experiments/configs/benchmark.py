@@ -1,0 +1,18 @@
+"""The shape on which steps are timed: 0.66M parameters, 8 prompts of 16 tokens, 8 responses of 32, AdamW.
+
+    python -m experiments.benchmark --workdir=results/benchmark
+
+Hardware: 2 CPU cores, nothing else running. Under a minute.
+"""
+
+from staleness_grpo import config as config_lib
+
+
+def get_config():
+    """The default configuration at the benchmark's shape, without evaluations."""
+    config = config_lib.default()
+    config.update(dict(steps=40, num_prompts=8, group_size=8, eval_every=0))
+    config.policy.update(dict(d_model=128, num_heads=4, num_kv_heads=4, head_dim=32, d_ff=512))
+    config.optimizer.name = "adamw"
+    config.warm_start.steps = 0
+    return config
