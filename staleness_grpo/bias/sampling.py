@@ -14,32 +14,33 @@ def sampled_cotangent(
     policy_logprobs_NxYxR: Array,
     behavior_logprobs_NxYxR: Array,
     objective: SurrogateConfig,
+    batch_prompts: int,
     key: jax.Array,
 ) -> jax.Array:
-    """dL/dlog pi_theta [N, Y, R] of one batch: for each prompt one group of G responses, drawn from phi.
+    """dL/dlog pi_theta [N, Y, R] of one batch: a group of G responses from phi for each of Q random prompts.
 
-    Drawn from the exact distribution over responses; advantages and surrogate are those of the training loop.
-    Unbiased for `exact.logprob_cotangent` with 'response' and 'constant' length normalization, and biased by
-    O(1 / (N G)) with 'tokens', a ratio of sums. Its variance falls as 1/N. It has the same pullback as the exact
-    cotangent.
+    The Q = `batch_prompts` prompts are drawn without replacement, the responses from their exact distribution;
+    advantages and surrogate are those of the training loop. Unbiased for `exact.logprob_cotangent` with
+    'response' and 'constant' length normalization, and biased by O(1 / (Q G)) with 'tokens', a ratio of sums. It
+    has the same pullback as the exact cotangent.
     """
-    num_prompts = len(policy_logprobs_NxYxR)
-    log_probs_Nx1xY = jnp.sum(behavior_logprobs_NxYxR, axis=-1)[:, None]
-    shape = (num_prompts, problem.group_size)
-    responses_NxG = jax.random.categorical(key, log_probs_Nx1xY, axis=-1, shape=shape)
-    prompts_Nx1 = jnp.arange(num_prompts)[:, None]
+    prompt_key, response_key = jax.random.split(key)
+    prompts_Qx1 = jax.random.permutation(prompt_key, len(policy_logprobs_NxYxR))[:batch_prompts, None]
+    log_probs_Qx1xY = jnp.sum(behavior_logprobs_NxYxR, axis=-1)[prompts_Qx1]
+    shape = (batch_prompts, problem.group_size)
+    responses_QxG = jax.random.categorical(response_key, log_probs_Qx1xY, axis=-1, shape=shape)
     levels_M = jnp.asarray(problem.levels_M, policy_logprobs_NxYxR.dtype)
-    level_NxG = jnp.asarray(problem.level_NxY)[prompts_Nx1, responses_NxG]
-    advantages_NxG = group_advantages(
-        levels_M[level_NxG], normalize_std=objective.normalize_std, std_epsilon=objective.std_epsilon
+    level_QxG = jnp.asarray(problem.level_NxY)[prompts_Qx1, responses_QxG]
+    advantages_QxG = group_advantages(
+        levels_M[level_QxG], normalize_std=objective.normalize_std, std_epsilon=objective.std_epsilon
     )
 
     def loss(logprobs_NxYxR):
         return grpo_surrogate(
-            logprobs_NxYxR[prompts_Nx1, responses_NxG].reshape(advantages_NxG.size, -1),
-            behavior_logprobs_NxYxR[prompts_Nx1, responses_NxG].reshape(advantages_NxG.size, -1),
-            advantages_NxG.ravel(),
-            jnp.asarray(problem.mask_YxR)[responses_NxG].reshape(advantages_NxG.size, -1),
+            logprobs_NxYxR[prompts_Qx1, responses_QxG].reshape(advantages_QxG.size, -1),
+            behavior_logprobs_NxYxR[prompts_Qx1, responses_QxG].reshape(advantages_QxG.size, -1),
+            advantages_QxG.ravel(),
+            jnp.asarray(problem.mask_YxR)[responses_QxG].reshape(advantages_QxG.size, -1),
             objective,
         )[0]
 

@@ -37,7 +37,7 @@ def lagged_trajectory(
     *,
     objective: SurrogateConfig,
     optimizer: optax.GradientTransformation,
-    sampled: bool,
+    batch_prompts: int,
     max_lag: int,
 ) -> tuple[dict[str, jax.Array], PyTree]:
     """Runs `num_steps` learner steps from `params`, each trained with its own lag.
@@ -54,7 +54,7 @@ def lagged_trajectory(
       key: of the sampled groups; the batch of step t depends on (key, t) alone.
       objective: the surrogate.
       optimizer: what turns the ascent direction into an update of unit learning rate.
-      sampled: train on one sampled group for each prompt, else on the exact H.
+      batch_prompts: train on one sampled group for each of so many random prompts; 0: train on the exact H.
       max_lag: versions kept are max_lag + 1.
 
     Returns:
@@ -79,12 +79,13 @@ def lagged_trajectory(
         fresh = exact.logprob_cotangent(problem, policy_logprobs, policy_logprobs, objective, coefficients)
         stale = exact.logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients)
         cotangents = [fresh, stale - fresh]
-        if sampled:
-            step_key = jax.random.fold_in(key, t)
-            batch = sampled_cotangent(problem, policy_logprobs, behavior_logprobs, objective, step_key)
+        if batch_prompts:
+            batch = sampled_cotangent(
+                problem, policy_logprobs, behavior_logprobs, objective, batch_prompts, jax.random.fold_in(key, t)
+            )
             cotangents.append(batch - stale)
         (pulled,) = jax.vmap(pull_back)(jnp.stack(cotangents))
-        ascent_D = jnp.sum(pulled, axis=0)  # H(theta_t, phi), plus the noise when sampled
+        ascent_D = jnp.sum(pulled, axis=0)  # H(theta_t, phi), plus the noise of a batch
         update_D, optimizer_state = optimizer.update(ascent_D, optimizer_state)
 
         norms = jnp.linalg.norm(pulled, axis=-1)
@@ -92,7 +93,7 @@ def lagged_trajectory(
             "bias": norms[1],
             "displacement": jnp.linalg.norm(theta_D - versions[slot]),
             "gradient": norms[0],
-            "noise": norms[2] if sampled else jnp.zeros_like(norms[0]),
+            "noise": norms[2] if batch_prompts else jnp.zeros_like(norms[0]),
             "update_norm": jnp.linalg.norm(update_D),
             "clip_fraction": exact.clip_fraction(problem, policy_logprobs, behavior_logprobs, objective),
             "log_ratio_max": jnp.max(jnp.abs(policy_logprobs - behavior_logprobs)),

@@ -11,12 +11,12 @@ from tests.bias import problems
 from tests.bias.problems import OBJECTIVE, flatten, fresh_and_stale
 
 CHUNK = 10_000
-NUM_BATCHES = 200_000  # each of one group for every prompt
+NUM_BATCHES = 200_000  # each of one group for one or both prompts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.0, 0.3])
-def test_sampled_gradient_averages_to_the_exact_one(scale):
+@pytest.mark.parametrize(("scale", "batch_prompts"), [(0.0, 1), (0.3, 2)])
+def test_sampled_gradient_averages_to_the_exact_one(scale, batch_prompts):
     problem, _, policy = problems.make("transformer", group_size=4, reward_levels=(0.0, 0.5, 1.0), difficulty=0.4)
     params, behavior_params = fresh_and_stale(policy, scale)
     policy_logprobs, behavior_logprobs = (problems.logprobs(problem, p) for p in (params, behavior_params))
@@ -26,7 +26,7 @@ def test_sampled_gradient_averages_to_the_exact_one(scale):
     @jax.jit
     def chunk(key):
         def one(key):
-            return sampled_cotangent(problem, policy_logprobs, behavior_logprobs, OBJECTIVE, key)
+            return sampled_cotangent(problem, policy_logprobs, behavior_logprobs, OBJECTIVE, batch_prompts, key)
 
         return jax.vmap(one)(jax.random.split(key, CHUNK)).reshape(CHUNK, -1) @ jacobian
 

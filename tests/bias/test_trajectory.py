@@ -44,10 +44,10 @@ def test_against_a_plain_loop(schedule, lag):
         )
         versions.append(jax.tree.map(lambda p, u: p + learning_rate * u, versions[t], update))
 
-    run = jax.jit(trajectory.lagged_trajectory, static_argnames=("objective", "optimizer", "sampled", "max_lag"))
+    run = jax.jit(trajectory.lagged_trajectory, static_argnames=("objective", "optimizer", "batch_prompts", "max_lag"))
     records, last_params = run(
         problem, params, lags_K, num_steps, learning_rate, jax.random.key(0),
-        objective=OBJECTIVE, optimizer=optimizer, sampled=False, max_lag=MAX_LAG,
+        objective=OBJECTIVE, optimizer=optimizer, batch_prompts=0, max_lag=MAX_LAG,
     )  # fmt: skip
     for name in trajectory.QUANTITIES:
         measured = np.asarray(records[name])
@@ -61,13 +61,13 @@ def test_against_a_plain_loop(schedule, lag):
 def test_sampled_noise_depends_on_key_and_step_alone():
     """Two lags see the same groups at step 0, where the policy is the same; another key sees others."""
     problem, _, policy = problems.make("tabular")
-    run = jax.jit(trajectory.lagged_trajectory, static_argnames=("objective", "optimizer", "sampled", "max_lag"))
+    run = jax.jit(trajectory.lagged_trajectory, static_argnames=("objective", "optimizer", "batch_prompts", "max_lag"))
 
     def noise(lag, seed):
         lags_K = make_schedule("constant", lag, num_groups=1).lags(np.arange(4))[:, 0]
         records, _ = run(
             problem, problems.initial_params(policy), lags_K, 4, 0.1, jax.random.key(seed),
-            objective=OBJECTIVE, optimizer=optax.identity(), sampled=True, max_lag=MAX_LAG,
+            objective=OBJECTIVE, optimizer=optax.identity(), batch_prompts=2, max_lag=MAX_LAG,
         )  # fmt: skip
         return np.asarray(records["noise"])
 
