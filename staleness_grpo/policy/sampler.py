@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
-from staleness_grpo.policy.transformer import Policy, leading_axes
+from staleness_grpo.policy.transformer import Policy, at_least_float32, leading_axes
 from staleness_grpo.types import Array, Prompts, PyTree, Responses
 
 
@@ -61,20 +61,20 @@ def sample(
     """
     shape = (prompts.tokens_NxP.shape[0], group_size, max_length)
     keys_NxG = response_keys(key, steps_N, slots_N, group_size)
-    logits_NxV, prefix = policy.prefill(params, prompts.tokens_NxP, prompts.mask_NxP)
-    logits_NxGxV = jnp.broadcast_to(logits_NxV[:, None], (*shape[:2], logits_NxV.shape[-1]))
+    hidden_NxE, prefix = policy.prefill(params, prompts.tokens_NxP, prompts.mask_NxP)
+    hidden_NxGxE = jnp.broadcast_to(hidden_NxE[:, None], (*shape[:2], hidden_NxE.shape[-1]))
 
-    def choose(position, logits_NxGxV):
-        logprobs = log_distribution(logits_NxGxV, temperature)
+    def choose(position, hidden_NxGxE):
+        logprobs = log_distribution(policy.unembed(params, hidden_NxGxE), temperature)
         gumbel = jax.vmap(
             jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, position), logprobs.shape[-1:], logprobs.dtype))
         )(keys_NxG)
         tokens_NxG = first_largest(logprobs + gumbel)
         return tokens_NxG, token_logprobs(logprobs, tokens_NxG)
 
-    def write(carry, position, logits_NxGxV):
+    def write(carry, position, hidden_NxGxE):
         tokens, mask, logprobs, alive = carry
-        token, logprob = choose(position, logits_NxGxV)
+        token, logprob = choose(position, hidden_NxGxE)
         token = jnp.where(alive, token, pad_token)
         tokens = tokens.at[:, :, position].set(token)
         mask = mask.at[:, :, position].set(alive)
@@ -86,10 +86,10 @@ def sample(
     empty = (
         jnp.full(shape, pad_token, jnp.int32),
         jnp.zeros(shape, bool),
-        jnp.zeros(shape, log_distribution(logits_NxV, 1.0).dtype),
+        jnp.zeros(shape, at_least_float32(policy.config.dtype)),
         jnp.ones(shape[:2], bool),
     )
-    written, token = write(empty, 0, logits_NxGxV)
+    written, token = write(empty, 0, hidden_NxGxE)
 
     def unfinished(loop):
         position, written, *_ = loop
@@ -97,8 +97,8 @@ def sample(
 
     def advance(loop):
         position, written, token, cache = loop
-        logits, cache = policy.decode(params, token, position - 1, cache, prefix, prompts.mask_NxP)
-        written, token = write(written, position, logits)
+        hidden, cache = policy.decode(params, token, position - 1, cache, prefix, prompts.mask_NxP)
+        written, token = write(written, position, hidden)
         return position + 1, written, token, cache
 
     cache = policy.empty_cache(*shape[:2], max(max_length - 1, 1))

@@ -224,14 +224,14 @@ class SwiGLU(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder: tokens [N, G, L] to hidden states and key/values, and hidden states to logits."""
+    """The decoder up to its final norm: tokens [N, G, L] to hidden states and KeyValues."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, tokens_NxGxL, positions_NxGxL, own_mask, cache=None, cache_index=None, prefix=None,
                  prefix_mask=None, last_only=False):  # fmt: skip
-        """Logits [N, G, L, V], float32 or better (L is 1 with `last_only`), and the KeyValues of these tokens.
+        """Hidden states [N, G, L, E] (L is 1 with `last_only`) and the KeyValues of these tokens.
 
         own_mask: [N or 1, G or 1, L, C], which own positions each query sees. cache: KeyValues of C positions
         into which these tokens' are written from `cache_index` on; without it C = L. prefix: the prompt's
@@ -263,14 +263,10 @@ class Transformer(nn.Module):
         if last_only:
             x = x[:, :, -1:]
         x = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name="final_norm")(x)
-        if cfg.tie_embeddings:
-            head = embedding.T
-        else:
+        if not cfg.tie_embeddings:  # made here, beside the embedding; used by Policy.unembed
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-            head = self.param("head", init, (cfg.d_model, cfg.vocab_size), cfg.param_dtype)
-        rows = x.reshape(-1, cfg.d_model)
-        logits = jnp.matmul(rows, head.astype(cfg.dtype), preferred_element_type=at_least_float32(cfg.dtype))
-        return logits.reshape(*x.shape[:-1], cfg.vocab_size), KeyValues(tuple(keys), tuple(values))
+            self.param("head", init, (cfg.d_model, cfg.vocab_size), cfg.param_dtype)
+        return x, KeyValues(tuple(keys), tuple(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,22 +283,30 @@ class Policy:
     def _run(self, params, *args, **kwargs):
         return Transformer(self.config).apply({"params": params}, *args, **kwargs)
 
+    def unembed(self, params: PyTree, hidden: Array) -> jax.Array:
+        """Logits [..., V] of hidden states [..., E], float32 or better."""
+        head = params["embedding"].T if self.config.tie_embeddings else params["head"]
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        dtype = self.config.dtype
+        logits = jnp.matmul(rows, head.astype(dtype), preferred_element_type=at_least_float32(dtype))
+        return logits.reshape(*hidden.shape[:-1], head.shape[-1])
+
     def apply(self, params: PyTree, tokens_BxT: Array) -> jax.Array:
         """Logits [B, T, V] of plain sequences: causal, no padding; position t predicts token t + 1."""
         length = tokens_BxT.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length), tokens_BxT.shape)
         causal = jnp.tril(jnp.ones((length, length), bool))
-        logits, _ = self._run(params, tokens_BxT[:, None], positions[:, None], causal[None, None])
-        return logits[:, 0]
+        hidden, _ = self._run(params, tokens_BxT[:, None], positions[:, None], causal[None, None])
+        return self.unembed(params, hidden[:, 0])
 
     def prefill(self, params: PyTree, tokens_NxP: Array, mask_NxP: Array) -> tuple[jax.Array, KeyValues]:
-        """Encodes left-padded prompts: logits [N, V] of the first response token, and the KeyValues to share."""
+        """Encodes left-padded prompts: hidden states [N, E] at their last token, and the KeyValues to share."""
         length = tokens_NxP.shape[1]
         positions = jnp.maximum(jnp.cumsum(mask_NxP, axis=-1) - 1, 0)
         causal = jnp.tril(jnp.ones((length, length), bool))
         visible = (causal[None] & mask_NxP[:, None, :])[:, None]
-        logits, prefix = self._run(params, tokens_NxP[:, None], positions[:, None], visible, last_only=True)
-        return logits[:, 0, 0], prefix
+        hidden, prefix = self._run(params, tokens_NxP[:, None], positions[:, None], visible, last_only=True)
+        return hidden[:, 0, 0], prefix
 
     def empty_cache(self, num_prompts: int, group_size: int, length: int) -> KeyValues:
         """KeyValues of zeros for `length` response positions."""
@@ -314,26 +318,26 @@ class Policy:
     def decode(
         self, params: PyTree, tokens_NxG: Array, index: Array, cache: KeyValues, prefix: KeyValues, prefix_mask_NxP
     ) -> tuple[jax.Array, KeyValues]:
-        """One token for every response: logits [N, G, V] of the token after response position `index`."""
+        """One token for every response: hidden states [N, G, E] at response position `index`, and the new cache."""
         positions = jnp.broadcast_to(jnp.sum(prefix_mask_NxP, axis=-1)[:, None] + index, tokens_NxG.shape)
         visible = (jnp.arange(cache.keys[0].shape[3]) <= index)[None, None, None]
-        logits, cache = self._run(
+        hidden, cache = self._run(
             params, tokens_NxG[..., None], positions[..., None], visible, cache, index, prefix, prefix_mask_NxP
         )
-        return logits[:, :, 0], cache
+        return hidden[:, :, 0], cache
 
     def response_logits(
         self, params: PyTree, prompt_tokens_NxP: Array, prompt_mask_NxP: Array, response_tokens_NxGxR: Array
     ) -> jax.Array:
         """Logits [N, G, R, V] that predict each response token, each prompt encoded once for its group."""
         num_prompts, group_size, length = response_tokens_NxGxR.shape
-        first_NxV, prefix = self.prefill(params, prompt_tokens_NxP, prompt_mask_NxP)
-        first = jnp.broadcast_to(first_NxV[:, None, None], (num_prompts, group_size, 1, first_NxV.shape[-1]))
-        if length == 1:
-            return first
-        inputs = response_tokens_NxGxR[:, :, :-1]
-        positions = jnp.sum(prompt_mask_NxP, axis=-1)[:, None, None] + jnp.arange(length - 1)[None, None]
-        causal = jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None]
-        positions = jnp.broadcast_to(positions, inputs.shape)
-        rest, _ = self._run(params, inputs, positions, causal, prefix=prefix, prefix_mask=prompt_mask_NxP)
-        return jnp.concatenate([first, rest], axis=2)
+        last_NxE, prefix = self.prefill(params, prompt_tokens_NxP, prompt_mask_NxP)
+        hidden = jnp.broadcast_to(last_NxE[:, None, None], (num_prompts, group_size, 1, last_NxE.shape[-1]))
+        if length > 1:
+            inputs = response_tokens_NxGxR[:, :, :-1]
+            positions = jnp.sum(prompt_mask_NxP, axis=-1)[:, None, None] + jnp.arange(length - 1)[None, None]
+            positions = jnp.broadcast_to(positions, inputs.shape)
+            causal = jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None]
+            rest, _ = self._run(params, inputs, positions, causal, prefix=prefix, prefix_mask=prompt_mask_NxP)
+            hidden = jnp.concatenate([hidden, rest], axis=2)
+        return self.unembed(params, hidden)

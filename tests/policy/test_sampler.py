@@ -130,8 +130,8 @@ def test_samples_follow_the_policy(params, temperature):
     prompts = random_prompts(4, num_prompts=1)
     responses = draw(params, prompts, group_size=16_000, max_length=1, temperature=temperature)
     counts = np.bincount(np.asarray(responses.tokens_NxGxR).ravel(), minlength=V)
-    logits, _ = jax.jit(POLICY.prefill)(params, prompts.tokens_NxP, prompts.mask_NxP)
-    expected = 16_000 * np.asarray(jax.nn.softmax(logits[0] / temperature), np.float64)
+    logits = jax.jit(POLICY.response_logits)(params, prompts.tokens_NxP, prompts.mask_NxP, np.zeros((1, 1, 1), int))
+    expected = 16_000 * np.asarray(jax.nn.softmax(logits[0, 0, 0] / temperature), np.float64)
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert statistic < 32.9  # the 0.999 quantile of chi-squared with 12 degrees of freedom
 
