@@ -39,16 +39,21 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return optax.chain(*stages)
 
 
+def initial_state(optimizer: optax.GradientTransformation, params: PyTree) -> LearnerState:
+    """The state at version 0."""
+    return LearnerState(
+        policy_version=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        previous_gradient=jax.tree.map(jnp.zeros_like, params),
+    )
+
+
 def init_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh, key=None, params=None):
     """A LearnerState at version 0, created sharded: from `key`, or from given `params` (host or device arrays)."""
 
     def create(params):
-        return LearnerState(
-            policy_version=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            previous_gradient=jax.tree.map(jnp.zeros_like, params),
-        )
+        return initial_state(optimizer, params)
 
     def fresh(key):
         return create(policy.init(key))
@@ -72,9 +77,7 @@ def surrogate_loss(
             policy, params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR, temperature
         )
         rewards = jnp.asarray(rollout.rewards_NxG, policy_logprobs.dtype)
-        advantages = group_advantages(
-            rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon
-        )
+        advantages = group_advantages(rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon)
         loss, diagnostics = grpo_surrogate(
             policy_logprobs, responses.behavior_logprobs_NxGxR, advantages, responses.mask_NxGxR, surrogate
         )
@@ -100,8 +103,10 @@ def distance(a: PyTree, b: PyTree) -> jax.Array:
     return optax.tree.norm(optax.tree.sub(a, b))
 
 
-def make_update(loss_fn, optimizer: optax.GradientTransformation, state: LearnerState, mesh: Mesh):
-    """One optimizer update as a jitted (state, rollout) -> (state, metrics) that donates `state`.
+def update_step(
+    loss_fn, optimizer: optax.GradientTransformation
+) -> Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, jax.Array]]]:
+    """One optimizer update as a pure function (state, rollout) -> (state, metrics).
 
     Metrics are scalars on the device: loss, the diagnostics of the loss, grad_norm, update_norm (of the change of
     the parameters), param_norm, and gradient_cosine with the previous step's gradient (NaN at the first step).
@@ -126,8 +131,15 @@ def make_update(loss_fn, optimizer: optax.GradientTransformation, state: Learner
         )
         return state, metrics
 
+    return update
+
+
+def make_update(loss_fn, optimizer: optax.GradientTransformation, state: LearnerState, mesh: Mesh):
+    """`update_step`, jitted for states sharded like `state`, which it donates."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh)))
+    return jax.jit(
+        update_step(loss_fn, optimizer), donate_argnums=0, out_shardings=(shardings, mesh_lib.replicated(mesh))
+    )
 
 
 def make_cosine_ceiling(loss_fn, num_parts: int):

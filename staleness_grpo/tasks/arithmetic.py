@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from staleness_grpo.hashing import hash64, uniform_integers
-from staleness_grpo.types import Prompts
+from staleness_grpo.types import Array, Prompts
 
 CHARACTERS = "0123456789+=_$"  # a token is the place of its character; the digits are themselves
 PLUS, EQUALS, PAD, END = 10, 11, 12, 13
@@ -78,9 +78,16 @@ class ArithmeticTask:
 
     def rewards(self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray) -> np.ndarray:
         """Rewards [N, G], float32: 1 for the answer's digits and the end token and nothing else, or 0."""
-        expected_NxR, _ = self._written(self.terms(index_N).sum(axis=1))
-        given_NxGxR = np.where(mask_NxGxR, tokens_NxGxR, PAD)
-        return (given_NxGxR == expected_NxR[:, None]).all(axis=-1).astype(np.float32)
+        return self.judge(self.answer_key(index_N), tokens_NxGxR, mask_NxGxR).astype(np.float32)
+
+    def answer_key(self, index_N: np.ndarray) -> np.ndarray:
+        """The right answers, padded: tokens [N, R], int32."""
+        return self._written(self.terms(index_N).sum(axis=1))[0]
+
+    def judge(self, key_NxR: Array, tokens_NxGxR: Array, mask_NxGxR: Array) -> Array:
+        """Whether each response is its key's, [N, G]; NumPy arrays or traced ones."""
+        key_Nx1xR = key_NxR[:, None]
+        return (mask_NxGxR & (tokens_NxGxR == key_Nx1xR) | ~mask_NxGxR & (key_Nx1xR == PAD)).all(axis=-1)
 
     def answer(self, index: int) -> np.ndarray:
         """The digits of the sum, and the end token."""

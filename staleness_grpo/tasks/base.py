@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from staleness_grpo.types import Prompts
+from staleness_grpo.types import Array, Prompts
 
 
 class Task(Protocol):
@@ -27,6 +27,14 @@ class Task(Protocol):
 
     def rewards(self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray) -> np.ndarray:
         """Rewards [N, G], float32, of the responses to the prompts with these indices."""
+        ...
+
+    def answer_key(self, index_N: np.ndarray) -> np.ndarray:
+        """All that judging responses to these prompts needs, with the prompt as leading axis."""
+        ...
+
+    def judge(self, key: Array, tokens_NxGxR: Array, mask_NxGxR: Array) -> Array:
+        """The rewards [N, G] again, from `answer_key` and traceable: for a training compiled as a whole."""
         ...
 
     def answer(self, index: int) -> np.ndarray:

@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from staleness_grpo.types import Prompts
+from staleness_grpo.types import Array, Prompts
 
 END_TOKEN = 0
 
@@ -93,16 +95,20 @@ class EnumerableTask:
         tokens = (index_N[:, None] // place_P % self.vocab_size).astype(np.int32)
         return Prompts(tokens_NxP=tokens, mask_NxP=np.ones(tokens.shape, dtype=bool), index_N=index_N)
 
+    @property
+    def _places(self) -> np.ndarray:
+        """What each token of a response counts in its code."""
+        return self.vocab_size ** np.arange(self.max_response_length - 1, -1, -1)
+
     def response_index(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Place in `responses` of each response; tokens and mask [..., R].
 
         Raises:
           ValueError: for a response that is none of them (its mask goes on after the end token, say).
         """
-        place_R = self.vocab_size ** np.arange(self.max_response_length - 1, -1, -1)
         tokens_YxR, mask_YxR = self.responses
-        codes_Y = tokens_YxR @ place_R  # increasing, because the order is lexicographic
-        codes = np.where(mask, tokens, END_TOKEN) @ place_R
+        codes_Y = tokens_YxR @ self._places  # increasing, because the order is lexicographic
+        codes = np.where(mask, tokens, END_TOKEN) @ self._places
         index = np.minimum(np.searchsorted(codes_Y, codes), len(codes_Y) - 1)
         if np.any(codes_Y[index] != codes) or np.any(mask_YxR[index] != mask):
             raise ValueError("a response is not among the enumerated ones: its tokens and its mask disagree")
@@ -112,6 +118,18 @@ class EnumerableTask:
         """Rewards [N, G], float32, looked up."""
         index_NxG = self.response_index(np.asarray(tokens_NxGxR), np.asarray(mask_NxGxR))
         return self.reward_table[np.asarray(index_N)[:, None], index_NxG]
+
+    def answer_key(self, index_N: np.ndarray) -> np.ndarray:
+        """Rewards [N, V^R] of all sequences by their code in base V; 0 for those that are no response."""
+        tokens_YxR, _ = self.responses
+        rewards = np.zeros((len(index_N), self.vocab_size**self.max_response_length), np.float32)
+        rewards[:, tokens_YxR @ self._places] = self.reward_table[index_N]
+        return rewards
+
+    def judge(self, key: Array, tokens_NxGxR: Array, mask_NxGxR: Array) -> jax.Array:
+        """The rewards [N, G] that stand in the key; a masked token counts as the end token."""
+        code_NxG = jnp.sum(jnp.where(mask_NxGxR, tokens_NxGxR, END_TOKEN) * self._places[None, None], axis=-1)
+        return jnp.take_along_axis(key, code_NxG, axis=-1)
 
     def answer(self, index: int) -> np.ndarray:
         """The first response of the highest reward."""
