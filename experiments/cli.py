@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments.workdir import check_workdir
@@ -59,6 +59,7 @@ def run(
 
     def absl_main(argv):
         del argv
+        logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it does not find
         with _exits_in_one_line(flags.FLAGS.workdir):
             execute(main, flags.FLAGS.config, flags.FLAGS.workdir, validate)
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import hypothesis
-import jax
-import pytest
+# Before JAX starts: nearly all of the suite's time is compilation, which this makes two to three times faster.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-from staleness_grpo import compile_cache
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from staleness_grpo import compile_cache  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 

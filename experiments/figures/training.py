@@ -22,7 +22,7 @@ def column(records: list[dict], name: str) -> np.ndarray:
 def draw(runs: dict[str, list[dict]]) -> plt.Figure:
     """Six panels; `runs` maps a label to the records of a run."""
     with style.context():
-        figure, axes = plt.subplots(2, 3, figsize=(10, 5.4), layout="constrained", sharex=True)
+        figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained", sharex=True)
         for (label, records), color in zip(runs.items(), style.COLORS, strict=False):
             steps = column(records, "step")
 
