@@ -4,8 +4,8 @@ import pathlib
 
 import matplotlib
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402: the backend comes first
+matplotlib.use("Agg")  # no window, on any machine; before pyplot
+import matplotlib.pyplot as plt  # noqa: E402
 
 # Okabe and Ito's palette (2008), which people of all kinds of color vision can tell apart; yellow is left out.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

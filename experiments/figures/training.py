@@ -41,13 +41,15 @@ def draw(runs: dict[str, list[dict]]) -> plt.Figure:
             ceiling = [(r["step"], r["gradient_cosine_ceiling"]) for r in records if "gradient_cosine_ceiling" in r]
             axes[1, 2].plot(*zip(*ceiling, strict=True), ".", color=color, alpha=0.6, markersize=4)
         titles = (
-            ("pass rate of the current policy", "drift: from the start (solid), from behavior (dashed)", "entropy (nats)"),
-            ("clip fraction: A > 0 (solid), A < 0 (dashed)", "effective sample size / tokens",
-             "gradient cosine (line) and its ceiling (dots)"),
-        )  # fmt: skip
-        for row, names in zip(axes, titles, strict=True):
-            for axis, name in zip(row, names, strict=True):
-                axis.set_title(name)
+            "pass rate of the current policy",
+            "drift: from the start (solid), from behavior (dashed)",
+            "entropy (nats)",
+            "clip fraction: A > 0 (solid), A < 0 (dashed)",
+            "effective sample size / tokens",
+            "gradient cosine (line), its ceiling (dots)",
+        )
+        for axis, title in zip(axes.flat, titles, strict=True):
+            axis.set_title(title)
         for axis in axes[1]:
             axis.set_xlabel("learner step")
         axes[0, 0].set_ylim(0, 1)
