@@ -140,27 +140,28 @@ def test_records_carry_the_field_names():
     assert ["gradient_cosine_ceiling" in record for record in records] == [True, False, False] * 2
 
 
-def test_drift_is_measured_from_the_behavior_versions():
-    config = tiny_config(**{"lag.max_lag": 2, "optimizer.name": "sgd"})
+@pytest.mark.parametrize("schedule", ["constant", "uniform"])
+def test_drift_is_measured_from_the_behavior_versions(schedule):
+    config = tiny_config(**{"lag.max_lag": 2, "lag.schedule": schedule, "optimizer.name": "sgd"})
     run = train.build(config)
-    versions, update = [jax.device_get(run.state.params)], run.update
+    versions, behavior, update = [jax.device_get(run.state.params)], [], run.update
 
     def spy(state, batch):
+        behavior.append(np.asarray(batch.behavior_version_N))
         state, metrics = update(state, batch)
         versions.append(jax.device_get(state.params))
         return state, metrics
 
     run.update = spy
     records = list(train.train(run, config))
+    between = [[float(learner.distance(a, b)) for b in versions] for a in versions]
     for step, record in enumerate(records):
-        lag = min(step, 2)
-        np.testing.assert_allclose(
-            record["drift_from_behavior"], learner.distance(versions[step], versions[step - lag]), rtol=1e-5
-        )
-        np.testing.assert_allclose(record["drift_from_start"], learner.distance(versions[step], versions[0]), rtol=1e-5)
-        np.testing.assert_allclose(
-            record["update_norm"], learner.distance(versions[step + 1], versions[step]), rtol=1e-4
-        )
+        expected = np.sqrt(np.mean([between[step][version] ** 2 for version in behavior[step]]))
+        np.testing.assert_allclose(record["drift_from_behavior"], expected, rtol=1e-5)
+        np.testing.assert_allclose(record["drift_from_start"], between[step][0], rtol=1e-5)
+        np.testing.assert_allclose(record["update_norm"], between[step + 1][step], rtol=1e-4)
+    if schedule == "uniform":
+        assert any(len(set(versions_N)) > 1 for versions_N in behavior)
 
 
 def test_a_non_finite_value_ends_the_run_as_collapsed():
