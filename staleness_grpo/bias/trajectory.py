@@ -80,20 +80,21 @@ def lagged_trajectory(
         stale = exact.logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients)
         cotangents = [fresh, stale - fresh]
         if batch_prompts:
-            batch = sampled_cotangent(
-                problem, policy_logprobs, behavior_logprobs, objective, batch_prompts, jax.random.fold_in(key, t)
+            step_key = jax.random.fold_in(key, t)
+            cotangents.append(
+                sampled_cotangent(problem, policy_logprobs, behavior_logprobs, objective, batch_prompts, step_key)
             )
-            cotangents.append(batch - stale)
         (pulled,) = jax.vmap(pull_back)(jnp.stack(cotangents))
-        ascent_D = jnp.sum(pulled, axis=0)  # H(theta_t, phi), plus the noise of a batch
+        exact_D = pulled[0] + pulled[1]  # H(theta_t, phi)
+        # Not exact_D plus the noise: a batch of equal rewards must move nothing, to the last bit.
+        ascent_D = pulled[2] if batch_prompts else exact_D
         update_D, optimizer_state = optimizer.update(ascent_D, optimizer_state)
 
-        norms = jnp.linalg.norm(pulled, axis=-1)
         values = {
-            "bias": norms[1],
+            "bias": jnp.linalg.norm(pulled[1]),
             "displacement": jnp.linalg.norm(theta_D - versions[slot]),
-            "gradient": norms[0],
-            "noise": norms[2] if batch_prompts else jnp.zeros_like(norms[0]),
+            "gradient": jnp.linalg.norm(pulled[0]),
+            "noise": jnp.linalg.norm(ascent_D - exact_D),
             "update_norm": jnp.linalg.norm(update_D),
             "clip_fraction": exact.clip_fraction(problem, policy_logprobs, behavior_logprobs, objective),
             "log_ratio_max": jnp.max(jnp.abs(policy_logprobs - behavior_logprobs)),

@@ -1,0 +1,192 @@
+"""The cells of the bias experiment: one lagged run for each optimizer, schedule, lag, learning rate and draw."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from staleness_grpo.bias.enumeration import Problem
+from staleness_grpo.bias.smoothness import behavior_smoothness
+from staleness_grpo.bias.trajectory import lagged_trajectory
+from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.staleness.schedule import make_schedule
+from staleness_grpo.tasks import make_task
+from staleness_grpo.types import PyTree
+
+OPTIMIZERS = {"sgd": optax.identity(), "adam": optax.scale_by_adam()}
+GRADIENTS = ("exact", "sampled")
+SCHEDULES = ("constant", "cyclic")
+POWER_ITERATIONS = 20
+LEAST_MEASURED_STEPS = {"exact": 1, "sampled": 16}  # a single noisy step says little
+# Purposes of random keys.
+INITIAL_POLICY, SAMPLING, POWER_START = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Independent problems of one shape: `levels` and `params` have the draw as their leading axis."""
+
+    config: ConfigDict
+    problem: Problem  # with the rewards of draw 0
+    levels: jax.Array  # int32 [draws, N, Y]
+    params: PyTree
+    objective: SurrogateConfig
+
+    def over_draws(self, function: Callable, *args) -> PyTree:
+        """function(problem, params, *args) of every draw, as NumPy arrays; compiled once."""
+
+        def one(level_NxY, params):
+            return function(dataclasses.replace(self.problem, level_NxY=level_NxY), params, *args)
+
+        return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(self.levels, self.params))
+
+    @functools.cached_property
+    def _smoothness(self) -> Callable:
+        def one(level_NxY, params, key):
+            problem = dataclasses.replace(self.problem, level_NxY=level_NxY)
+            return behavior_smoothness(problem, params, self.objective, POWER_ITERATIONS, key)
+
+        return jax.jit(jax.vmap(jax.vmap(one, in_axes=(None, 0, None))))
+
+    def smoothness(self, params: PyTree) -> np.ndarray:
+        """sigma_max(d_phi H) at params whose leading axes are [draw, any]: [draws, any]."""
+        return np.asarray(self._smoothness(self.levels, params, draw_keys(self.config, POWER_START)))
+
+    def with_task(self, **changes) -> "Draws":
+        """The same initial policies on another task: changes of the task's fields, of num_prompts, of group_size."""
+        config = self.config.copy_and_resolve_references()
+        config.update({name: changes.pop(name) for name in ("num_prompts", "group_size") if name in changes})
+        config.task.update(changes)
+        problems = make_problems(config, self.problem.apply)
+        return dataclasses.replace(self, config=config, problem=problems[0], levels=stacked_levels(problems))
+
+
+def make_draws(config: ConfigDict) -> Draws:
+    """The draws of a config: for each, rewards and an initial policy of its own."""
+    policy = make_policy(config)
+    problems = make_problems(config, policy.apply)
+    return Draws(
+        config=config,
+        problem=problems[0],
+        levels=stacked_levels(problems),
+        params=jax.jit(lambda keys: jax.lax.map(policy.init, keys))(draw_keys(config, INITIAL_POLICY)),
+        objective=SurrogateConfig(**config.surrogate.to_dict()),
+    )
+
+
+def make_policy(config: ConfigDict, **changes) -> Policy:
+    """The toy decoder, with some of its fields changed."""
+    return Policy(TransformerConfig(vocab_size=config.task.vocab_size, **{**config.policy.to_dict(), **changes}))
+
+
+def make_problems(config: ConfigDict, apply: Callable) -> list[Problem]:
+    """One problem for each draw."""
+    fields = {**config.task.to_dict(), "num_prompts": config.num_prompts}
+    seeds = [config.seed * config.num_draws + draw for draw in range(config.num_draws)]
+    return [Problem.from_task(apply, make_task({**fields, "seed": seed}), config.group_size) for seed in seeds]
+
+
+def stacked_levels(problems: list[Problem]) -> jax.Array:
+    """Reward levels of every response, one draw after the other."""
+    return jnp.stack([problem.level_NxY for problem in problems])
+
+
+def draw_keys(config: ConfigDict, purpose: int) -> jax.Array:
+    """One key for each draw."""
+    key = jax.random.fold_in(jax.random.key(config.seed), purpose)
+    return jax.vmap(lambda draw: jax.random.fold_in(key, draw))(jnp.arange(config.num_draws))
+
+
+def learning_rates(config: ConfigDict, optimizer: str, gradient: str) -> np.ndarray:
+    """The grid of one optimizer, even in the logarithm."""
+    ends = config[optimizer].lowest_learning_rate, config[optimizer].highest_learning_rate
+    return np.geomspace(*ends, config[gradient].num_learning_rates)
+
+
+def measured_steps(max_lag: int, gradient: str) -> slice:
+    """The learner steps that a cell's record sums up: whole cycles of S steps, after the warm-up of S."""
+    cycles = -(-LEAST_MEASURED_STEPS[gradient] // max_lag)
+    return slice(max_lag, max_lag * (1 + cycles))
+
+
+class CellRunner:
+    """Runs blocks of cells that share optimizer and gradient: one compiled program for all lags and schedules."""
+
+    def __init__(self, config: ConfigDict, draws: Draws, optimizer: str, gradient: str):
+        self._config = config
+        self._draws = draws
+        self._optimizer, self._gradient = optimizer, gradient
+        self._learning_rates = learning_rates(config, optimizer, gradient)
+        self._num_steps = max(measured_steps(lag, gradient).stop for lag in config.max_lags)
+        batch_prompts = config.sampled.batch_prompts if gradient == "sampled" else 0
+
+        def trajectory(level_NxY, params, key, learning_rate, lags_K, num_steps):
+            return lagged_trajectory(
+                dataclasses.replace(draws.problem, level_NxY=level_NxY),
+                params,
+                lags_K,
+                num_steps,
+                learning_rate,
+                key,
+                objective=draws.objective,
+                optimizer=OPTIMIZERS[optimizer],
+                batch_prompts=batch_prompts,
+                max_lag=max(config.max_lags),
+            )
+
+        over_rates = jax.vmap(trajectory, in_axes=(None, None, None, 0, None, None))
+        self._run = jax.jit(jax.vmap(over_rates, in_axes=(0, 0, 0, None, None, None)))
+
+    def block(self, schedule: str, max_lag: int) -> list[dict]:
+        """The records of one schedule and lag: every draw and learning rate.
+
+        Norms are rms over the measured steps, the clip fraction is the largest. The constant of the Lipschitz bound
+        is measured at the last step of exact cells with the largest lag, whose S * eta spans the whole range.
+        """
+        config, window = self._config, measured_steps(max_lag, self._gradient)
+        lags_K = np.zeros(self._num_steps, np.int32)
+        lags_K[: window.stop] = make_schedule(schedule, max_lag, num_groups=1).lags(np.arange(window.stop))[:, 0]
+        records, last_params = self._run(
+            self._draws.levels,
+            self._draws.params,
+            draw_keys(config, SAMPLING),
+            self._learning_rates,
+            lags_K,
+            window.stop,
+        )
+        records = {name: np.asarray(values)[..., window] for name, values in records.items()}
+        rms = {name: np.sqrt(np.mean(values**2, axis=-1)) for name, values in records.items()}
+        rms_age = float(np.sqrt(np.mean(lags_K[window].astype(float) ** 2)))
+        smoothness = None
+        if self._gradient == "exact" and max_lag == max(config.max_lags):
+            smoothness = self._draws.smoothness(last_params)
+        return [
+            {
+                "optimizer": self._optimizer,
+                "schedule": schedule,
+                "gradient": self._gradient,
+                "draw": draw,
+                "max_lag": max_lag,
+                "learning_rate": float(rate),
+                "s_eta": max_lag * float(rate),
+                "eta_rms_age": rms_age * float(rate),
+                "bias": rms["bias"][draw, i],
+                "displacement": rms["displacement"][draw, i],
+                "surrogate_gradient": rms["gradient"][draw, i],
+                "noise": rms["noise"][draw, i],
+                "update_norm": rms["update_norm"][draw, i],
+                "clip_fraction": records["clip_fraction"][draw, i].max(),
+                "log_ratio_max": records["log_ratio_max"][draw, i].max(),
+                "last_bias": records["bias"][draw, i, -1],
+                "last_displacement": records["displacement"][draw, i, -1],
+                "smoothness": None if smoothness is None else smoothness[draw, i],
+            }
+            for draw in range(config.num_draws)
+            for i, rate in enumerate(self._learning_rates)
+        ]

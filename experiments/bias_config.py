@@ -1,0 +1,57 @@
+"""Refuses configs of the bias experiment that cannot be run, naming flag, value and mend."""
+
+from ml_collections import ConfigDict
+
+from staleness_grpo.config import ConfigError, field
+
+LEAST = {
+    "seed": 0,
+    "num_draws": 2,  # an interval resamples draws
+    "num_prompts": 1,
+    "group_size": 2,
+    "num_resamples": 100,
+    "exact.num_learning_rates": 3,
+    "sampled.num_learning_rates": 3,
+    "sampled.batch_prompts": 1,
+    "sampled.num_batches": 30_000,  # enough blocks for the exponent of the error
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ConfigError for the first contradiction found."""
+    for flag, least in LEAST.items():
+        if field(config, flag) < least:
+            raise ConfigError(flag, field(config, flag), f"give a number >= {least}")
+    if config.sampled.batch_prompts > config.num_prompts:
+        raise ConfigError("sampled.batch_prompts", config.sampled.batch_prompts, "give at most num_prompts")
+    for optimizer in ("sgd", "adam"):
+        lowest, highest = config[optimizer].lowest_learning_rate, config[optimizer].highest_learning_rate
+        if not 0 < lowest < highest:
+            raise ConfigError(f"{optimizer}.lowest_learning_rate", lowest, f"give a number > 0 and below {highest}")
+    lags = list(config.max_lags)
+    if len(lags) < 3 or min(lags) < 1 or lags != sorted(set(lags)):
+        raise ConfigError("max_lags", config.max_lags, "give three or more increasing lags >= 1")
+    if config.task.name != "enumerable":
+        raise ConfigError("task.name", config.task.name, "only an enumerable task will do: give enumerable")
+    if {config.policy.dtype, config.policy.param_dtype} != {"float64"}:
+        raise ConfigError("policy.dtype", config.policy.dtype, "float32 loses the bias: give float64, and param_dtype")
+    _construct(config)
+
+
+def _construct(config: ConfigDict) -> None:
+    """Lets surrogate, task and policy refuse their own fields."""
+    from staleness_grpo.objective.surrogate import SurrogateConfig
+    from staleness_grpo.policy.transformer import TransformerConfig
+    from staleness_grpo.tasks import make_task
+
+    parts = {
+        "surrogate": lambda fields: SurrogateConfig(**fields),
+        "task": lambda fields: make_task({**fields, "num_prompts": config.num_prompts}),
+        "policy": lambda fields: TransformerConfig(vocab_size=config.task.vocab_size, **fields),
+    }
+    for section, construct in parts.items():
+        fields = config[section].to_dict()
+        try:
+            construct(fields)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(section, fields, str(error)) from error
