@@ -1,0 +1,151 @@
+"""report.html: one self-contained page, claim by claim, from the records of the main job alone."""
+
+import base64
+import dataclasses
+import html
+import json
+import pathlib
+
+from experiments import lag_comparison
+from experiments.figures import style
+from experiments.figures import training as training_figures
+from staleness_grpo import metrics
+
+STYLE = """
+body { font: 16px/1.5 Georgia, serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222; }
+h1, h2 { font-family: Helvetica, Arial, sans-serif; line-height: 1.2; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; margin: 1em 0; }
+th, td { text-align: left; vertical-align: top; padding: .35em .6em; border-bottom: 1px solid #ddd; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.yes { color: #00694b; } td.no { color: #a33b00; font-weight: bold; }
+img { max-width: 100%; } figure { margin: 1.5em 0; } figcaption { font-size: 14px; color: #444; }
+.note { font-size: 12px; color: #555; }
+code { font-size: 13px; background: #f4f4f4; padding: .1em .3em; overflow-wrap: anywhere; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One experiment: what was asked, what was found, and how to make it again."""
+
+    title: str
+    text: str
+    command: str
+    facts: list[dict]  # claim, measured, interval or None, n, holds, and perhaps a note
+    figures: list[tuple[pathlib.Path, str]]  # PNG and caption
+
+
+def number(value) -> str:
+    """A measured value for people: four digits, intervals and lists in brackets."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(number(item) for item in value) + "]"
+    return f"{value:.4g}"
+
+
+def fact_row(fact: dict) -> str:
+    """One claim as a table row."""
+    interval = "" if fact["interval"] is None else " " + number(fact["interval"])
+    holds = "yes" if fact["holds"] else "no"
+    note = f'<br><span class="note">{html.escape(fact["note"])}</span>' if fact.get("note") else ""
+    return (
+        f"<tr><td>{html.escape(fact['claim'])}{note}</td>"
+        f'<td class="number">{html.escape(number(fact["measured"]) + interval)}</td>'
+        f"<td>{html.escape(str(fact['n']))}</td>"
+        f'<td class="{holds}">{holds}</td></tr>'
+    )
+
+
+def section_html(section: Section) -> str:
+    """One section; a figure that is missing raises FileNotFoundError."""
+    rows = "\n".join(map(fact_row, section.facts))
+    figures = "\n".join(
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        for path, caption in section.figures
+    )
+    return f"""<h2>{html.escape(section.title)}</h2>
+<p>{html.escape(section.text)}</p>
+<p>Made by <code>{html.escape(section.command)}</code></p>
+<table><tr><th>Claim</th><th>Measured, with 95 % interval</th><th>n</th><th>Holds here</th></tr>
+{rows}
+</table>
+{figures}"""
+
+
+def bias_section(workdir: pathlib.Path) -> Section:
+    """The exact bias of stale rollouts."""
+    folder = workdir / "bias"
+    config = json.loads((folder / "config.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    return Section(
+        title="The gradient bias of stale rollouts, computed exactly",
+        text=(
+            f"Problems so small that every response to every prompt is enumerated, so that the population surrogate "
+            f"gradient H(theta, phi) is known to rounding and nothing in its bias is noise. {config['num_draws']} "
+            f"independent draws of rewards and initial policy; each run is trained with its own lag, by SGD and by "
+            f"Adam, on exact and on sampled gradients; lags {config['max_lags'][0]} to {config['max_lags'][-1]}."
+        ),
+        command="python -m experiments.bias --workdir=DIR",
+        facts=summary["facts"],
+        figures=[
+            (folder / "bias_law.png", "The bias of every run, divided by its draw's gain: the law is the dashed line."),
+            (folder / "bias_range.png", "Where the law ends, how tight the Lipschitz bound is, and how drift grows."),
+        ],
+    )
+
+
+def load(folder: pathlib.Path) -> dict:
+    """Config, records and summary of a finished training; raises FileNotFoundError where one is missing."""
+    return {
+        "config": json.loads((folder / "config.json").read_text()),
+        "records": metrics.read_jsonl(folder / "metrics.jsonl"),
+        "summary": json.loads((folder / "summary.json").read_text()),
+    }
+
+
+def training_section(workdir: pathlib.Path) -> Section:
+    """The two trainings that differ in their lag alone."""
+    runs = {lag: load(workdir / f"train_lag_{lag}") for lag in (0, 16)}
+    figure = training_figures.draw({f"S = {lag}": run["records"] for lag, run in runs.items()})
+    style.save(figure, workdir / "training")
+    config = runs[16]["config"]
+    seconds = [run["summary"]["median_time_step"] for run in runs.values()]
+    return Section(
+        title="Two trainings that differ in their lag alone",
+        text=(
+            f"Two-digit addition, a policy of 26k parameters warm-started on a corpus of right and wrong answers, "
+            f"{config['steps']} learner steps of {config['num_prompts']} prompts x {config['group_size']} responses, "
+            f"{config['optimizer']['name']} at eta = {config['optimizer']['learning_rate']:g}. Prompts and sampling "
+            f"noise are the same in both; the lag changes which policy answers. Median time of a step: "
+            f"{1e3 * seconds[0]:.0f} ms (S = 0), {1e3 * seconds[1]:.0f} ms (S = 16)."
+        ),
+        command="python -m experiments.train --config.optimizer.learning_rate=0.002 --config.lag.max_lag=16",
+        facts=lag_comparison.facts(runs[0], runs[16], config["num_prompts"] * config["group_size"]),
+        figures=[(workdir / "training.png", "Means over 15 learner steps, but for the evaluations and the ceiling.")],
+    )
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes report.html from the jobs' results and returns its path; raises FileNotFoundError on a gap."""
+    sections = [bias_section(workdir), training_section(workdir)]
+    facts = [fact for section in sections for fact in section.facts]
+    failing = [fact["claim"] for fact in facts if not fact["holds"]]
+    did_not = "".join(f"<li>{html.escape(claim)}</li>" for claim in failing) or "<li>nothing: every claim held</li>"
+    environment = json.loads((workdir / "environment.json").read_text())
+    page = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>staleness_grpo: report</title><style>{STYLE}</style></head><body>
+<h1>What stale rollouts do to GRPO</h1>
+<p>Claims of arXiv 2607.01083, and others that this project makes, tested here: {len(facts)} claims,
+{len(facts) - len(failing)} hold. Words as in the README: S is the maximum lag in optimizer updates, eta the learning
+rate, H(theta, phi) the surrogate gradient at parameters theta on rollouts of phi.</p>
+<p>What did not hold:</p><ul>{did_not}</ul>
+<p>Made with {html.escape(json.dumps(environment["versions"]))} on {html.escape(environment["platform"])}, commit
+{html.escape(str(environment["commit"]))}. All of it again: <code>bash launch/reproduce.sh</code></p>
+{"".join(map(section_html, sections))}
+</body></html>
+"""
+    path = workdir / "report.html"
+    path.write_text(page)
+    return path
