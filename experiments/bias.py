@@ -100,7 +100,7 @@ def summarize(config: ConfigDict, workdir: pathlib.Path) -> dict:
 
     import numpy as np
 
-    from experiments import bias_claims, bias_law
+    from experiments import bias_law, bias_law_claims
     from staleness_grpo import metrics
 
     rng = np.random.default_rng([config.seed, 1])
@@ -113,7 +113,7 @@ def summarize(config: ConfigDict, workdir: pathlib.Path) -> dict:
             of_both = cells.where(optimizer=optimizer, schedule=schedule)
             law = bias_law.summarize(of_both, rng, config.num_resamples)
             laws.setdefault(str(optimizer), {})[str(schedule)] = {**law, "exact_vs_bruteforce_error": error}
-    facts = bias_claims.law_facts(cells, laws, rng, config.num_resamples) + facts
+    facts = bias_law_claims.law_facts(cells, laws, rng, config.num_resamples) + facts
     return {**laws, "facts": facts}
 
 

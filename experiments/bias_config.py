@@ -15,6 +15,7 @@ LEAST = {
     "sampled.batch_prompts": 1,
     "sampled.num_batches": 30_000,  # enough blocks for the exponent of the error
 }
+POSITIVE = ("surrogate.clip_low", "surrogate.clip_high", "surrogate.std_epsilon")
 
 
 def validate(config: ConfigDict) -> None:
@@ -22,6 +23,9 @@ def validate(config: ConfigDict) -> None:
     for flag, least in LEAST.items():
         if field(config, flag) < least:
             raise ConfigError(flag, field(config, flag), f"give a number >= {least}")
+    for flag in POSITIVE:
+        if not field(config, flag) > 0:
+            raise ConfigError(flag, field(config, flag), "give a number > 0")
     if config.sampled.batch_prompts > config.num_prompts:
         raise ConfigError("sampled.batch_prompts", config.sampled.batch_prompts, "give at most num_prompts")
     for optimizer in ("sgd", "adam"):
@@ -29,7 +33,7 @@ def validate(config: ConfigDict) -> None:
         if not 0 < lowest < highest:
             raise ConfigError(f"{optimizer}.lowest_learning_rate", lowest, f"give a number > 0 and below {highest}")
     lags = list(config.max_lags)
-    if len(lags) < 3 or min(lags) < 1 or lags != sorted(set(lags)):
+    if len(lags) < 3 or not all(isinstance(lag, int) and lag >= 1 for lag in lags) or lags != sorted(set(lags)):
         raise ConfigError("max_lags", config.max_lags, "give three or more increasing lags >= 1")
     if config.task.name != "enumerable":
         raise ConfigError("task.name", config.task.name, "only an enumerable task will do: give enumerable")
@@ -54,4 +58,6 @@ def _construct(config: ConfigDict) -> None:
         try:
             construct(fields)
         except (TypeError, ValueError) as error:
-            raise ConfigError(section, fields, str(error)) from error
+            named = [name for name in fields if name in str(error)]
+            flag = f"{section}.{min(named, key=str(error).find)}" if named else section
+            raise ConfigError(flag, field(config, flag), str(error)) from error
