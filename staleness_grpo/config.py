@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 class FlagError(ValueError):
@@ -19,6 +19,30 @@ class ConfigError(FlagError):
 
     def __init__(self, flag: str, value, mend: str):
         super().__init__(f"config.{flag}", value, mend)
+
+
+CORRECTION_PARAMETERS = (
+    "alignment_threshold",  # gac, gac_after_optimizer
+    "cap",  # token_tis, sequence_tis, geometric_tis, aipo
+    "clip_high",  # corrections with a clip range of their own: clip_higher, gspo, cispo, m2po_authors, mu_grpo
+    "clip_low",
+    "delta",  # negative_mask
+    "ess_power",  # vcpo
+    "ess_target",
+    "hill_at_quantile",  # sat
+    "hill_exponent",
+    "penalty",  # dppo_tv
+    "probability_change",
+    "quantile",  # sat
+    "ratio_high",  # token_mis, sequence_mis, stable_reinforce
+    "ratio_low",
+    "removed_fraction",  # gac, gac_after_optimizer
+    "second_moment",  # m2po_authors, m2po_areal
+    "sigmas",  # stable_reinforce
+    "skip_threshold",  # gac, gac_after_optimizer
+    "veto_high",  # mu_grpo
+    "veto_low",
+)
 
 
 def default() -> ConfigDict:
@@ -72,7 +96,12 @@ def default() -> ConfigDict:
                 normalize_std=True,
                 std_epsilon=1e-4,
             ),
-            correction=dict(name="grpo_clip"),
+            correction=dict(
+                name="grpo_clip",  # a key of objective.corrections.registry.CORRECTIONS
+                update_rule="none",  # or a key of objective.update_corrections.UPDATE_CORRECTIONS
+                # Parameters, whose meaning stands where the correction is defined. Unset: the published value.
+                **{name: config_dict.placeholder(float) for name in CORRECTION_PARAMETERS},
+            ),
             optimizer=dict(
                 name="adam",  # sgd, adam, adamw
                 learning_rate=1e-3,
@@ -127,7 +156,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = ("optimizer.max_grad_norm", "optimizer.weight_decay")
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")  # and not negative
 _FRACTIONS = ("warm_start.fraction_correct", "warm_start.fraction_no_carry", "warm_start.fraction_difference")
-_CORRECTIONS = ("grpo_clip",)
+_AT_MOST_ONE = ("clip_low", "hill_at_quantile", "quantile", "removed_fraction", "skip_threshold")  # of correction
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _LARGEST_SEED = 2**31 - 1
 
@@ -146,6 +175,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _check_ranges(config)
     _check_names(config)
     _check_combinations(config)
+    _check_correction(config)
     _check_mesh(config, num_devices)
     _check_task(config)
 
@@ -174,6 +204,9 @@ def _check_types(config: ConfigDict, expected: ConfigDict, prefix: str = "") -> 
                 raise ConfigError(flag, value, f"give fields: {', '.join(default_value)}")
             _check_types(value, default_value, f"{flag}.")
             continue
+        if default_value is None and value is None:
+            continue  # an unset parameter
+        default_value = 0.5 if default_value is None else default_value
         accepted = (float, int) if isinstance(default_value, float) else type(default_value)
         is_bool_for_number = isinstance(value, bool) and not isinstance(default_value, bool)
         if not isinstance(value, accepted) or is_bool_for_number:
@@ -198,19 +231,27 @@ def _check_ranges(config: ConfigDict) -> None:
     for flag in ("seed", "warm_start.seed"):
         _require(field(config, flag) <= _LARGEST_SEED, config, flag, f"give a number <= {_LARGEST_SEED}")
     _require(config.surrogate.clip_low <= 1, config, "surrogate.clip_low", "give a number <= 1: ratios are >= 0")
+    for name in CORRECTION_PARAMETERS:
+        value = config.correction[name]
+        _require(value is None or value >= 0, config, f"correction.{name}", "give a number >= 0")
+        bounded = value is not None and name in _AT_MOST_ONE
+        _require(not bounded or value <= 1, config, f"correction.{name}", "give a number <= 1")
 
 
 def _check_names(config: ConfigDict) -> None:
     # Imported here: these bring in JAX, which a command needs only once its flags and folders are in order.
     from staleness_grpo.learner import OPTIMIZERS
+    from staleness_grpo.objective.corrections.registry import CORRECTIONS
     from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS
+    from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
     from staleness_grpo.staleness.schedule import SCHEDULES, STARTS
 
     choices = {
         "lag.schedule": tuple(SCHEDULES),
         "lag.start": STARTS,
         "surrogate.length_normalization": LENGTH_NORMALIZATIONS,
-        "correction.name": _CORRECTIONS,
+        "correction.name": tuple(CORRECTIONS),
+        "correction.update_rule": ("none", *UPDATE_CORRECTIONS),
         "optimizer.name": OPTIMIZERS,
         "policy.dtype": _DTYPES,
         "policy.param_dtype": _DTYPES,
@@ -259,6 +300,31 @@ def _check_combinations(config: ConfigDict) -> None:
             flag,
             "set JAX_ENABLE_X64=1 in the environment, or give float32",
         )
+
+
+def _check_correction(config: ConfigDict) -> None:
+    """No parameter is set that the chosen corrections do not read, and the surrogate is what the definition says."""
+    from staleness_grpo.objective.corrections import registry
+    from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+
+    name, update = config.correction.name, config.correction.update_rule
+    known = list(registry.parameters(name))
+    if update != "none":
+        known += registry.own_parameters(UPDATE_CORRECTIONS[update].transformation)
+    for parameter in CORRECTION_PARAMETERS:
+        reads = ", ".join(known) or "no parameter"
+        mend = f"leave it unset: correction.name={name} with correction.update_rule={update} reads {reads}"
+        if parameter.startswith("clip_") and registry.uses_surrogate_clip(name):
+            mend = f"set surrogate.{parameter}: correction.name={name} reads that"
+        _require(parameter in known or config.correction[parameter] is None, config, f"correction.{parameter}", mend)
+    for flag in ("length_normalization", "normalize_std"):
+        required = getattr(registry.CORRECTIONS[name], flag)
+        met = required is None or config.surrogate[flag] == required
+        _require(met, config, f"surrogate.{flag}", f"correction.name={name} is defined with {required}: give that")
+    for flag in ("clip_low", "clip_high"):
+        read = registry.uses_surrogate_clip(name) or config.surrogate[flag] == default().surrogate[flag]
+        mend = f"set correction.{flag}" if flag in known else "leave it at its default"
+        _require(read, config, f"surrogate.{flag}", f"correction.name={name} does not read it: {mend}")
 
 
 def _check_mesh(config: ConfigDict, num_devices: int) -> None:

@@ -9,7 +9,9 @@ from jax.sharding import Mesh
 
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.objective.advantages import group_advantages
-from staleness_grpo.objective.surrogate import SurrogateConfig, grpo_surrogate
+from staleness_grpo.objective.corrections import registry
+from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
+from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS, sequence_ess
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
@@ -23,18 +25,25 @@ def learning_rate_schedule(config) -> optax.Schedule:
     return lambda count: peak * jnp.minimum(1.0, (count + 1) / warmup) if warmup else peak
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(config, correction=None) -> optax.GradientTransformation:
     """The optimizer of `config.optimizer`: global-norm clip, then SGD, Adam or AdamW, then the learning rate.
 
-    Its gradients are those of a loss, to be descended.
+    The update correction that `config.correction` names, if given, stands first or just before the learning rate.
+    Gradients are those of a loss, to be descended.
     """
-    stages = []
+    stages, control = [], UPDATE_CORRECTIONS.get(correction.update_rule) if correction is not None else None
+    if control is not None:
+        transformation = control.transformation(**registry.chosen(control.transformation, correction))
+    if control is not None and not control.after_optimizer:
+        stages.append(transformation)
     if config.max_grad_norm > 0:
         stages.append(optax.clip_by_global_norm(config.max_grad_norm))
     if config.name in ("adam", "adamw"):
         stages.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     if config.name == "adamw":
         stages.append(optax.add_decayed_weights(config.weight_decay))
+    if control is not None and control.after_optimizer:
+        stages.append(transformation)
     stages.append(optax.scale_by_learning_rate(learning_rate_schedule(config)))
     return optax.chain(*stages)
 
@@ -67,9 +76,15 @@ def init_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def surrogate_loss(
-    policy: Policy, surrogate: SurrogateConfig, temperature: float
+    policy: Policy, surrogate: SurrogateConfig, temperature: float, correction=None
 ) -> Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
-    """The loss of a Rollout as a function (params, rollout) -> (loss, diagnostics); its gradient is -H."""
+    """The loss of a Rollout as a function (params, rollout) -> (loss, diagnostics); its gradient is -H.
+
+    `correction` is `config.correction`; without it, the plain clip of GRPO.
+    """
+    name = "grpo_clip" if correction is None else correction.name
+    overrides = {} if correction is None else registry.chosen(registry.CORRECTIONS[name].objective, correction)
+    token_objective = registry.bind(name, surrogate, overrides)
 
     def loss_fn(params, rollout):
         responses = rollout.responses
@@ -78,15 +93,23 @@ def surrogate_loss(
         )
         rewards = jnp.asarray(rollout.rewards_NxG, policy_logprobs.dtype)
         advantages = group_advantages(rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon)
-        loss, diagnostics = grpo_surrogate(
-            policy_logprobs, responses.behavior_logprobs_NxGxR, advantages, responses.mask_NxGxR, surrogate
+        behavior_logprobs, mask = responses.behavior_logprobs_NxGxR, responses.mask_NxGxR
+        loss, diagnostics = corrected_surrogate(
+            policy_logprobs,
+            behavior_logprobs,
+            policy_logprobs,  # each batch is learned from in one optimizer step: the policy is the proximal one
+            advantages,
+            mask,
+            surrogate.length_normalization,
+            token_objective,
         )
-        tokens = jnp.maximum(jnp.sum(responses.mask_NxGxR), 1)
+        tokens = jnp.maximum(jnp.sum(mask), 1)
         diagnostics |= {
+            "sequence_ess": sequence_ess(policy_logprobs, behavior_logprobs, mask),
             "entropy": jnp.sum(entropy) / tokens,
             "reward": jnp.mean(rewards),
             "reward_std_in_group": jnp.mean(jnp.std(rewards, axis=-1)),
-            "response_length": jnp.mean(jnp.sum(responses.mask_NxGxR, axis=-1)),
+            "response_length": jnp.mean(jnp.sum(mask, axis=-1)),
         }
         return loss, diagnostics
 
@@ -112,9 +135,12 @@ def update_step(
     the parameters), param_norm, and gradient_cosine with the previous step's gradient (NaN at the first step).
     """
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def update(state, rollout):
         (loss, diagnostics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, rollout)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        extra = {name: diagnostics[name] for name in ("sequence_ess",) if name in diagnostics}
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **extra)
         metrics = {
             "loss": loss,
             **diagnostics,

@@ -54,10 +54,10 @@ def build(config, task: Task | None = None) -> Run:
     task = make_task(config.task) if task is None else task
     policy = Policy(TransformerConfig(vocab_size=task.vocab_size, **config.policy.to_dict()))
     params = warm_start(policy, task, config) if config.warm_start.steps else None
-    optimizer = learner.make_optimizer(config.optimizer)
+    optimizer = learner.make_optimizer(config.optimizer, config.correction)
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(config.seed), params)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
-    loss_fn = learner.surrogate_loss(policy, surrogate, config.sampler.temperature)
+    loss_fn = learner.surrogate_loss(policy, surrogate, config.sampler.temperature, config.correction)
     parts = math.gcd(config.num_prompts, NOISE_PARTS)
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
     lag = config.lag

@@ -22,13 +22,15 @@ import jax.numpy as jnp
 
 from staleness_grpo.bias.enumeration import Problem, level_probabilities, response_logprobs
 from staleness_grpo.bias.group_statistics import expected_advantages
-from staleness_grpo.objective.surrogate import LOG_RATIO_CLAMP, SurrogateConfig, clipped_objective
+from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.objective.tokens import LOG_RATIO_CLAMP, clipped_objective
 from staleness_grpo.types import Array, PyTree
 
 # (policy_logprobs_NxYxR, behavior_logprobs_NxYxR) -> (c+, c-), each broadcastable to [N, Y, R]: what multiplies
-# grad log pi_theta of a token when the advantage is 1 and, with the sign turned, when it is -1.
+# grad log pi_theta of a token when the advantage is 1 and, with the sign turned, when it is -1. A third array, where
+# there is one, multiplies it whatever the advantage is: a penalty. `corrected` has those of the published corrections.
 # Both arguments are 0 where masked, so sums over the last axis are sequence log-probabilities.
-Coefficients = Callable[[Array, Array], tuple[Array, Array]]
+Coefficients = Callable[[Array, Array], tuple[Array, ...]]
 
 
 def clip_coefficients(objective: SurrogateConfig) -> Coefficients:
@@ -86,8 +88,9 @@ def logprob_cotangent(
     probs_NxY, token_weights, (positive_NxY, negative_NxY) = population_weights(
         problem, behavior_logprobs_NxYxR, objective
     )
-    on_positive, on_negative = coefficients(policy_logprobs_NxYxR, behavior_logprobs_NxYxR)
+    on_positive, on_negative, *always = coefficients(policy_logprobs_NxYxR, behavior_logprobs_NxYxR)
     signed = positive_NxY[..., None] * on_positive - negative_NxY[..., None] * on_negative
+    signed = sum(always, start=signed)
     return probs_NxY[..., None] * token_weights * signed / len(probs_NxY)
 
 

@@ -41,6 +41,26 @@ def expected_advantages(
 
     The other G - 1 responses fall on the levels as Multinomial(G - 1, level_probs). The two parts are apart
     because the clip's branch depends on the sign of A: for a middle level it varies from group to group.
+    """
+    probs_NxK, advantages_MxK = others_and_advantages(level_probs_NxM, levels_M, group_size, objective)
+    positive = jnp.einsum("nk,mk->nm", probs_NxK, jnp.maximum(advantages_MxK, 0.0))
+    negative = jnp.einsum("nk,mk->nm", probs_NxK, jnp.maximum(-advantages_MxK, 0.0))
+    return positive, negative
+
+
+def sign_probabilities(
+    level_probs_NxM: Array, levels_M: Array, group_size: int, objective: SurrogateConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """P(A > 0 | level), P(A < 0 | level) and P(A = 0 | level), each [N, M]."""
+    probs_NxK, advantages_MxK = others_and_advantages(level_probs_NxM, levels_M, group_size, objective)
+    events = (advantages_MxK > 0, advantages_MxK < 0, advantages_MxK == 0)
+    return tuple(jnp.einsum("nk,mk->nm", probs_NxK, event.astype(probs_NxK.dtype)) for event in events)
+
+
+def others_and_advantages(
+    level_probs_NxM: Array, levels_M: Array, group_size: int, objective: SurrogateConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Probability [N, K] of each way in which the others fall on the levels, and the advantage [M, K] it gives.
 
     Differentiable in `level_probs`. Powers come from repeated multiplication, so that a level of probability 0
     has derivative 0 and never 0 * inf, which q**k would give.
@@ -53,6 +73,4 @@ def expected_advantages(
     factors_NxKxM = powers_NxMxG[:, np.arange(len(levels_M)), others_KxM]
     probs_NxK = coefficient_K.astype(level_probs_NxM.dtype)[None] * jnp.prod(factors_NxKxM, axis=-1)
     advantages_MxK = advantage_table(jnp.asarray(levels_M, level_probs_NxM.dtype), others_KxM, objective)
-    positive = jnp.einsum("nk,mk->nm", probs_NxK, jnp.maximum(advantages_MxK, 0.0))
-    negative = jnp.einsum("nk,mk->nm", probs_NxK, jnp.maximum(-advantages_MxK, 0.0))
-    return positive, negative
+    return probs_NxK, advantages_MxK

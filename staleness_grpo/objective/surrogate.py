@@ -1,15 +1,20 @@
-"""The clipped GRPO surrogate L(theta, phi) with the behavior policy phi explicit, and its diagnostics."""
+"""The surrogate L(theta, phi) with the behavior policy phi explicit, for any correction, and its diagnostics."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from staleness_grpo.objective.corrections.clipped import grpo_clip
+from staleness_grpo.objective.tokens import TokenBatch
 from staleness_grpo.types import Array
 
+TokenObjective = Callable[[TokenBatch], Array]  # a correction with its parameters fixed: [..., R], to be maximised
+
 LENGTH_NORMALIZATIONS = ("response", "constant", "tokens")
-LOG_RATIO_CLAMP = 20.0  # exp(20) = 5e8: far outside any clip range, far inside float32
 RATIO_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 
 
@@ -55,22 +60,6 @@ def token_weights(mask_BxR: Array, length_normalization: str) -> jax.Array:
     return jnp.where(mask_BxR, weight, 0.0)
 
 
-def log_ratio(policy_logprobs: Array, behavior_logprobs: Array, mask: Array) -> jax.Array:
-    """log pi_theta - log pi_phi per token, unclamped; 0, with zero gradient, where masked.
-
-    Both sides are masked before the subtraction, so a NaN at a masked place reaches neither the value nor
-    the gradient. The behavior side carries no gradient: phi is data.
-    """
-    policy_logprobs = jnp.where(mask, policy_logprobs, 0.0)
-    behavior_logprobs = jnp.where(mask, behavior_logprobs, 0.0)
-    return policy_logprobs - jax.lax.stop_gradient(behavior_logprobs)
-
-
-def clipped_objective(ratio: Array, advantages: Array, clip_low: float, clip_high: float) -> jax.Array:
-    """min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), elementwise (PPO, arXiv 1707.06347, equation 7)."""
-    return jnp.minimum(ratio * advantages, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages)
-
-
 def grpo_surrogate(
     policy_logprobs: Array,
     behavior_logprobs: Array,
@@ -100,30 +89,84 @@ def grpo_surrogate(
       ValueError: if `behavior_logprobs` is None: there is no on-policy fallback.
       AssertionError: if shapes disagree.
     """
+    clip = functools.partial(grpo_clip, clip_low=config.clip_low, clip_high=config.clip_high)
+    return corrected_surrogate(
+        policy_logprobs, behavior_logprobs, policy_logprobs, advantages, mask, config.length_normalization, clip
+    )
+
+
+def corrected_surrogate(
+    policy_logprobs: Array,
+    behavior_logprobs: Array,
+    proximal_logprobs: Array,
+    advantages: Array,
+    mask: Array,
+    length_normalization: str,
+    correction: TokenObjective,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Minus sum_{b,t} w_bt f_bt, to be minimised, with f the correction's per-token objective; and diagnostics.
+
+    Args:
+      policy_logprobs: [..., R] float, log pi_theta of the response tokens.
+      behavior_logprobs: [..., R] float, log pi_phi as recorded by the sampler. Never optional.
+      proximal_logprobs: [..., R] float, log-probabilities at the start of the update. With one optimizer step per
+        rollout batch these are the policy's own, which may be passed: they are held constant.
+      advantages: [...] float, one for each response.
+      mask: [..., R] bool, True on the response's tokens.
+      length_normalization: that of the token weights w.
+      correction: see `corrections.registry.bind`.
+
+    Returns:
+      (loss, diagnostics): a scalar, and the scalars of `ratio_diagnostics`.
+
+    Raises:
+      ValueError: if `behavior_logprobs` is None: there is no on-policy fallback.
+      AssertionError: if shapes disagree.
+    """
     if behavior_logprobs is None:
         raise ValueError(
             "behavior_logprobs is None: pass the log-probabilities that the sampler recorded. "
             "The surrogate never assumes that rollouts are on-policy."
         )
-    chex.assert_equal_shape([policy_logprobs, behavior_logprobs, mask])
+    chex.assert_equal_shape([policy_logprobs, behavior_logprobs, proximal_logprobs, mask])
     chex.assert_shape(advantages, policy_logprobs.shape[:-1])
-    raw_log_ratio = log_ratio(policy_logprobs, behavior_logprobs, mask)
-    ratio = jnp.exp(jnp.clip(raw_log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+    # Masked before anything is computed from them, so that a NaN there reaches neither the value nor the gradient.
+    policy_logprobs, behavior_logprobs, proximal_logprobs = (
+        jnp.where(mask, logprobs, 0.0) for logprobs in (policy_logprobs, behavior_logprobs, proximal_logprobs)
+    )
     advantages = jax.lax.stop_gradient(advantages)[..., None]
-    objective = clipped_objective(ratio, advantages, config.clip_low, config.clip_high)
-    loss = -jnp.sum(token_weights(mask, config.length_normalization) * objective)
-    return loss, ratio_diagnostics(raw_log_ratio, advantages, mask, config)
+    batch = TokenBatch(
+        policy_logprobs=policy_logprobs,
+        behavior_logprobs=jax.lax.stop_gradient(behavior_logprobs),
+        proximal_logprobs=jax.lax.stop_gradient(proximal_logprobs),
+        advantages=advantages,
+        mask=jnp.asarray(mask),
+        weights=jnp.ones_like(advantages),
+    )
+    loss = -jnp.sum(token_weights(mask, length_normalization) * correction(batch))
+    constant = dataclasses.replace(batch, policy_logprobs=jax.lax.stop_gradient(policy_logprobs))
+    cut = (token_slopes(constant, correction) == 0) & (advantages != 0)
+    return loss, ratio_diagnostics(batch.log_ratio(), advantages, mask, cut)
 
 
-def ratio_diagnostics(
-    raw_log_ratio: Array, advantages: Array, mask: Array, config: SurrogateConfig
-) -> dict[str, jax.Array]:
+def token_slopes(batch: TokenBatch, correction: TokenObjective) -> jax.Array:
+    """d objective / d log pi_theta of each token, before length normalization."""
+
+    def total(policy_logprobs):
+        objective = correction(dataclasses.replace(batch, policy_logprobs=policy_logprobs))
+        return jnp.sum(jnp.where(batch.mask, objective, 0.0))
+
+    return jax.grad(total)(batch.policy_logprobs)
+
+
+def ratio_diagnostics(raw_log_ratio: Array, advantages: Array, mask: Array, cut: Array) -> dict[str, jax.Array]:
     """Statistics over the unmasked tokens of the ratio as it is, before any clamp.
 
-    ratio_mean, ratio_q01/q50/q99/max (nearest rank), clip_fraction (tokens whose gradient the clip removes),
-    clip_fraction_positive and _negative (the same among tokens with A > 0 and A < 0), approx_kl (mean of
-    r - 1 - log r, an unbiased estimate of KL(phi || theta) with positive terms), ess (effective sample size
-    (sum r)^2 / (n sum r^2), in (0, 1]), log_ratio_second_moment (mean of (log r)^2).
+    ratio_mean, ratio_q01/q50/q99/max (nearest rank), clip_fraction (tokens whose gradient the clip, or whatever
+    stands in its place, removes: those in `cut`), clip_fraction_positive and _negative (the same among tokens with
+    A > 0 and A < 0), approx_kl (mean of r - 1 - log r, an unbiased estimate of KL(phi || theta) with positive
+    terms), ess (effective sample size (sum r)^2 / (n sum r^2), in (0, 1]), log_ratio_second_moment (mean of
+    (log r)^2).
     All are 0 when no token is unmasked, but for ess, which is 1.
     """
     x = jax.lax.stop_gradient(raw_log_ratio)
@@ -139,9 +182,6 @@ def ratio_diagnostics(
 
     positive = active & (advantages > 0)
     negative = active & (advantages < 0)
-    clipped_high = positive & (x > jnp.log1p(config.clip_high))
-    # clip_low >= 1 removes the lower bound: the ratio is never below 0.
-    clipped_low = negative & (x < (jnp.log1p(-config.clip_low) if config.clip_low < 1 else -jnp.inf))
 
     # In log space, so that a token with log-ratio 50 gives a small ess and no overflow.
     log_weights = jnp.where(active, x, -jnp.inf)
@@ -157,9 +197,9 @@ def ratio_diagnostics(
         "ratio_q50": q50,
         "ratio_q99": q99,
         "ratio_max": largest,
-        "clip_fraction": fraction(clipped_high | clipped_low, active),
-        "clip_fraction_positive": fraction(clipped_high, positive),
-        "clip_fraction_negative": fraction(clipped_low, negative),
+        "clip_fraction": fraction(cut, active),
+        "clip_fraction_positive": fraction(cut, positive),
+        "clip_fraction_negative": fraction(cut, negative),
         "approx_kl": mean(jnp.expm1(x) - x),
         "ess": ess,
         "log_ratio_second_moment": mean(x**2),
