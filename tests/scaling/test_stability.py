@@ -1,0 +1,76 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from staleness_grpo.scaling import stability
+
+LAGS = (1, 2, 4, 8, 16, 32, 64)
+RATES = np.geomspace(5e-4, 8e-3, 9)
+HORIZONS = (100, 300)
+
+
+def synthetic(rule, seeds, noise=0.05):
+    """Cells whose boundary is the smaller or the larger of 0.0145 / S and 0.27 / T, with noise in its logarithm."""
+    rng = np.random.default_rng(min(seeds))
+    rows = []
+    for lag, rate, horizon, seed in itertools.product(LAGS, RATES, HORIZONS, seeds):
+        boundary = rule(0.0145 / lag, 0.27 / horizon) * np.exp(noise * rng.normal())
+        rows.append((lag, rate, horizon, rate > boundary, seed))
+    lags, rates, horizons, collapsed, seeds = (np.array(column) for column in zip(*rows, strict=True))
+    return stability.Cells(lags.astype(float), rates, horizons.astype(float), collapsed, seeds)
+
+
+@pytest.mark.parametrize(("name", "rule"), [("min", min), ("max", max)])
+def test_the_rule_that_made_the_cells_is_recovered_and_wins_on_held_out_seeds(name, rule):
+    cells, others = synthetic(rule, range(4)), synthetic(rule, range(10, 14))
+    fit = stability.fit_rule(name, cells)
+    np.testing.assert_allclose(np.exp(fit.parameters), [0.0145, 0.27], rtol=0.15)
+    assert stability.balanced_accuracy(name, fit, others) > 0.95
+    scores = {
+        candidate: stability.held_out_log_likelihood(candidate, cells, cells.seed % 2).sum()
+        for candidate in ("min", "max", "product", "staleness", "horizon")
+    }
+    assert max(scores, key=scores.get) == name
+    assert scores[name] > max(value for key, value in scores.items() if key != name) + 20
+
+
+def test_the_smooth_rule_contains_both():
+    for rule, sign in ((min, -1), (max, 1)):
+        fit = stability.fit_rule("smooth", synthetic(rule, range(3)))
+        assert sign * fit.parameters[2] > 3
+
+
+def test_the_measured_boundary_and_its_slopes():
+    cells = synthetic(max, range(6))
+    at_300 = cells[cells.horizon == 300]
+    measured = stability.measured_log_eta_max(at_300)
+    for lag in LAGS[1:]:
+        # Half a step of the grid, log(16) / 8, is 0.17.
+        assert measured[float(lag)] == pytest.approx(np.log(max(0.0145 / lag, 0.9e-3)), abs=0.17)
+    assert measured[1.0] == np.inf  # no cell of S = 1 collapses within the grid: 0.0145 is above it
+    falling = at_300[at_300.max_lag <= 16]
+    assert stability.slope_of_eta_max(falling) == pytest.approx(-1, abs=0.1)  # S = 1 counts, as a bound
+    assert stability.slope_of_eta_max(at_300[at_300.max_lag >= 16]) == pytest.approx(0, abs=0.1)
+
+
+def test_horizons_are_looked_up_in_the_records():
+    record = dict(max_lag=2, learning_rate=1e-3, seed=7, steps=300)
+    records = [
+        record | {"collapse_step": 120},
+        record | {"collapse_step": None},
+        record | {"max_lag": 0, "collapse_step": 5},
+    ]
+    cells = stability.at_horizons(records, (100, 300))
+    np.testing.assert_array_equal(cells.collapsed, [False, True, False, False])
+    np.testing.assert_array_equal(cells.horizon, [100, 300, 100, 300])
+    with pytest.raises(ValueError, match="600"):
+        stability.at_horizons(records, (600,))
+
+
+def test_balanced_accuracy_weighs_both_kinds_alike():
+    cells = synthetic(min, range(2), noise=0.0)
+    fit = stability.fit_rule("min", cells)
+    assert stability.balanced_accuracy("min", fit, cells) == 1.0
+    with pytest.raises(ValueError, match="stable and collapsing"):
+        stability.balanced_accuracy("min", fit, cells[cells.collapsed])
