@@ -139,6 +139,10 @@ def execute(
     """Checks the folder and the config, then runs main. Raises FlagError before anything was written."""
     folder = check_workdir(workdir, config)
     validate(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # some file systems, /proc for one, answer so where nothing can be made
+        raise FlagError("workdir", workdir, "no folder can be made there: give another") from error
     from staleness_grpo import compile_cache  # JAX, from here on
 
     compile_cache.enable(ROOT / ".cache" / "jax")

@@ -178,6 +178,12 @@ def test_nothing_runs_and_nothing_is_written_when_the_config_is_refused(tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_workdir_where_no_folder_can_be_made_is_refused():
+    with pytest.raises(config_lib.FlagError, match="--workdir=/proc/results: no folder can be made there"):
+        cli.execute(lambda *args: None, config_lib.default(), "/proc/results", lambda config: None)
+
+
 @pytest.mark.parametrize(("error", "code"), [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EACCES, 2), (errno.EROFS, 2)])
 def test_disk_errors_of_the_run_end_in_one_line(tmp_path, capsys, error, code):
     def main(config, workdir):
