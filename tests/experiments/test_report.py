@@ -11,7 +11,8 @@ from experiments.figures import style, training
 
 def records(final, num_steps=60, lag=0):
     """A run whose evaluations rise from 0.3 to `final` and stay there from half way."""
-    rising = np.minimum(np.arange(num_steps) / (num_steps / 2), 1)
+    rewards = 0.3 + (final - 0.3) * np.minimum(np.arange(num_steps) / (num_steps / 2), 1)
+    evaluated = [{"eval_reward": reward, "gradient_cosine_ceiling": 0.2} for reward in rewards]
     return [
         {
             "step": step,
@@ -25,10 +26,10 @@ def records(final, num_steps=60, lag=0):
             "clip_fraction_negative": 0.0,
             "ess": 1.0,
             "gradient_cosine": None if step == 0 else 0.1,
-            **({"eval_reward": 0.3 + (final - 0.3) * rising[step], "gradient_cosine_ceiling": 0.2} if step % 5 == 0 else {}),
+            **(evaluated[step] if step % 5 == 0 else {}),
         }
         for step in range(num_steps)
-    ]  # fmt: skip
+    ]
 
 
 def run(final, lag):
@@ -75,7 +76,7 @@ def test_training_section_is_self_contained(tmp_path):
     write_run(tmp_path / "train_lag_16", 0.5, 16)
     page = report.section_html(report.training_section(tmp_path))
     assert (tmp_path / "training.png").exists() and (tmp_path / "training.pdf").exists()
-    assert 'src="data:image/png;base64,' in page and "src=\"/" not in page
+    assert 'src="data:image/png;base64,' in page and 'src="/' not in page
     assert "0.9 [0.8878, 0.911]" in page and ">yes<" in page
 
 
