@@ -9,6 +9,7 @@ facts.json (identities at fixed policies), figures, and summary.json. What is fi
 """
 
 import concurrent.futures
+import itertools
 import pathlib
 
 from ml_collections import ConfigDict
@@ -40,57 +41,54 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes facts.jsonl and cells.jsonl, unless they are complete."""
+    """Writes facts.json and cells.jsonl, unless they are complete."""
     import numpy as np
 
     from experiments import bias_cells, bias_claims
     from staleness_grpo import metrics
 
-    pairs = [(optimizer, gradient) for optimizer in bias_cells.OPTIMIZERS for gradient in bias_cells.GRADIENTS]
     cells_path, facts_path = workdir / "cells.jsonl", workdir / "facts.json"
     finished = finished_cells(config, cells_path)
-    missing = [pair for pair in pairs if pair not in finished]
+    missing = [gradient for gradient in bias_cells.GRADIENTS if gradient not in finished]
     draws = bias_cells.make_draws(config)
 
-    def run_cells(optimizer, gradient):
-        runner = bias_cells.CellRunner(config, draws, optimizer, gradient)
-        return [
-            cell for schedule in bias_cells.SCHEDULES for lag in config.max_lags
-            for cell in runner.block(schedule, lag)
-        ]  # fmt: skip
+    def run_cells(gradient):
+        runner = bias_cells.CellRunner(draws, gradient)
+        blocks = itertools.product(bias_cells.OPTIMIZERS, bias_cells.SCHEDULES, config.max_lags)
+        return [cell for block in blocks for cell in runner.block(*block)]
 
     with (
         metrics.Progress("parts", len(missing) + 1) as progress,
         concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
     ):
-        futures = {pair: pool.submit(run_cells, *pair) for pair in missing}
+        futures = {gradient: pool.submit(run_cells, gradient) for gradient in missing}
         if not facts_path.exists():
             rng = np.random.default_rng([config.seed, 0])
             facts = pool.submit(bias_claims.measure_facts, draws, rng, config.num_resamples)
         if missing:
             writer = metrics.MetricsWriter(cells_path)
-            for pair in pairs:
-                for cell in finished.get(pair) or futures[pair].result():
+            for gradient in bias_cells.GRADIENTS:
+                for cell in finished.get(gradient) or futures[gradient].result():
                     writer.write(cell)
-                progress.advance(" ".join(pair))
+                progress.advance(f"{gradient} gradients")
             writer.close()
         if not facts_path.exists():
             metrics.write_json(facts_path, facts.result())
 
 
-def finished_cells(config: ConfigDict, path: pathlib.Path) -> dict[tuple[str, str], list[dict]]:
-    """The cells on disk of every (optimizer, gradient) that is complete."""
+def finished_cells(config: ConfigDict, path: pathlib.Path) -> dict[str, list[dict]]:
+    """The cells on disk of every kind of gradient that is complete."""
     from experiments import bias_cells
     from staleness_grpo import metrics
 
     found = {}
     for cell in metrics.read_jsonl(path) if path.exists() else []:
-        found.setdefault((cell["optimizer"], cell["gradient"]), []).append(cell)
-    blocks = len(bias_cells.SCHEDULES) * len(config.max_lags) * config.num_draws
+        found.setdefault(cell["gradient"], []).append(cell)
+    blocks = len(bias_cells.OPTIMIZERS) * len(bias_cells.SCHEDULES) * len(config.max_lags) * config.num_draws
     return {
-        pair: cells
-        for pair, cells in found.items()
-        if len(cells) == blocks * len(bias_cells.learning_rates(config, *pair))
+        gradient: cells
+        for gradient, cells in found.items()
+        if len(cells) == blocks * config[gradient].num_learning_rates
     }
 
 

@@ -19,11 +19,12 @@ from staleness_grpo.staleness.schedule import make_schedule
 from staleness_grpo.tasks import make_task
 from staleness_grpo.types import PyTree
 
-OPTIMIZERS = {"sgd": optax.identity(), "adam": optax.scale_by_adam()}
+OPTIMIZERS = ("sgd", "adam")
 GRADIENTS = ("exact", "sampled")
 SCHEDULES = ("constant", "cyclic")
 POWER_ITERATIONS = 20
 LEAST_MEASURED_STEPS = {"exact": 1, "sampled": 16}  # a single noisy step says little
+RUN_ONCE = {"xla_backend_optimization_level": 0}  # compiles in half the time what runs for a moment
 # Purposes of random keys.
 INITIAL_POLICY, SAMPLING, POWER_START = range(3)
 
@@ -44,7 +45,8 @@ class Draws:
         def one(level_NxY, params):
             return function(dataclasses.replace(self.problem, level_NxY=level_NxY), params, *args)
 
-        return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(self.levels, self.params))
+        program = jax.jit(jax.vmap(one), compiler_options=RUN_ONCE)
+        return jax.tree.map(np.asarray, program(self.levels, self.params))
 
     @functools.cached_property
     def _smoothness(self) -> Callable:
@@ -115,18 +117,28 @@ def measured_steps(max_lag: int, gradient: str) -> slice:
     return slice(max_lag, max_lag * (1 + cycles))
 
 
-class CellRunner:
-    """Runs blocks of cells that share optimizer and gradient: one compiled program for all lags and schedules."""
+def sgd_or_adam(use_adam: jax.Array) -> optax.GradientTransformation:
+    """SGD or Adam by a traced choice, so that both are one compiled program."""
+    adam = optax.scale_by_adam()
 
-    def __init__(self, config: ConfigDict, draws: Draws, optimizer: str, gradient: str):
-        self._config = config
+    def update(gradient, state, params=None):
+        direction, state = adam.update(gradient, state, params)
+        return jnp.where(use_adam, direction, gradient), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+class CellRunner:
+    """Runs blocks of cells with one kind of gradient: one compiled program for all optimizers, schedules and lags."""
+
+    def __init__(self, draws: Draws, gradient: str):
+        self._config = config = draws.config
         self._draws = draws
-        self._optimizer, self._gradient = optimizer, gradient
-        self._learning_rates = learning_rates(config, optimizer, gradient)
+        self._gradient = gradient
         self._num_steps = max(measured_steps(lag, gradient).stop for lag in config.max_lags)
         batch_prompts = config.sampled.batch_prompts if gradient == "sampled" else 0
 
-        def trajectory(level_NxY, params, key, learning_rate, lags_K, num_steps):
+        def trajectory(level_NxY, params, key, learning_rate, use_adam, lags_K, num_steps):
             return lagged_trajectory(
                 dataclasses.replace(draws.problem, level_NxY=level_NxY),
                 params,
@@ -135,28 +147,30 @@ class CellRunner:
                 learning_rate,
                 key,
                 objective=draws.objective,
-                optimizer=OPTIMIZERS[optimizer],
+                optimizer=sgd_or_adam(use_adam),
                 batch_prompts=batch_prompts,
                 max_lag=max(config.max_lags),
             )
 
-        over_rates = jax.vmap(trajectory, in_axes=(None, None, None, 0, None, None))
-        self._run = jax.jit(jax.vmap(over_rates, in_axes=(0, 0, 0, None, None, None)))
+        over_rates = jax.vmap(trajectory, in_axes=(None, None, None, 0, None, None, None))
+        self._run = jax.jit(jax.vmap(over_rates, in_axes=(0, 0, 0, None, None, None, None)))
 
-    def block(self, schedule: str, max_lag: int) -> list[dict]:
-        """The records of one schedule and lag: every draw and learning rate.
+    def block(self, optimizer: str, schedule: str, max_lag: int) -> list[dict]:
+        """The records of one optimizer, schedule and lag: every draw and learning rate.
 
         Norms are rms over the measured steps, the clip fraction is the largest. The constant of the Lipschitz bound
         is measured at the last step of exact cells with the largest lag, whose S * eta spans the whole range.
         """
         config, window = self._config, measured_steps(max_lag, self._gradient)
+        rates = learning_rates(config, optimizer, self._gradient)
         lags_K = np.zeros(self._num_steps, np.int32)
         lags_K[: window.stop] = make_schedule(schedule, max_lag, num_groups=1).lags(np.arange(window.stop))[:, 0]
         records, last_params = self._run(
             self._draws.levels,
             self._draws.params,
             draw_keys(config, SAMPLING),
-            self._learning_rates,
+            rates,
+            optimizer == "adam",
             lags_K,
             window.stop,
         )
@@ -168,7 +182,7 @@ class CellRunner:
             smoothness = self._draws.smoothness(last_params)
         return [
             {
-                "optimizer": self._optimizer,
+                "optimizer": optimizer,
                 "schedule": schedule,
                 "gradient": self._gradient,
                 "draw": draw,
@@ -188,5 +202,5 @@ class CellRunner:
                 "smoothness": None if smoothness is None else smoothness[draw, i],
             }
             for draw in range(config.num_draws)
-            for i, rate in enumerate(self._learning_rates)
+            for i, rate in enumerate(rates)
         ]

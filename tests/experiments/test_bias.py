@@ -141,7 +141,7 @@ def test_tiny_run_writes_what_it_promises_and_skips_what_is_finished(tmp_path):
     lines = cells.decode().splitlines()
     assert len(lines) == 2 * 2 * 3 * 2 * (6 + 3)
     # A run broken off in the middle of its cells goes on, and ends with the same records.
-    (tmp_path / "cells.jsonl").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    (tmp_path / "cells.jsonl").write_text("\n".join(lines[:150]) + "\n")  # the exact ones and a few
     (tmp_path / "summary.json").unlink()
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "cells.jsonl").read_bytes() == cells
