@@ -86,7 +86,7 @@ def _starts(rule: str) -> np.ndarray:
         return np.array([[np.log(0.1), 0.5, 0.5], [np.log(0.3), 0.1, 0.9], [np.log(0.01), 0.9, 0.1]])
     pairs = [[a, b] for a in _LOG_A for b in _LOG_B]
     if rule == "smooth":
-        return np.array([[*pair, power] for pair in pairs[::2] for power in (-2.0, 2.0)])
+        return np.array([[*pair, power] for pair in pairs[::4] for power in (-2.0, 2.0)])
     return np.array(pairs)
 
 
@@ -97,24 +97,16 @@ def fit_rule(rule: str, cells: Cells) -> Fit:
     )
 
 
-def log_eta_max(rule: str, fit: Fit, max_lag: np.ndarray, horizon: np.ndarray) -> np.ndarray:
-    """The boundary at any S >= 1 and T, broadcast against each other."""
-    lags, steps = np.broadcast_arrays(np.asarray(max_lag, float), np.asarray(horizon, float))
-    empty = np.zeros(lags.shape)
-    return RULES[rule](fit.parameters, Cells(lags, empty, steps, empty, empty))
+def log_eta_max(rule: str, parameters: np.ndarray, max_lag: np.ndarray, horizon: float) -> np.ndarray:
+    """The boundary of a rule at each S >= 1 [n] and one T."""
+    empty = np.zeros(len(max_lag))
+    return RULES[rule](np.asarray(parameters), Cells(np.asarray(max_lag, float), empty, empty + horizon, empty, empty))
 
 
-def held_out_log_likelihood(rule: str, cells: Cells, fold: np.ndarray) -> np.ndarray:
-    """log-likelihood of each cell [n] under the fit to the cells of the other folds."""
-    result = np.empty(len(cells))
-    for label in np.unique(fold):
-        inside = fold == label
-        fit = fit_rule(rule, cells[~inside])
-        threshold = RULES[rule](fit.parameters, cells[inside])
-        result[inside] = probit_log_likelihood(
-            np.log(cells.learning_rate[inside]), threshold, fit.sigma, cells.collapsed[inside]
-        )
-    return result
+def log_likelihood(rule: str, fit: Fit, cells: Cells) -> float:
+    """Of cells under a fit, which may have been made from others."""
+    threshold = RULES[rule](fit.parameters, cells)
+    return float(np.sum(probit_log_likelihood(np.log(cells.learning_rate), threshold, fit.sigma, cells.collapsed)))
 
 
 def balanced_accuracy(rule: str, fit: Fit, cells: Cells) -> float:
@@ -127,6 +119,25 @@ def balanced_accuracy(rule: str, fit: Fit, cells: Cells) -> float:
         raise ValueError("balanced accuracy needs stable and collapsing cells")
     above = np.log(cells.learning_rate) > RULES[rule](fit.parameters, cells)
     return float((above[cells.collapsed].mean() + (~above)[~cells.collapsed].mean()) / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """How a rule does on cells that it was not fitted to: the sum, and the mean over the folds."""
+
+    log_likelihood: float
+    balanced_accuracy: float
+
+
+def cross_validate(rule: str, cells: Cells, fold: np.ndarray) -> HeldOut:
+    """Fits a rule to all folds but one, for each fold [n], and judges it on that one."""
+    likelihoods, accuracies = [], []
+    for label in np.unique(fold):
+        inside = cells[fold == label]
+        fit = fit_rule(rule, cells[fold != label])
+        likelihoods.append(log_likelihood(rule, fit, inside))
+        accuracies.append(balanced_accuracy(rule, fit, inside))
+    return HeldOut(float(np.sum(likelihoods)), float(np.mean(accuracies)))
 
 
 def measured_log_eta_max(cells: Cells) -> dict[float, float]:

@@ -28,7 +28,7 @@ def test_the_rule_that_made_the_cells_is_recovered_and_wins_on_held_out_seeds(na
     np.testing.assert_allclose(np.exp(fit.parameters), [0.0145, 0.27], rtol=0.15)
     assert stability.balanced_accuracy(name, fit, others) > 0.95
     scores = {
-        candidate: stability.held_out_log_likelihood(candidate, cells, cells.seed % 2).sum()
+        candidate: stability.cross_validate(candidate, cells, cells.seed % 2).log_likelihood
         for candidate in ("min", "max", "product", "staleness", "horizon")
     }
     assert max(scores, key=scores.get) == name

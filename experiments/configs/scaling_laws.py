@@ -1,0 +1,41 @@
+"""The S x eta map of asynchronous GRPO on two-digit addition: the default of `experiments.sweep`.
+
+    python -m experiments.sweep --workdir=results/scaling_laws
+
+Hardware: 2 CPU cores, one worker on each. The numbers to expect, and how long it takes, are in experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from staleness_grpo import config as config_lib
+
+
+def get_config():
+    """224 trainings of 300 learner steps, and two small maps for what the start and the schedule do."""
+    config = config_lib.default()
+    config.eval_every = 5
+    config.sweep = ConfigDict(
+        dict(
+            max_lags=(0, 1, 2, 4, 8, 16, 32, 64),
+            learning_rates=(7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3),
+            seeds=(0, 1, 2, 3),
+            num_warm_starts=2,  # seed s starts from warm start s modulo this
+            freeze_after=60,  # learner steps below a quarter of the peak pass rate, after which a cell ends
+            chunk_size=1,  # cells vectorized together in a worker; more pays on an accelerator alone
+            num_workers=0,  # processes; 0: one for each core
+        )
+    )
+    # Further maps, each named with its differences from the above.
+    config.variants = ConfigDict(
+        dict(
+            synchronous_start=dict(
+                lag=dict(start="synchronous"),
+                sweep=dict(max_lags=(16, 32, 64), learning_rates=(1.4e-3, 2.8e-3), seeds=(0, 1)),
+            ),
+            cyclic=dict(
+                lag=dict(schedule="cyclic"),
+                sweep=dict(max_lags=(4, 16, 64), learning_rates=(1e-3, 2e-3, 4e-3), seeds=(0, 1)),
+            ),
+        )
+    )
+    return config

@@ -1,0 +1,213 @@
+"""The figures of the scaling laws, from cells.jsonl and summary.json alone; a gap in them raises."""
+
+import json
+import pathlib
+
+import matplotlib.colors
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.figures import style
+from staleness_grpo import metrics
+from staleness_grpo.scaling import stability
+
+LAG_COLORS = plt.get_cmap("viridis")
+STABLE, COLLAPSED = style.COLORS[:2]
+
+
+def draw_all(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Draws every figure into the folder of a finished sweep; returns the PNGs."""
+    records = metrics.read_jsonl(workdir / "cells.jsonl")
+    summary = json.loads((workdir / "summary.json").read_text())
+    with style.context():
+        return [
+            style.save(draw(records, summary), workdir / f"scaling_{name}")
+            for name, draw in (
+                ("reward", reward_figure),
+                ("map", map_figure),
+                ("collapse_time", collapse_time_figure),
+                ("eta_max", eta_max_figure),
+                ("cosine", cosine_figure),
+                ("anatomy", anatomy_figure),
+            )
+        ]
+
+
+def lag_color(records: list[dict], lag: int):
+    """The color of S, the same in every figure of one sweep."""
+    lags = sorted({record["max_lag"] for record in records})
+    return LAG_COLORS(0.95 * lags.index(lag) / max(len(lags) - 1, 1))
+
+
+def steps_of(record: dict) -> np.ndarray:
+    """The learner step of each entry of a record's traces."""
+    return record["trace_every"] * np.arange(len(record["traces"]["eval_reward"]))
+
+
+def reward_figure(records: list[dict], summary: dict) -> plt.Figure:
+    """(a) Pass rate against learner step at two learning rates, one line for each S, thin lines the seeds."""
+    rates = sorted({record["learning_rate"] for record in records})
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    for axis, rate in zip(axes, (rates[len(rates) // 2 - 1], rates[-2]), strict=True):
+        for lag in sorted({record["max_lag"] for record in records}):
+            inside = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
+            longest = max(len(r["traces"]["eval_reward"]) for r in inside)
+            # A frozen run has stayed at the bottom.
+            padded = [
+                np.pad(r["traces"]["eval_reward"], (0, longest - len(r["traces"]["eval_reward"])), mode="edge")
+                for r in inside
+            ]
+            steps = inside[0]["trace_every"] * np.arange(longest)
+            color = lag_color(records, lag)
+            for values in padded:
+                axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.6)
+            axis.plot(steps, np.mean(padded, axis=0), color=color, label=f"S = {lag}")
+        axis.set(xlabel="learner step", title=rf"$\eta$ = {rate:g}")
+    axes[0].set_ylabel("pass rate of the current policy")
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def map_figure(records: list[dict], summary: dict) -> plt.Figure:
+    """(b) Share of collapsed seeds for each S and eta, with the fitted boundaries."""
+    lags = sorted({record["max_lag"] for record in records})
+    rates = sorted({record["learning_rate"] for record in records})
+    share = np.full((len(rates), len(lags)), np.nan)
+    for i, rate in enumerate(rates):
+        for j, lag in enumerate(lags):
+            inside = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
+            share[i, j] = np.mean([r["collapse_step"] is not None for r in inside])
+    figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    colors = matplotlib.colors.LinearSegmentedColormap.from_list("share", ["#dfeaf4", "#f4d9c6", COLLAPSED])
+    image = axis.imshow(share, origin="lower", aspect="auto", cmap=colors, vmin=0, vmax=1)
+    for (i, j), value in np.ndenumerate(share):
+        axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color="#444")
+    axis.set_xticks(range(len(lags)), lags)
+    axis.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    horizon = max(summary["horizons"])
+    positive = np.array([lag for lag in lags if lag >= 1], float)
+    columns = np.array([lags.index(lag) for lag in positive])
+    best = max(summary["rules"], key=lambda name: summary["rules"][name]["held_out_log_likelihood"])
+    for name, line in (("min", ":"), ("max", "--"), (best, "-")):
+        boundary = stability.log_eta_max(name, summary["rules"][name]["parameters"], positive, horizon)
+        axis.plot(columns, _row(boundary, rates), line, color="black", label=f"fitted: {name}")
+    axis.set(xlabel="max_lag S", ylabel=r"learning rate $\eta$", ylim=(-0.5, len(rates) - 0.5))
+    axis.set_title(f"share of seeds that collapse within T = {horizon}")
+    figure.colorbar(image, ax=axis)
+    axis.legend(loc="lower left")
+    return figure
+
+
+def _row(log_rate: np.ndarray, rates: list[float]) -> np.ndarray:
+    """Where a learning rate falls among the map's rows, also outside them."""
+    step = np.diff(np.log(rates)).mean()
+    inside = np.interp(log_rate, np.log(rates), np.arange(len(rates)))
+    below = np.minimum(log_rate - np.log(rates[0]), 0) / step
+    return inside + below + np.maximum(log_rate - np.log(rates[-1]), 0) / step
+
+
+def collapse_time_figure(records: list[dict], summary: dict) -> plt.Figure:
+    """(c) collapse_step * eta against S, and collapse_step against eta; runs without a collapse as arrows."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    collapsed = [r for r in records if r["collapse_step"] is not None]
+    jitter = np.random.default_rng(0).uniform(0.93, 1.07, len(collapsed))
+    for record, shift in zip(collapsed, jitter, strict=True):
+        product = record["collapse_step"] * record["learning_rate"]
+        color = lag_color(records, record["max_lag"])
+        filled = color if record["stayed_down"] else "none"
+        left.plot(max(record["max_lag"], 0.5) * shift, product, "o", color=color, markerfacecolor=filled)
+        right.plot(record["learning_rate"] * shift, record["collapse_step"], "o", color=color, markerfacecolor=filled)
+    product = summary["collapse_step_times_eta"]
+    for lag, found in product["by_lag"].items():
+        left.errorbar(max(float(lag), 0.5), found["mean"], found["std"], color="black", marker="_", capsize=3)
+    left.set(xscale="log", xlabel="max_lag S (0 at 0.5)", ylabel=r"collapse_step $\cdot\ \eta$", ylim=(0, None))
+    left.set_title(f"S >= 16: mean {product['mean']:.3g}, CV of runs {product['cv_of_runs']:.2f}")
+    rates = np.array(sorted({record["learning_rate"] for record in records}))
+    right.plot(rates, product["mean"] / rates, "--", color="black", label=rf"{product['mean']:.3g} / $\eta$")
+    right.axhline(records[0]["steps"], color="gray", linewidth=0.8, label="T: no collapse is seen beyond")
+    right.set(xscale="log", yscale="log", xlabel=r"learning rate $\eta$", ylabel="collapse_step")
+    right.set_title("filled: stayed down")
+    right.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45)
+    right.minorticks_off()
+    right.legend()
+    return figure
+
+
+def eta_max_figure(records: list[dict], summary: dict) -> plt.Figure:
+    """(d) eta_max against S at several horizons, measured, fitted, and predicted from the measured constants."""
+    figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
+    rates = sorted({record["learning_rate"] for record in records})
+    best = max(summary["rules"], key=lambda name: summary["rules"][name]["held_out_log_likelihood"])
+    parameters = summary["rules"][best]["parameters"]
+    for color, (horizon, by_lag) in zip(style.COLORS, summary["eta_max"].items(), strict=False):
+        lags = np.array([float(lag) for lag in by_lag])
+        known = np.array([value is not None for value in by_lag.values()])
+        values = np.array([value for value in by_lag.values() if value is not None])
+        axis.plot(lags[known], values, "o", color=color, label=f"T = {horizon}")
+        axis.plot(lags[~known], np.full((~known).sum(), 1.15 * rates[-1]), "^", color=color, markerfacecolor="none")
+        boundary = stability.log_eta_max(best, parameters, lags, float(horizon))
+        axis.plot(lags, np.exp(boundary), "-", color=color, linewidth=1)
+    by_lag = summary["predicted_eta_max"]["by_lag"]
+    axis.plot([float(lag) for lag in by_lag], list(by_lag.values()), ":", color="black",
+              label=r"paper's rule, measured $R$ and $G$")  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel="max_lag S", ylabel=r"$\eta_{\max}$")
+    axis.set_title(f"lines: fitted rule ({best}); open triangles: above the grid")
+    axis.legend()
+    return figure
+
+
+def cosine_figure(records: list[dict], summary: dict) -> plt.Figure:
+    """(e) Cosine of consecutive gradients in stable and collapsing runs, and how well it tells them apart."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    for kind, collapsed, color, shift in (("stable", False, STABLE, 0.94), ("collapsing", True, COLLAPSED, 1.06)):
+        chosen = [r for r in records if (r["collapse_step"] is not None) == collapsed]
+        left.plot([max(r["max_lag"], 0.5) * shift for r in chosen], [r["cosine"] for r in chosen], "o", color=color,
+                  alpha=0.5, label=kind)  # fmt: skip
+    left.set(xscale="log", xlabel="max_lag S (0 at 0.5)", ylabel="cosine of consecutive gradients")
+    left.legend()
+    both = [r for r in records if r["max_lag"] >= 4]
+    labels = np.array([r["collapse_step"] is not None for r in both])
+    early = np.array([np.mean(r["traces"]["gradient_cosine"][: 50 // r["trace_every"]]) for r in both])
+    for name, values in (("whole", np.array([r["cosine"] for r in both])), ("early", early)):
+        thresholds = np.sort(values)[::-1]
+        hits = [np.mean(values[labels] >= threshold) for threshold in thresholds]
+        alarms = [np.mean(values[~labels] >= threshold) for threshold in thresholds]
+        right.plot([0, *alarms], [0, *hits], label=f"{name}: area {summary['cosine']['roc_area'][name]:.2f}")
+    right.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
+    right.set(xlabel="stable runs called collapsing", ylabel="collapsing runs found", title="S >= 4")
+    right.legend()
+    return figure
+
+
+def anatomy_figure(records: list[dict], summary: dict) -> plt.Figure:
+    """(f) One collapse: pass rate, clip fraction, tail of the ratio, entropy, drift; beside a stable run of its S."""
+    collapsed = [r for r in records if r["stayed_down"] and r["collapse_step"] >= 60]
+    chosen = min(collapsed, key=lambda r: (-r["max_lag"], -r["collapse_step"]))
+    beside = [
+        r for r in records
+        if r["max_lag"] == chosen["max_lag"] and r["seed"] == chosen["seed"] and r["collapse_step"] is None
+    ]  # fmt: skip
+    panels = (
+        ("eval_reward", "pass rate"),
+        ("clip_fraction", "clip fraction"),
+        ("log_ratio_second_moment", r"mean of $(\log r)^2$"),
+        ("entropy", "entropy (nats)"),
+        ("drift_from_behavior", "drift from behavior"),
+        ("gradient_cosine", "gradient cosine"),
+    )
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharex=True, layout="constrained")
+    for axis, (name, label) in zip(axes.flat, panels, strict=True):
+        for record, color in [(r, STABLE) for r in beside[:1]] + [(chosen, COLLAPSED)]:
+            axis.plot(
+                steps_of(record), record["traces"][name], color=color, label=rf"$\eta$ = {record['learning_rate']:g}"
+            )
+        axis.axvline(chosen["collapse_step"], color="gray", linewidth=0.8)
+        axis.set_title(label)
+    axes[0, 2].set_yscale("log")
+    for axis in axes[1]:
+        axis.set_xlabel("learner step")
+    axes[0, 0].legend()
+    figure.suptitle(
+        f"S = {chosen['max_lag']}: a collapse at step {chosen['collapse_step']}, and a stable run", fontsize=9
+    )
+    return figure

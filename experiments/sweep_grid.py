@@ -1,0 +1,72 @@
+"""The cells of a sweep's config, by name, and the check of the config."""
+
+import itertools
+
+import jax
+from ml_collections import ConfigDict
+
+from staleness_grpo import config as config_lib
+from staleness_grpo.config import ConfigError
+
+MAIN = "main"
+
+
+def variant_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The config of the main map and of each variant, without the list of variants."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        variants = config.variants
+        del config.variants
+    configs = {MAIN: config}
+    for name, differences in variants.items():
+        configs[name] = config.copy_and_resolve_references()
+        configs[name].update(differences)
+    return configs
+
+
+def cells(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The training config of each cell of one map, by its name within the map; long lags first."""
+    found = {}
+    sweep = config.sweep
+    for seed, max_lag, learning_rate in itertools.product(
+        sweep.seeds, sorted(sweep.max_lags), sorted(sweep.learning_rates)
+    ):
+        cell = config.copy_and_resolve_references()
+        with cell.unlocked():
+            del cell.sweep
+        cell.seed = seed
+        cell.warm_start.seed = seed % sweep.num_warm_starts
+        cell.lag.max_lag = max_lag
+        cell.optimizer.learning_rate = learning_rate
+        found[f"S{max_lag}-eta{learning_rate:g}-seed{seed}"] = cell
+    return found
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses a sweep that cannot be run. Raises ConfigError."""
+    from staleness_grpo.sweep import SCHEDULES
+
+    for name, variant in variant_configs(config).items():
+        prefix = "" if name == MAIN else f"variants.{name}."
+
+        def require(condition, flag, mend, variant=variant, prefix=prefix):
+            if not condition:
+                raise ConfigError(prefix + flag, config_lib.field(variant, flag), mend)
+
+        sweep = variant.sweep
+        for flag in ("max_lags", "learning_rates", "seeds"):
+            require(len(sweep[flag]) > 0, f"sweep.{flag}", "give one value or more")
+            require(len(set(sweep[flag])) == len(sweep[flag]), f"sweep.{flag}", "give each value once")
+        require(max(sweep.max_lags) < variant.steps, "sweep.max_lags", f"give lags below steps={variant.steps}")
+        for flag in ("num_warm_starts", "chunk_size"):
+            require(sweep[flag] >= 1, f"sweep.{flag}", "give a number >= 1")
+        require(sweep.num_workers >= 0, "sweep.num_workers", "give a number >= 0")
+        require(variant.lag.schedule in SCHEDULES, "lag.schedule", f"choose one of {', '.join(SCHEDULES)}")
+        require(
+            variant.eval_every >= 1 and variant.steps % variant.eval_every == 0,
+            "eval_every",
+            f"give a divisor of steps={variant.steps}",
+        )
+        require(sweep.freeze_after >= variant.eval_every, "sweep.freeze_after", "give a number >= eval_every")
+        for cell in cells(variant).values():
+            config_lib.validate(cell, jax.device_count())
