@@ -197,11 +197,11 @@ def m2po_authors(batch, second_moment, clip_low, clip_high):
 
 
 def m2po_areal(batch, second_moment):
-    descending = sorted(batch.tokens(), key=lambda bt: -(batch.log_w(*bt) ** 2))
-    kept = list(descending)
-    while kept and sum(batch.log_w(*bt) ** 2 for bt in kept) / len(kept) >= second_moment:
-        kept.pop(0)
-    kept = set(kept)
+    squares = {bt: batch.log_w(*bt) ** 2 for bt in batch.tokens()}
+    kept = set(squares)
+    while kept and sum(squares[bt] for bt in kept) / len(kept) >= second_moment:
+        largest = max(squares[bt] for bt in kept)
+        kept = {bt for bt in kept if squares[bt] < largest}  # equal ones go together, a convention of the package
 
     @per_token
     def formula(batch, b, t):

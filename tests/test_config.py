@@ -36,6 +36,9 @@ def test_the_default_is_valid(num_devices):
         {"group_size": 1, "surrogate.normalize_std": False},
         {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
         {"surrogate.clip_low": 1.0, "surrogate.clip_high": 3},
+        {"correction.name": "token_tis", "correction.cap": 5, "surrogate.clip_low": 0.1},
+        {"correction.name": "gspo", "correction.clip_low": 0.2, "correction.update_rule": "gac"},
+        {"correction.name": "clip_higher", "surrogate.length_normalization": "tokens"},
         {"task": ENUMERABLE, "warm_start.steps": 0},
         {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
     ],
@@ -57,6 +60,7 @@ UNKNOWN = [
         "lag.start",
         "surrogate.length_normalization",
         "correction.name",
+        "correction.update_rule",
         "optimizer.name",
         "policy.dtype",
         "policy.param_dtype",
@@ -72,6 +76,7 @@ WRONG_TYPE = [
     ("optimizer.name", 3),
     ("lag", 3),
     ("task", "arithmetic"),
+    ("correction.cap", "high"),
 ]
 NOT_FINITE = [
     ("optimizer.learning_rate", float("nan")),
@@ -95,6 +100,10 @@ OUT_OF_RANGE = [
     ("policy.dtype", "float64"),  # without x64
     ("seed", 2**31),
     ("mesh.tensor", 2),  # 1 device
+    ("correction.cap", -1.0),
+    ("correction.quantile", 1.5),
+    ("correction.cap", 2.0),  # grpo_clip has no cap
+    ("correction.ess_power", 1.0),  # no correction of the update is chosen
 ]
 
 
@@ -121,6 +130,16 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         ),
         ({"task": ENUMERABLE}, "warm_start.steps=2000", "give 0"),
         ({"task.num_terms": 9}, "task=", "num_terms in 2..4"),
+        ({"correction.clip_low": 0.1}, "correction.clip_low=0.1", "set surrogate.clip_low"),
+        ({"correction.name": "gspo", "correction.cap": 2.0}, "correction.cap=2.0", "reads clip_low, clip_high"),
+        ({"correction.name": "gspo", "surrogate.clip_high": 0.3}, "surrogate.clip_high=0.3", "correction.clip_high"),
+        ({"correction.name": "none", "surrogate.clip_high": 0.3}, "surrogate.clip_high=0.3", "leave it at its default"),
+        ({"correction.name": "dr_grpo"}, "surrogate.length_normalization=response", "constant: give that"),
+        (
+            {"correction.name": "dr_grpo", "surrogate.length_normalization": "constant"},
+            "surrogate.normalize_std=True",
+            "False: give that",
+        ),
         ({"task.num_words": 9}, "task=", "num_words"),
     ],
 )
