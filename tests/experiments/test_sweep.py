@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 
@@ -99,16 +101,32 @@ def test_claims_are_complete_and_not_all_true(summary):
     assert [value for name, value in holds.items() if name.startswith("the cosine")] == [False]  # it was noise
 
 
-def test_figures_are_drawn_from_the_files_alone(summary, tmp_path):
+@pytest.fixture
+def results(summary, tmp_path):
+    """A finished sweep's folder."""
     summary, records = summary
     (tmp_path / "cells.jsonl").write_text("".join(json.dumps(metrics.plain(record)) + "\n" for record in records))
     metrics.write_json(tmp_path / "summary.json", summary)
-    paths = scaling.draw_all(tmp_path)
-    assert len(paths) == 6
-    assert all(path.stat().st_size > 5_000 and path.with_suffix(".pdf").exists() for path in paths)
-    metrics.write_json(tmp_path / "summary.json", {key: summary[key] for key in summary if key != "rules"})
+    return tmp_path
+
+
+def test_the_notebook_draws_every_figure(results, monkeypatch):
+    monkeypatch.setenv("RESULTS", str(results))
+    notebook = nbformat.read(ROOT / "notebooks" / "scaling_laws.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
+    claims = next(output.text for output in outputs if output.output_type == "stream")
+    assert claims.count("collapse_step * eta") == 1
+    assert all((results / f"scaling_{name}.pdf").stat().st_size > 5_000 for name in ("map", "reward", "cosine"))
+
+
+def test_a_gap_in_the_files_raises(results):
+    summary = json.loads((results / "summary.json").read_text())
+    del summary["rules"]
+    metrics.write_json(results / "summary.json", summary)
     with pytest.raises(KeyError, match="rules"):
-        scaling.draw_all(tmp_path)
+        scaling.draw_all(results)
 
 
 @pytest.mark.parametrize("config", [scaling_laws.get_config(), scaling_laws_full.get_config()])
