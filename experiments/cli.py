@@ -91,8 +91,9 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
         value = next((_value(arg) for arg in argv if re.match(f"--?{re.escape(name)}=", arg)), "")
         mend = "give a value"
         if name.startswith("config."):
-            default = config_lib.field(config, name.removeprefix("config."))
-            mend = f"give a value of type {type(default).__name__}, as in {default}, after --config"
+            *sections, last = name.split(".")[1:]
+            section = config_lib.field(config, ".".join(sections)) if sections else config
+            mend = f"give {config_lib.of_type(section.get_type(last), section[last])}, after --config"
         raise FlagError(name, value, f"{str(error).split(': ', 1)[-1]}: {mend}") from error
     if positional:
         raise FlagError("config", path, f"{positional[0]!r} belongs to no flag: write --name=value")

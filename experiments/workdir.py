@@ -36,8 +36,10 @@ def check_workdir(workdir: str | None, config: ConfigDict) -> pathlib.Path:
 
 
 def _flat(config: dict, prefix: str = "") -> dict:
-    """{'a': {'b': 1}} as {'a.b': 1}."""
+    """{'a': {'b': 1, 'c': None}} as {'a.b': 1}: an unset field is as good as none, which older results may not have."""
     flat = {}
     for name, value in config.items():
+        if value is None:
+            continue
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

@@ -98,7 +98,7 @@ def default() -> ConfigDict:
             ),
             correction=dict(
                 name="grpo_clip",  # a key of objective.corrections.registry.CORRECTIONS
-                update_rule="none",  # or a key of objective.update_corrections.UPDATE_CORRECTIONS
+                update_rule=config_dict.placeholder(str),  # unset, or a key of UPDATE_CORRECTIONS beside it
                 # Parameters, whose meaning stands where the correction is defined. Unset: the published value.
                 **{name: config_dict.placeholder(float) for name in CORRECTION_PARAMETERS},
             ),
@@ -185,6 +185,11 @@ def field(config: ConfigDict, flag: str):
     return functools.reduce(operator.getitem, flag.split("."), config)
 
 
+def of_type(kind: type, default_value) -> str:
+    """What a field takes, in words."""
+    return f"a value of type {kind.__name__}" + ("" if default_value is None else f", as in {default_value}")
+
+
 def _require(condition: bool, config: ConfigDict, flag: str, mend: str) -> None:
     if not condition:
         raise ConfigError(flag, field(config, flag), mend)
@@ -205,14 +210,11 @@ def _check_types(config: ConfigDict, expected: ConfigDict, prefix: str = "") -> 
             _check_types(value, default_value, f"{flag}.")
             continue
         if default_value is None and value is None:
-            continue  # an unset parameter
-        default_value = 0.5 if default_value is None else default_value
-        accepted = (float, int) if isinstance(default_value, float) else type(default_value)
-        is_bool_for_number = isinstance(value, bool) and not isinstance(default_value, bool)
-        if not isinstance(value, accepted) or is_bool_for_number:
-            raise ConfigError(
-                flag, value, f"give a value of type {type(default_value).__name__}, as in {default_value}"
-            )
+            continue  # unset, as by default
+        kind = expected.get_type(name)
+        accepted = (float, int) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(flag, value, f"give {of_type(kind, default_value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(flag, value, "give a finite number")
 
@@ -251,13 +253,13 @@ def _check_names(config: ConfigDict) -> None:
         "lag.start": STARTS,
         "surrogate.length_normalization": LENGTH_NORMALIZATIONS,
         "correction.name": tuple(CORRECTIONS),
-        "correction.update_rule": ("none", *UPDATE_CORRECTIONS),
+        "correction.update_rule": (None, *UPDATE_CORRECTIONS),
         "optimizer.name": OPTIMIZERS,
         "policy.dtype": _DTYPES,
         "policy.param_dtype": _DTYPES,
     }
     for flag, names in choices.items():
-        _require(field(config, flag) in names, config, flag, f"choose one of {', '.join(names)}")
+        _require(field(config, flag) in names, config, flag, f"choose one of {', '.join(filter(None, names))}")
 
 
 def _check_combinations(config: ConfigDict) -> None:
@@ -309,11 +311,11 @@ def _check_correction(config: ConfigDict) -> None:
 
     name, update = config.correction.name, config.correction.update_rule
     known = list(registry.parameters(name))
-    if update != "none":
+    if update is not None:
         known += registry.own_parameters(UPDATE_CORRECTIONS[update].transformation)
     for parameter in CORRECTION_PARAMETERS:
         reads = ", ".join(known) or "no parameter"
-        mend = f"leave it unset: correction.name={name} with correction.update_rule={update} reads {reads}"
+        mend = f"leave it unset: the corrections {' and '.join(filter(None, (name, update)))} read {reads}"
         if parameter.startswith("clip_") and registry.uses_surrogate_clip(name):
             mend = f"set surrogate.{parameter}: correction.name={name} reads that"
         _require(parameter in known or config.correction[parameter] is None, config, f"correction.{parameter}", mend)

@@ -31,20 +31,18 @@ def make_optimizer(config, correction=None) -> optax.GradientTransformation:
     The update correction that `config.correction` names, if given, stands first or just before the learning rate.
     Gradients are those of a loss, to be descended.
     """
-    stages, control = [], UPDATE_CORRECTIONS.get(correction.update_rule) if correction is not None else None
-    if control is not None:
-        transformation = control.transformation(**registry.chosen(control.transformation, correction))
-    if control is not None and not control.after_optimizer:
-        stages.append(transformation)
+    stages, after = [], []
+    if correction is not None and correction.update_rule is not None:
+        rule = UPDATE_CORRECTIONS[correction.update_rule]
+        transformation = rule.transformation(**registry.chosen(rule.transformation, correction))
+        (after if rule.after_optimizer else stages).append(transformation)
     if config.max_grad_norm > 0:
         stages.append(optax.clip_by_global_norm(config.max_grad_norm))
     if config.name in ("adam", "adamw"):
         stages.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     if config.name == "adamw":
         stages.append(optax.add_decayed_weights(config.weight_decay))
-    if control is not None and control.after_optimizer:
-        stages.append(transformation)
-    stages.append(optax.scale_by_learning_rate(learning_rate_schedule(config)))
+    stages += [*after, optax.scale_by_learning_rate(learning_rate_schedule(config))]
     return optax.chain(*stages)
 
 

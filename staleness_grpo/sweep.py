@@ -119,7 +119,8 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
     """
     task, policy = sweep_parts(config)
     temperature = config.sampler.temperature
-    loss_fn = learner.surrogate_loss(policy, SurrogateConfig(**config.surrogate.to_dict()), temperature)
+    surrogate = SurrogateConfig(**config.surrogate.to_dict())
+    loss_fn = learner.surrogate_loss(policy, surrogate, temperature, config.correction)
     every, group_size = config.eval_every, config.group_size
     num_blocks = config.steps // every
     limits = dict(max_length=task.max_response_length, end_token=task.end_token, pad_token=task.pad_token)
@@ -135,7 +136,7 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
 
     def program(inputs: CellInputs) -> dict[str, jax.Array]:
         settings = config.optimizer.to_dict() | {"learning_rate": inputs.learning_rate}
-        optimizer = learner.make_optimizer(types.SimpleNamespace(**settings))
+        optimizer = learner.make_optimizer(types.SimpleNamespace(**settings), config.correction)
         update = learner.update_step(loss_fn, optimizer)
         start, unravel = ravel_pytree(inputs.params)
 

@@ -131,7 +131,7 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         ({"task": ENUMERABLE}, "warm_start.steps=2000", "give 0"),
         ({"task.num_terms": 9}, "task=", "num_terms in 2..4"),
         ({"correction.clip_low": 0.1}, "correction.clip_low=0.1", "set surrogate.clip_low"),
-        ({"correction.name": "gspo", "correction.cap": 2.0}, "correction.cap=2.0", "reads clip_low, clip_high"),
+        ({"correction.name": "gspo", "correction.cap": 2.0}, "correction.cap=2.0", "gspo read clip_low, clip_high"),
         ({"correction.name": "gspo", "surrogate.clip_high": 0.3}, "surrogate.clip_high=0.3", "correction.clip_high"),
         ({"correction.name": "none", "surrogate.clip_high": 0.3}, "surrogate.clip_high=0.3", "leave it at its default"),
         ({"correction.name": "dr_grpo"}, "surrogate.length_normalization=response", "constant: give that"),
