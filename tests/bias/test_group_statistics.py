@@ -42,3 +42,10 @@ def test_pair_by_hand():
     positive, negative = expected_advantages(np.array([[0.75, 0.25]]), np.array([0.0, 1.0]), 2, objective)
     np.testing.assert_allclose(positive, [[0.0, 0.375]], rtol=1e-15)
     np.testing.assert_allclose(negative, [[0.125, 0.0]], rtol=1e-15)
+
+
+def test_equal_rewards_have_advantage_exactly_zero():
+    """The mean of three rewards of 0.1 is not 0.1 in floating point; over a tiny std that would be of order 1."""
+    objective = SurrogateConfig(std_epsilon=1e-30)
+    positive, negative = expected_advantages(np.array([[1.0, 0.0]]), np.array([0.1, 0.7]), 3, objective)
+    assert positive[0, 0] == 0.0 and negative[0, 0] == 0.0
