@@ -45,7 +45,7 @@ def test_pair_by_hand():
 
 
 def test_equal_rewards_have_advantage_exactly_zero():
-    """The mean of three rewards of 0.1 is not 0.1 in floating point; over a tiny std that would be of order 1."""
+    """The mean of three rewards of 0.7 is not 0.7 in floating point; over a tiny std that would be of order 1."""
     objective = SurrogateConfig(std_epsilon=1e-30)
-    positive, negative = expected_advantages(np.array([[1.0, 0.0]]), np.array([0.1, 0.7]), 3, objective)
+    positive, negative = expected_advantages(np.array([[1.0, 0.0]]), np.array([0.7, 0.9]), 3, objective)
     assert positive[0, 0] == 0.0 and negative[0, 0] == 0.0
