@@ -23,12 +23,17 @@ def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict:
     records = maps[MAIN]
     horizons = tuple(sorted({config.steps // 3, 2 * config.steps // 3, config.steps}))
     cells = stability.at_horizons(records, horizons)
+    by_horizon = {
+        t: {"eta_max": eta_max(cells[cells.horizon == t]), "eta_max_slope": slopes(cells[cells.horizon == t])}
+        for t in horizons
+    }
     summary = {
         "horizons": horizons,
         "num_cells": len(records),
         "num_collapsed": sum(record["collapse_step"] is not None for record in records),
-        "eta_max": {str(t): eta_max(cells[cells.horizon == t]) for t in horizons},
-        "eta_max_slope": {str(t): slopes(cells[cells.horizon == t]) for t in horizons},
+        "eta_max": by_horizon[horizons[-1]]["eta_max"],
+        "eta_max_slope": by_horizon[horizons[-1]]["eta_max_slope"],
+        "by_horizon": {str(t): found for t, found in by_horizon.items()},
         "collapse_time": collapse_time(records),
         "collapse_step_times_eta": by_lag(records),
         "rules": rules(cells),
@@ -179,7 +184,7 @@ def predicted(summary: dict, cells: stability.Cells) -> dict:
     rates = np.unique(cells.learning_rate)
     step = np.diff(np.log(rates)).mean()
     found = {"grid_step": float(np.exp(step)), "by_lag": {}, "distances": []}
-    for lag, measured in summary["eta_max"][str(horizon)].items():
+    for lag, measured in summary["eta_max"].items():
         batch = summary["r_batch"] / (float(lag) * summary["g_upd"])
         critical = summary["r_crit"] / (horizon * summary["g_upd"])
         found["by_lag"][lag] = min(batch, critical)
@@ -187,8 +192,8 @@ def predicted(summary: dict, cells: stability.Cells) -> dict:
             found["distances"].append(float(np.log(min(batch, critical) / measured) / step))
     found["mean_distance"] = float(np.mean(np.abs(found["distances"]))) if found["distances"] else None
     best = best_rule(summary["rules"])
-    lags = [float(lag) for lag, value in summary["eta_max"][str(horizon)].items() if value is not None]
-    measured = np.log([value for value in summary["eta_max"][str(horizon)].values() if value is not None])
+    lags = [float(lag) for lag, value in summary["eta_max"].items() if value is not None]
+    measured = np.log([value for value in summary["eta_max"].values() if value is not None])
     fitted = stability.log_eta_max(best, summary["rules"][best]["parameters"], lags, horizon)
     found["fitted_mean_distance"] = float(np.mean(np.abs(fitted - measured) / step))
     return found
@@ -248,7 +253,7 @@ def variant(records: list[dict], main: list[dict]) -> dict:
 def claims(summary: dict) -> list[dict]:
     """The paper's claims beside what was measured."""
     horizon = str(max(summary["horizons"]))
-    slope = summary["eta_max_slope"][horizon]
+    slope = summary["eta_max_slope"]
     product, time = summary["collapse_step_times_eta"], summary["collapse_time"]
     best = best_rule(summary["rules"])
     rule = summary["rules"][best]

@@ -139,7 +139,8 @@ def eta_max_figure(records: list[dict], summary: dict) -> plt.Figure:
     rates = sorted({record["learning_rate"] for record in records})
     best = max(summary["rules"], key=lambda name: summary["rules"][name]["held_out_log_likelihood"])
     parameters = summary["rules"][best]["parameters"]
-    for color, (horizon, by_lag) in zip(style.COLORS, summary["eta_max"].items(), strict=False):
+    for color, (horizon, found) in zip(style.COLORS, summary["by_horizon"].items(), strict=False):
+        by_lag = found["eta_max"]
         lags = np.array([float(lag) for lag in by_lag])
         known = np.array([value is not None for value in by_lag.values()])
         values = np.array([value for value in by_lag.values() if value is not None])

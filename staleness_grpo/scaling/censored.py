@@ -78,7 +78,7 @@ def fit_censored_power_law(
 
 def _best(loss: Callable[[np.ndarray], float], starts: np.ndarray) -> Fit:
     """The lowest of the minima reached from the starts; sigma starts at 0.3. Simplex search: the rules have kinks."""
-    options = dict(xatol=1e-5, fatol=1e-7, maxiter=4000, maxfev=4000, adaptive=True)
+    options = dict(xatol=1e-4, fatol=1e-4, maxiter=4000, maxfev=4000)
     results = [minimize(loss, np.append(start, np.log(0.3)), method="Nelder-Mead", options=options) for start in starts]
     best = min(results, key=lambda result: result.fun)
     return Fit(best.x[:-1], SMALLEST_SIGMA + float(np.exp(best.x[-1])), -float(best.fun))

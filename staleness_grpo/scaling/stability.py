@@ -164,6 +164,6 @@ def slope_of_eta_max(cells: Cells) -> float:
         return np.nan
     log_lag = np.log(cells.max_lag)
     middle = np.log(cells.learning_rate).mean()
-    starts = np.array([[middle, 0.0], [middle + log_lag.mean(), -1.0]])
+    starts = np.array([[middle + 0.5 * log_lag.mean(), -0.5]])  # one is enough: the likelihood has one maximum
     fit = fit_threshold(np.log(cells.learning_rate), cells.collapsed, lambda p: p[0] + p[1] * log_lag, starts)
     return float(fit.parameters[1])

@@ -80,8 +80,10 @@ def test_the_summary_finds_the_law_that_made_the_cells(summary):
     assert summary["collapse_time"]["eta_exponent"] == pytest.approx(-1, abs=0.1)
     assert summary["collapse_time"]["s_exponent"] == pytest.approx(0, abs=0.1)
     assert summary["collapse_time"]["n_censored"] > 0
-    assert summary["eta_max_slope"]["300"]["flat"]["slope"] == pytest.approx(0, abs=0.1)
-    assert summary["eta_max"]["300"]["4"] == pytest.approx(0.0115 / 4, rel=0.2)
+    assert summary["eta_max_slope"]["flat"]["slope"] == pytest.approx(0, abs=0.1)
+    assert summary["eta_max"]["4"] == pytest.approx(0.0115 / 4, rel=0.2)
+    assert summary["by_horizon"]["300"]["eta_max"] == summary["eta_max"]
+    assert summary["by_horizon"]["100"]["eta_max"]["64"] > 2 * summary["eta_max"]["64"]  # 0.24 / T
     assert summary["g_upd"] == pytest.approx(30)
     assert summary["r_crit"] == pytest.approx(30 * 0.243, rel=0.1)
     rules = summary["rules"]
