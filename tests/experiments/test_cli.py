@@ -161,6 +161,17 @@ def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_an_unset_field_that_older_results_do_not_have_is_no_difference(tmp_path):
+    config = config_lib.default()
+    older = config.to_dict()
+    older["correction"] = {"name": "grpo_clip"}
+    metrics.write_json(tmp_path / "config.json", older)
+    assert check_workdir(str(tmp_path), config) == tmp_path
+    config.correction.update({"name": "aipo", "cap": 3.0})
+    with pytest.raises(config_lib.FlagError, match=r"correction\.cap is absent there, 3\.0 here"):
+        check_workdir(str(tmp_path), config)
+
+
 @pytest.mark.parametrize("text", ["", "{", "\udcff"])
 def test_workdir_with_an_unreadable_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))

@@ -12,6 +12,7 @@ from staleness_grpo import config as config_lib
 from staleness_grpo import learner, train
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate, token_weights
+from staleness_grpo.objective.tokens import TokenBatch
 from tests import correction_reference
 from tests.test_train import tiny_config
 
@@ -211,6 +212,16 @@ def test_clip_fraction_counts_what_the_correction_cuts():
     np.testing.assert_allclose(diagnostics["clip_fraction"], cut.mean(), rtol=1e-12)
     np.testing.assert_allclose(diagnostics["clip_fraction_positive"], cut[sign > 0].mean(), rtol=1e-12)
     np.testing.assert_allclose(diagnostics["clip_fraction_negative"], cut[sign < 0].mean(), rtol=1e-12)
+
+
+def test_response_statistics_leave_out_masked_places():
+    policy, behavior, proximal, advantages, mask = (jnp.asarray(x) for x in random_batch())
+    logprobs = [jnp.where(mask, x, 0.0) for x in (policy, behavior, proximal)]
+    tokens = TokenBatch(*logprobs, advantages[:, None], mask, jnp.ones_like(advantages[:, None]))
+    lengths = np.asarray(mask).sum(axis=1, keepdims=True)
+    ones = jnp.ones_like(policy)  # not 0 where masked, as log-ratios are
+    np.testing.assert_array_equal(tokens.response_sum(ones), lengths)
+    np.testing.assert_array_equal(tokens.response_mean(ones), np.minimum(lengths, 1))
 
 
 def test_bind_refuses_by_name():
