@@ -27,7 +27,7 @@ setuptools.setup(
         "rich",
     ],
     extras_require={
-        "test": ["hypothesis", "ipykernel", "nbclient", "pytest", "ruff"],
+        "test": ["hypothesis", "ipykernel", "nbclient", "pytest", "pytest-xdist", "ruff"],
         "hf": ["jinja2", "safetensors", "tokenizers"],
         "tasks": ["math-verify", "reasoning-gym"],
         "logging": ["tensorboardX", "wandb"],

@@ -3,4 +3,5 @@
 #   bash launch/test.sh                        all but the slow tests
 #   bash launch/test.sh -m slow tests/bias     the slow ones of one folder
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" || exit
-exec .venv/bin/python -m pytest "$@"
+# One worker for each core; a file's tests stay together, because they share compiled functions.
+exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"
