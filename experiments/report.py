@@ -5,6 +5,7 @@ import dataclasses
 import html
 import json
 import pathlib
+from collections.abc import Collection
 
 from experiments import lag_comparison
 from experiments.figures import style
@@ -31,7 +32,7 @@ class Section:
     title: str
     text: str
     command: str
-    facts: list[dict]  # claim, measured, interval or None, n, holds, and perhaps a note
+    facts: list[dict]  # claim, measured, interval or None, n, holds, and perhaps a note and the paper's own number
     figures: list[tuple[pathlib.Path, str]]  # PNG and caption
 
 
@@ -51,6 +52,7 @@ def fact_row(fact: dict) -> str:
     note = f'<br><span class="note">{html.escape(fact["note"])}</span>' if fact.get("note") else ""
     return (
         f"<tr><td>{html.escape(fact['claim'])}{note}</td>"
+        f"<td>{html.escape(fact.get('paper') or '')}</td>"
         f'<td class="number">{html.escape(number(fact["measured"]) + interval)}</td>'
         f"<td>{html.escape(str(fact['n']))}</td>"
         f'<td class="{holds}">{holds}</td></tr>'
@@ -68,7 +70,7 @@ def section_html(section: Section) -> str:
     return f"""<h2>{html.escape(section.title)}</h2>
 <p>{html.escape(section.text)}</p>
 <p>Made by <code>{html.escape(section.command)}</code></p>
-<table><tr><th>Claim</th><th>Measured, with 95 % interval</th><th>n</th><th>Holds here</th></tr>
+<table><tr><th>Claim</th><th>In the paper</th><th>Measured, with 95 % interval</th><th>n</th><th>Holds here</th></tr>
 {rows}
 </table>
 {figures}"""
@@ -127,9 +129,40 @@ def training_section(workdir: pathlib.Path) -> Section:
     )
 
 
-def write(workdir: pathlib.Path) -> pathlib.Path:
-    """Writes report.html from the jobs' results and returns its path; raises FileNotFoundError on a gap."""
-    sections = [bias_section(workdir), training_section(workdir)]
+def scaling_section(workdir: pathlib.Path) -> Section:
+    """The S x eta map and its laws."""
+    folder = workdir / "scaling_laws"
+    config = json.loads((folder / "config.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    sweep = config["sweep"]
+    captions = {
+        "reward": "Pass rate of the current policy against the learner step, by S.",
+        "map": "Which (S, eta) collapse, and the fitted boundary.",
+        "collapse_time": "Collapse step times eta against S.",
+        "eta_max": "The largest stable learning rate against S, by horizon.",
+        "cosine": "Cosine of consecutive gradients, stable against collapsing runs, and how well it predicts collapse.",
+        "anatomy": "Ratio, entropy and drift through a collapse.",
+    }
+    return Section(
+        title="The scaling laws: the S x eta map, collapse time and the two-constraint rule",
+        text=(
+            f"{len(sweep['max_lags'])} lags x {len(sweep['learning_rates'])} learning rates x {len(sweep['seeds'])} "
+            f"seeds over {sweep['num_warm_starts']} warm starts; each cell is a whole asynchronous training of "
+            f"{config['steps']} learner steps on two-digit addition. A run that has not collapsed by its end is "
+            f"counted as censored there, not left out."
+        ),
+        command="python -m experiments.sweep --workdir=DIR",
+        facts=summary["claims"],
+        figures=[(folder / f"scaling_{name}.png", caption) for name, caption in captions.items()],
+    )
+
+
+SECTIONS = {"bias": bias_section, "train_lag_16": training_section, "scaling_laws": scaling_section}
+
+
+def write(workdir: pathlib.Path, jobs: Collection[str]) -> pathlib.Path:
+    """Writes report.html from the results of these jobs and returns its path; raises FileNotFoundError on a gap."""
+    sections = [make(workdir) for job, make in SECTIONS.items() if job in jobs]
     facts = [fact for section in sections for fact in section.facts]
     failing = [fact["claim"] for fact in facts if not fact["holds"]]
     did_not = "".join(f"<li>{html.escape(claim)}</li>" for claim in failing) or "<li>nothing: every claim held</li>"

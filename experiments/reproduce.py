@@ -35,7 +35,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
             print(f"{name} failed; its message is above", file=sys.stderr)
             sys.exit(result.returncode)
         print(f"== {name}: {time.perf_counter() - start:.0f} s", flush=True)
-    report.write(workdir)
+    report.write(workdir, config.jobs.keys())
     print(workdir / "report.html")
 
 

@@ -93,5 +93,16 @@ def test_a_gap_in_the_data_is_an_error(tmp_path):
 def test_what_does_not_hold_is_said_as_plainly():
     fact = {"claim": "a < b", "measured": 2.0, "interval": [1.0, 3.0], "n": 4, "holds": False}
     assert report.fact_row(fact) == (
-        '<tr><td>a &lt; b</td><td class="number">2 [1, 3]</td><td>4</td><td class="no">no</td></tr>'
+        '<tr><td>a &lt; b</td><td></td><td class="number">2 [1, 3]</td><td>4</td><td class="no">no</td></tr>'
     )
+
+
+def test_the_page_has_the_sections_of_its_jobs(tmp_path):
+    write_run(tmp_path / "train_lag_0", 0.3, 0)
+    write_run(tmp_path / "train_lag_16", 0.9, 16)
+    (tmp_path / "environment.json").write_text('{"versions": {"jax": "1"}, "platform": "p", "commit": null}')
+    page = report.write(tmp_path, ["train_lag_0", "train_lag_16"]).read_text()
+    assert page.count("<h2>") == 1 and "6 claims,\n4 hold" in page
+    assert "<li>At this learning rate a lag of 16 costs final pass rate</li>" in page
+    with pytest.raises(FileNotFoundError):
+        report.write(tmp_path, ["bias", "train_lag_0", "train_lag_16"])
