@@ -25,7 +25,7 @@ def variant_configs(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def cells(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The training config of each cell of one map, by its name within the map; long lags first."""
+    """The training config of each cell of one map, by its name within the map."""
     found = {}
     sweep = config.sweep
     for seed, max_lag, learning_rate in itertools.product(

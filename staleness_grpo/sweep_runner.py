@@ -91,7 +91,7 @@ def run_cells(
 
 
 def _chunks(cells: dict[str, ConfigDict], chunk_size: int) -> list[list[tuple[str, dict]]]:
-    """Cells of one program together, the longest lags last in the order given."""
+    """The cells in chunks; those of one chunk share a program."""
     by_program: dict[str, list] = {}
     for name, config in cells.items():
         by_program.setdefault(_program_fields(config.to_dict()), []).append((name, config.to_dict()))
