@@ -1,4 +1,4 @@
-"""The main job: the bias law, two trainings on arithmetic that differ in their lag alone, and the scaling laws.
+"""The main job: the bias law, and two trainings on arithmetic that differ in their lag alone.
 
     bash launch/reproduce.sh
 
@@ -18,7 +18,6 @@ def get_config():
                 bias=("experiments.bias",),
                 train_lag_0=(*TRAIN, "--config.lag.max_lag=0"),
                 train_lag_16=(*TRAIN, "--config.lag.max_lag=16"),
-                scaling_laws=("experiments.sweep",),
             )
         )
     )
