@@ -20,9 +20,11 @@ def warm_start(policy: Policy, task, config) -> PyTree:
 
     The corpus may be wrong on purpose (config fractions): a policy that is right too often leaves reinforcement
     learning nothing to raise. The learning rate falls to 0 by a cosine. The result is kept in the user's cache
-    folder under a hash of the policy, task and warm-start settings and of the library versions.
+    folder under a hash of the policy, task and warm-start settings, of the library versions, and of the code that
+    made it: another order of sums changes the last bits, and near the edge of stability those change a whole run.
     """
     settings = {
+        "code": code_digest(),
         "policy": repr(policy),
         "task": config.task.to_dict(),
         "warm_start": config.warm_start.to_dict(),
@@ -42,6 +44,13 @@ def warm_start(policy: Policy, task, config) -> PyTree:
     np.savez(temporary, **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
     temporary.replace(path)
     return params
+
+
+def code_digest() -> str:
+    """Hash of the sources that a warm start depends on: policies, tasks, and their random numbers."""
+    package = pathlib.Path(__file__).parents[1]
+    sources = sorted([*package.glob("policy/*.py"), *package.glob("tasks/*.py"), package / "hashing.py"])
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def cache_folder() -> pathlib.Path:

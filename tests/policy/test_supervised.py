@@ -47,6 +47,9 @@ def test_deterministic_and_cached(config, tmp_path, monkeypatch):
         other.update_from_flattened_dict({name: value})
         with pytest.raises(TypeError):
             supervised.warm_start(policy, TASK, other)
+    monkeypatch.setattr(supervised, "code_digest", lambda: "another version of the code")
+    with pytest.raises(TypeError):
+        supervised.warm_start(policy, TASK, config)
 
 
 def test_learns_the_mixture(config):
