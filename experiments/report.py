@@ -45,14 +45,14 @@ def number(value) -> str:
     return f"{value:.4g}"
 
 
-def fact_row(fact: dict) -> str:
-    """One claim as a table row."""
+def fact_row(fact: dict, with_paper: bool) -> str:
+    """One claim as a table row, with a cell for the paper's own number if its table has that column."""
     interval = "" if fact["interval"] is None else " " + number(fact["interval"])
     holds = "yes" if fact["holds"] else "no"
     note = f'<br><span class="note">{html.escape(fact["note"])}</span>' if fact.get("note") else ""
+    paper = f"<td>{html.escape(fact.get('paper') or '')}</td>" if with_paper else ""
     return (
-        f"<tr><td>{html.escape(fact['claim'])}{note}</td>"
-        f"<td>{html.escape(fact.get('paper') or '')}</td>"
+        f"<tr><td>{html.escape(fact['claim'])}{note}</td>{paper}"
         f'<td class="number">{html.escape(number(fact["measured"]) + interval)}</td>'
         f"<td>{html.escape(str(fact['n']))}</td>"
         f'<td class="{holds}">{holds}</td></tr>'
@@ -61,7 +61,9 @@ def fact_row(fact: dict) -> str:
 
 def section_html(section: Section) -> str:
     """One section; a figure that is missing raises FileNotFoundError."""
-    rows = "\n".join(map(fact_row, section.facts))
+    with_paper = any("paper" in fact for fact in section.facts)
+    rows = "\n".join(fact_row(fact, with_paper) for fact in section.facts)
+    paper = "<th>In the paper</th>" if with_paper else ""
     figures = "\n".join(
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
@@ -70,7 +72,7 @@ def section_html(section: Section) -> str:
     return f"""<h2>{html.escape(section.title)}</h2>
 <p>{html.escape(section.text)}</p>
 <p>Made by <code>{html.escape(section.command)}</code></p>
-<table><tr><th>Claim</th><th>In the paper</th><th>Measured, with 95 % interval</th><th>n</th><th>Holds here</th></tr>
+<table><tr><th>Claim</th>{paper}<th>Measured, with 95 % interval</th><th>n</th><th>Holds here</th></tr>
 {rows}
 </table>
 {figures}"""

@@ -92,9 +92,9 @@ def test_a_gap_in_the_data_is_an_error(tmp_path):
 
 def test_what_does_not_hold_is_said_as_plainly():
     fact = {"claim": "a < b", "measured": 2.0, "interval": [1.0, 3.0], "n": 4, "holds": False}
-    assert report.fact_row(fact) == (
-        '<tr><td>a &lt; b</td><td></td><td class="number">2 [1, 3]</td><td>4</td><td class="no">no</td></tr>'
-    )
+    row = '<tr><td>a &lt; b</td>{}<td class="number">2 [1, 3]</td><td>4</td><td class="no">no</td></tr>'
+    assert report.fact_row(fact, with_paper=False) == row.format("")
+    assert report.fact_row(fact | {"paper": "-1"}, with_paper=True) == row.format("<td>-1</td>")
 
 
 def test_the_page_has_the_sections_of_its_jobs(tmp_path):
