@@ -6,6 +6,7 @@ from experiments.bias_claims import Claims
 from experiments.bias_law import Cells, clip_free, gain
 from staleness_grpo.scaling.fits import fit_power_law
 
+NAMES = {"sgd": "SGD", "adam": "Adam"}
 SLOPE_TOLERANCE, LEAST_R_SQUARED = 0.01, 0.9995
 
 
@@ -15,7 +16,7 @@ def add_law(claims: Claims, laws: dict, optimizer: str, schedule: str) -> None:
     abscissa = {"constant": "S*eta", "cyclic": "eta*rms(age)"}[schedule]
     claims.add(
         f"{optimizer}_{schedule}_slope",
-        f"{optimizer.upper()}, {schedule} lag: log||bias|| against log({abscissa}) has slope 1 +- {SLOPE_TOLERANCE} "
+        f"{NAMES[optimizer]}, {schedule} lag: log||bias|| against log({abscissa}) has slope 1 +- {SLOPE_TOLERANCE} "
         f"with R^2 >= {LEAST_R_SQUARED} on the clip-free range",
         law["slope"],
         law["slope_ci"],
@@ -26,7 +27,7 @@ def add_law(claims: Claims, laws: dict, optimizer: str, schedule: str) -> None:
     )
     claims.add(
         f"{optimizer}_{schedule}_linear_range_end",
-        f"{optimizer.upper()}, {schedule} lag: the linear range ends where the first token is clipped (within one "
+        f"{NAMES[optimizer]}, {schedule} lag: the linear range ends where the first token is clipped (within one "
         "step of the learning-rate grid, and never earlier in more than 5 % of the cases)",
         law["end_minus_clip_in_grid_steps"],
         law["end_minus_clip_ci"],
@@ -45,7 +46,7 @@ def add_abscissae(claims: Claims, cells: Cells, laws: dict, optimizer: str) -> N
     ratio = gain(cyclic) / gain(constant)
     claims.add(
         f"{optimizer}_cyclic_same_line",
-        f"{optimizer.upper()}: against eta*rms(age), cyclic refresh falls on the line of constant lag (mean ratio of "
+        f"{NAMES[optimizer]}: against eta*rms(age), cyclic refresh falls on the line of constant lag (mean ratio of "
         "||bias|| / (eta*rms(age)) within 5 % of 1)",
         ratio.mean(),
         claims.interval(ratio),
@@ -58,7 +59,7 @@ def add_abscissae(claims: Claims, cells: Cells, laws: dict, optimizer: str) -> N
     low, high = against["slope_ci"]
     claims.add(
         f"{optimizer}_cyclic_against_s_eta",
-        f"{optimizer.upper()}, cyclic: against S*eta the slope is 1.08",
+        f"{NAMES[optimizer]}, cyclic: against S*eta the slope is 1.08",
         against["slope"],
         against["slope_ci"],
         against["num_draws"],
@@ -70,7 +71,7 @@ def add_abscissae(claims: Claims, cells: Cells, laws: dict, optimizer: str) -> N
     )
     claims.add(
         f"{optimizer}_displacement_is_universal",
-        f"{optimizer.upper()}, sampled gradients, constant lag: displacement explains the bias better than S*eta does "
+        f"{NAMES[optimizer]}, sampled gradients, constant lag: displacement explains the bias better than S*eta does "
         "(slope nearer to 1 and higher R^2)",
         by_displacement["slope"],
         by_displacement["slope_ci"],
@@ -140,7 +141,7 @@ def add_lipschitz(claims: Claims, laws: dict, optimizer: str) -> None:
     lowest, highest = min(part["min"] for part in before), max(part["max"] for part in before)
     claims.add(
         f"{optimizer}_lipschitz_before_clipping",
-        f"{optimizer.upper()}: ||bias|| <= sigma_max(d_phi H) ||dtheta|| holds before clipping, tight to 0.4-0.9",
+        f"{NAMES[optimizer]}: ||bias|| <= sigma_max(d_phi H) ||dtheta|| holds before clipping, tight to 0.4-0.9",
         tight,
         None,
         sum(part["num_cells"] for part in before),
@@ -151,7 +152,7 @@ def add_lipschitz(claims: Claims, laws: dict, optimizer: str) -> None:
     worst = max(part["max"] for part in after)
     claims.add(
         f"{optimizer}_lipschitz_after_clipping",
-        f"{optimizer.upper()}: after clipping the bound fails (by up to 17 times in the prototype)",
+        f"{NAMES[optimizer]}: after clipping the bound fails (by up to 17 times in a first measurement)",
         worst,
         None,
         sum(part["num_cells"] for part in after),
