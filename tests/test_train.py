@@ -15,6 +15,8 @@ from staleness_grpo import config as config_lib
 from staleness_grpo import learner, train
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.metrics import plain
+from staleness_grpo.rollouts import EVALUATION, TRAINING
+from tests import reference
 
 
 def tiny_config(**overrides):
@@ -89,7 +91,7 @@ def test_behavior_logprobs_are_those_of_the_promised_version():
         return state, metrics
 
     run.update = spy
-    list(train.train(run, config))
+    records = list(train.train(run, config))
     logprobs_of = jax.jit(
         lambda params, batch: learner.response_logprobs(
             run.generator.policy, params, batch.prompts, batch.responses.tokens_NxGxR, batch.responses.mask_NxGxR, 1.0
@@ -98,8 +100,16 @@ def test_behavior_logprobs_are_those_of_the_promised_version():
     for step, batch in enumerate(seen):
         recorded = batch.responses.behavior_logprobs_NxGxR
         np.testing.assert_allclose(logprobs_of(versions[max(step - 2, 0)], batch), recorded, atol=1e-5)
+        current, mask = np.asarray(logprobs_of(versions[step], batch)), batch.responses.mask_NxGxR
         if step > 0:
-            assert np.abs(logprobs_of(versions[step], batch) - recorded).max() > 1e-3
+            assert np.abs(current - recorded).max() > 1e-3
+        # And the learner puts them into the ratio: its loss is the reference's, from the recorded log-probabilities.
+        advantages = [reference.group_advantages(list(group), True, 1e-4) for group in batch.rewards_NxG.astype(float)]
+        flat = [array.reshape(-1, mask.shape[-1]) for array in (current, recorded, mask)]
+        value, _ = reference.surrogate(flat[0], flat[1], np.ravel(advantages), flat[2], 0.2, 0.2, "response")
+        np.testing.assert_allclose(records[step]["loss"], -value, atol=1e-5)  # float32 log-probs of 16 responses
+        second_moment = np.mean((current - recorded)[mask] ** 2)
+        np.testing.assert_allclose(records[step]["log_ratio_second_moment"], second_moment, rtol=1e-3, atol=1e-9)
 
 
 def test_prompts_and_noise_do_not_know_the_version():
@@ -113,6 +123,19 @@ def test_prompts_and_noise_do_not_know_the_version():
     np.testing.assert_array_equal(at_7.behavior_version_N, 7)
     other_step = next(run.generator.generate(run.state.params, 0, np.full(4, 10), slots))[2]
     assert np.any(other_step.responses.tokens_NxGxR != at_0.responses.tokens_NxGxR)
+
+
+def test_evaluation_has_prompts_and_noise_of_its_own():
+    generator, params = (run := train.build(tiny_config())).generator, run.state.params
+    slots = np.arange(16)
+    prompts = generator.prompts(EVALUATION, np.zeros_like(slots), slots)
+    assert np.any(prompts.index_N != generator.prompts(TRAINING, np.zeros_like(slots), slots).index_N)
+
+    def rewards(purpose):
+        sampled = [generator.sample(params, prompts, purpose, np.full_like(slots, t), slots, 1) for t in range(4)]
+        return [float(generator.score(prompts, responses, 0).rewards_NxG.mean()) for responses in sampled]
+
+    assert [generator.evaluate(params, step) for step in range(4)] == rewards(EVALUATION) != rewards(TRAINING)
 
 
 def test_a_partial_batch_is_filled_and_cut_again():
