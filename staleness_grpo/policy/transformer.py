@@ -19,6 +19,9 @@ from flax import linen as nn
 from staleness_grpo.types import Array, PyTree
 
 MASKED_SCORE = -1e30  # finite, so that a row without a single visible key stays free of NaN
+# A group with at most this many response positions is attended to as one; see `attend_as_one`. On a CPU core it
+# saves 30 % of the attention's time at 24 and 56 positions and doubles it at 120 (experiments/LOG.md).
+ONE_PRODUCT_POSITIONS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +118,11 @@ def attend(q_NxGxKxLxQxH: Array, own: tuple, own_mask: Array, prefix: tuple | No
     `own` is (keys, values) of [N, G, K, C, H] with mask [N or 1, G or 1, L, C]; `prefix` is (keys, values) of
     [N, 1, K, P, H] with mask [N, P], shared by the G responses and never repeated in memory. The two blocks are
     exponentiated under a common maximum and divided by their common sum at the end, so that the scores are
-    never concatenated.
+    never concatenated. Groups of very short responses go through `attend_as_one`.
     """
+    _, group_size, _, length, _, _ = q_NxGxKxLxQxH.shape
+    if prefix is not None and min(group_size, length) > 1 and group_size * length <= ONE_PRODUCT_POSITIONS:
+        return attend_as_one(q_NxGxKxLxQxH, own, own_mask, prefix, prefix_mask)
     dtype = q_NxGxKxLxQxH.dtype
     score_dtype = at_least_float32(dtype)
     q = q_NxGxKxLxQxH * q_NxGxKxLxQxH.shape[-1] ** -0.5
@@ -137,6 +143,30 @@ def attend(q_NxGxKxLxQxH: Array, own: tuple, own_mask: Array, prefix: tuple | No
         for weight, (_, product, _, values, _) in zip(weights, blocks, strict=True)
     )
     return (y / total).astype(dtype)
+
+
+def attend_as_one(
+    q_NxGxKxLxQxH: Array, own: tuple, own_mask: Array, prefix: tuple, prefix_mask_NxP: Array
+) -> jax.Array:
+    """`attend`, with a group's responses as one long response that sees only the keys that are its own.
+
+    One product of G L queries with P + G C keys, of which most are masked, in place of G products of L with C:
+    XLA on CPU runs batched products one by one, and for very short responses a call costs more than the product.
+    """
+    n, g, k, length, q, h = q_NxGxKxLxQxH.shape
+    c = own[0].shape[3]
+
+    def as_one(own_NxGxKxCxH, prefix_Nx1xKxPxH):
+        return jnp.concatenate([prefix_Nx1xKxPxH, own_NxGxKxCxH.swapaxes(1, 2).reshape(n, 1, k, g * c, h)], axis=3)
+
+    same_response = jnp.eye(g, dtype=bool)[None, :, None, :, None]
+    mask = jnp.broadcast_to(own_mask[:, :, :, None] & same_response, (n, g, length, g, c))
+    mask = mask.reshape(n, g * length, g * c)
+    prefix_mask = jnp.broadcast_to(prefix_mask_NxP[:, None], (n, g * length, prefix_mask_NxP.shape[1]))
+    queries = q_NxGxKxLxQxH.swapaxes(1, 2).reshape(n, 1, k, g * length, q, h)
+    keys, values = (as_one(*pair) for pair in zip(own, prefix, strict=True))
+    y = attend(queries, (keys, values), jnp.concatenate([prefix_mask, mask], axis=-1)[:, None], None, None)
+    return y.reshape(n, k, g, length, q, h).swapaxes(1, 2)
 
 
 class RMSNorm(nn.Module):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from staleness_grpo.policy import transformer
 from staleness_grpo.policy.transformer import Policy, RopeScaling, TransformerConfig
 from tests.policy import numpy_transformer
 
@@ -64,6 +65,45 @@ def test_shared_prompts_and_padding_change_nothing(name):
     for n, length in enumerate(lengths):
         expected = plain[n, :, length - 1 : length - 1 + response_length]
         np.testing.assert_allclose(ours[n], expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("one_product_positions", [0, 12], ids=["apart", "as_one"])
+def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(one_product_positions, monkeypatch):
+    monkeypatch.setattr(transformer, "ONE_PRODUCT_POSITIONS", one_product_positions)
+    n, g, k, length, q, h, p = 2, 3, 2, 4, 2, 6, 5
+    rng = np.random.default_rng(4)
+    queries, weights = rng.normal(size=(2, n, g, k, length, q, h))
+    own, prefix = rng.normal(size=(2, n, g, k, length, h)), rng.normal(size=(2, n, 1, k, p, h))
+    prefix_mask = np.arange(p) >= np.array([[0], [2]])
+    own_mask = np.tril(np.ones((length, length), bool))[None, None]
+
+    def expected(queries, own, prefix):
+        found = np.zeros_like(queries)
+        for place in np.ndindex(n, g, k, length, q):
+            a, b, c, t, _ = place
+            keys = np.concatenate([prefix[0, a, 0, c, prefix_mask[a]], own[0, a, b, c, : t + 1]])
+            values = np.concatenate([prefix[1, a, 0, c, prefix_mask[a]], own[1, a, b, c, : t + 1]])
+            scores = np.exp(keys @ queries[place] / np.sqrt(h))
+            found[place] = scores @ values / scores.sum()
+        return found
+
+    with jax.enable_x64(True):
+
+        def total(queries, own, prefix):
+            y = transformer.attend(queries, tuple(own), jnp.asarray(own_mask), tuple(prefix), jnp.asarray(prefix_mask))
+            return jnp.sum(y * weights), y
+
+        gradients, ours = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(queries, own, prefix)
+    np.testing.assert_allclose(ours, expected(queries, own, prefix), rtol=1e-12, atol=1e-13)
+    for i, gradient in enumerate(gradients):  # along one random direction each, by central differences
+        direction, step = rng.normal(size=gradient.shape), 1e-6
+        ends = []
+        for sign in (1, -1):
+            moved = [queries, own, prefix]
+            moved[i] = moved[i] + sign * step * direction
+            ends.append(np.sum(weights * expected(*moved)))
+        # Rounding leaves 1e-16 / 1e-6 of a sum of order 10, truncation less.
+        np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), (ends[0] - ends[1]) / 2e-6, atol=1e-7)
 
 
 def test_gradients_through_shared_prompts_match_plain_sequences():
