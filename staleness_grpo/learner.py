@@ -1,5 +1,6 @@
 """The learner: optimizer, sharded state, and one jitted update with donated state and its diagnostics."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,7 @@ from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+NOISE_PARTS = 8  # at most, of the batch whose gradients tell signal from noise
 
 
 def learning_rate_schedule(config) -> optax.Schedule:
@@ -166,14 +168,18 @@ def make_update(loss_fn, optimizer: optax.GradientTransformation, state: Learner
     )
 
 
-def make_cosine_ceiling(loss_fn, num_parts: int):
+def make_cosine_ceiling(loss_fn, num_prompts: int) -> Callable[[PyTree, Rollout], Array] | None:
     """Jitted (params, rollout) -> the cosine that two independent batches' gradients would have at these params.
 
     Two gradients at the same parameters differ by sampling noise alone, which caps the cosine of consecutive
-    gradients. The batch is cut into `num_parts` >= 2 parts of whole groups with gradients g_i and mean g. The mean
-    of g_i . g_j over i != j estimates the squared norm of the expected gradient without bias; over |g|^2 it
-    estimates the cosine. It can come out negative when the gradient is mostly noise.
+    gradients. The batch of `num_prompts` groups is cut into equal parts of whole groups, NOISE_PARTS if they divide
+    it, with gradients g_i and mean g. The mean of g_i . g_j over i != j estimates the squared norm of the expected
+    gradient without bias; over |g|^2 it estimates the cosine. It can come out negative when the gradient is mostly
+    noise. None if the batch cannot be cut.
     """
+    num_parts = math.gcd(num_prompts, NOISE_PARTS)
+    if num_parts == 1:
+        return None
 
     @jax.jit
     def ceiling(params: PyTree, rollout: Rollout) -> Array:

@@ -29,6 +29,7 @@ from staleness_grpo.tasks.base import Task
 from staleness_grpo.types import Array, Prompts, PyTree, Rollout
 
 FREEZE_FRACTION = 0.25  # of the peak pass rate; the collapse detector looks at half
+CEILING_EVERY = 5  # evaluations between two ceilings of the gradient cosine, each as dear as a learner step
 SCHEDULES = ("constant", "cyclic")  # one lag for all slots of a step, as a ring of snapshots needs
 
 # Metrics of an update that a record keeps; sorting all ratios for the quantiles would cost a tenth of the step.
@@ -36,6 +37,9 @@ KEPT = (
     "reward", "entropy", "clip_fraction", "approx_kl", "ess", "log_ratio_second_moment",
     "grad_norm", "update_norm", "param_norm", "gradient_cosine",
 )  # fmt: skip
+
+
+BY_BLOCK = ("eval_reward", "gradient_cosine_ceiling")  # one entry for each evaluation
 
 
 @jax.tree_util.register_dataclass
@@ -107,10 +111,11 @@ def cell_inputs(config) -> CellInputs:
 def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[CellInputs], dict[str, jax.Array]]:
     """A whole training as a pure function of CellInputs: traces of every step, and of every evaluation.
 
-    It returns the metrics KEPT, drift_from_behavior and drift_from_start, [T] each, eval_reward [T / eval_every],
-    and `steps_run`. A cell is frozen, which leaves NaN in the rest of its traces, when a parameter is not finite, or
-    when the last evaluation with at least a quarter of the peak pass rate is more than `freeze_after` learner steps
-    ago: a collapse with no end in sight.
+    It returns the metrics KEPT, drift_from_behavior and drift_from_start, [T] each; eval_reward and
+    gradient_cosine_ceiling (NaN but for every CEILING_EVERY-th), [T / eval_every]; and `steps_run`. A cell is frozen,
+    which leaves NaN in the rest of its traces, when a parameter is not finite, or when the last evaluation with at
+    least a quarter of the peak pass rate is more than `freeze_after` learner steps ago: a collapse with no end in
+    sight.
 
     Args:
       config: of any cell; its seed, learning rate and lag are not read.
@@ -121,6 +126,7 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
     temperature = config.sampler.temperature
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
     loss_fn = learner.surrogate_loss(policy, surrogate, temperature, config.correction)
+    cosine_ceiling = learner.make_cosine_ceiling(loss_fn, config.num_prompts)
     every, group_size = config.eval_every, config.group_size
     num_blocks = config.steps // every
     limits = dict(max_length=task.max_response_length, end_token=task.end_token, pad_token=task.pad_token)
@@ -140,9 +146,8 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
         update = learner.update_step(loss_fn, optimizer)
         start, unravel = ravel_pytree(inputs.params)
 
-        def learner_step(carry, step):
-            state, ring_SxD = carry
-            theta = ravel_pytree(state.params)[0]
+        def stale_rollout(theta, ring_SxD, step):
+            """The rollout of this step, the parameters that generated it, and the ring with theta in it."""
             ring_SxD = ring_SxD.at[step % (max_lag + 1)].set(theta)
             version = step - inputs.lag_T[step]
             phi = ring_SxD[version % (max_lag + 1)]
@@ -151,6 +156,12 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
             )
             rewards = task.judge(inputs.answer_key_TxN[step], responses.tokens_NxGxR, responses.mask_NxGxR)
             rollout = Rollout(prompts, responses, rewards.astype(jnp.float32), jnp.full(len(rewards), version))
+            return rollout, phi, ring_SxD
+
+        def learner_step(carry, step):
+            state, ring_SxD = carry
+            theta = ravel_pytree(state.params)[0]
+            rollout, phi, ring_SxD = stale_rollout(theta, ring_SxD, step)
             state, metrics = update(state, rollout)
             record = {name: metrics[name] for name in KEPT}
             record["drift_from_behavior"] = jnp.linalg.norm(theta - phi)
@@ -162,14 +173,23 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
             rewards = task.judge(inputs.eval_answer_key_E, responses.tokens_NxGxR, responses.mask_NxGxR)
             return jnp.mean(rewards.astype(jnp.float32))
 
+        def measured_ceiling(carry, step):
+            state, ring_SxD = carry
+            rollout, _, _ = stale_rollout(ravel_pytree(state.params)[0], ring_SxD, step)
+            return cosine_ceiling(state.params, rollout).astype(jnp.float32)
+
         def block(loop):
             number, peak, low_since, carry, traces = loop
             first = number * every
+            ceiling = jnp.float32(jnp.nan)
+            if cosine_ceiling is not None:
+                due = number % CEILING_EVERY == 0
+                ceiling = jax.lax.cond(due, lambda: measured_ceiling(carry, first), lambda: ceiling)
             reward = evaluate(carry[0].params, first)
             peak = jnp.maximum(peak, reward)
             low_since = jnp.where(reward < FREEZE_FRACTION * peak, low_since, number)
             carry, records = jax.lax.scan(learner_step, carry, first + jnp.arange(every, dtype=jnp.int32))
-            records |= {"eval_reward": reward[None]}
+            records |= {"eval_reward": reward[None], "gradient_cosine_ceiling": ceiling[None]}
             traces = {
                 name: jax.lax.dynamic_update_slice_in_dim(traces[name], records[name], number * len(records[name]), 0)
                 for name in traces
@@ -183,7 +203,7 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
 
         names = (*KEPT, "drift_from_behavior", "drift_from_start")
         traces = {name: jnp.full(num_blocks * every, jnp.nan) for name in names}
-        traces["eval_reward"] = jnp.full(num_blocks, jnp.nan)
+        traces |= {name: jnp.full(num_blocks, jnp.nan) for name in BY_BLOCK}
         carry = learner.initial_state(optimizer, inputs.params), jnp.zeros((max_lag + 1, start.size), start.dtype)
         zero = jnp.zeros((), jnp.int32)
         number, *_, traces = jax.lax.while_loop(goes_on, block, (zero, jnp.zeros(()), zero, carry, traces))

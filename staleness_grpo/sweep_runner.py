@@ -165,7 +165,7 @@ def cell_record(name: str, config: ConfigDict, traces: dict[str, np.ndarray]) ->
     """
     every = config.eval_every
     blocks = {
-        metric: values.reshape(-1, every).mean(axis=1) if metric != "eval_reward" else values
+        metric: values if metric in sweep.BY_BLOCK else values.reshape(-1, every).mean(axis=1)
         for metric, values in traces.items()
         if metric != "steps_run"
     }

@@ -29,8 +29,6 @@ from staleness_grpo.types import LearnerState, Rollout
 
 VITAL = ("loss", "grad_norm", "update_norm", "param_norm")  # a run in which one is not finite has collapsed
 
-NOISE_PARTS = 8  # parts of the batch whose gradients tell signal from noise
-
 
 @dataclasses.dataclass
 class Run:
@@ -58,7 +56,6 @@ def build(config, task: Task | None = None) -> Run:
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(config.seed), params)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
     loss_fn = learner.surrogate_loss(policy, surrogate, config.sampler.temperature, config.correction)
-    parts = math.gcd(config.num_prompts, NOISE_PARTS)
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
     lag = config.lag
     return Run(
@@ -66,7 +63,7 @@ def build(config, task: Task | None = None) -> Run:
         generator=Generator(policy, task, mesh, config.seed, temperature=config.sampler.temperature, **size),
         schedule=make_schedule(lag.schedule, lag.max_lag, config.num_prompts, config.seed, lag.start),
         update=learner.make_update(loss_fn, optimizer, state, mesh),
-        cosine_ceiling=learner.make_cosine_ceiling(loss_fn, parts) if parts > 1 else None,
+        cosine_ceiling=learner.make_cosine_ceiling(loss_fn, config.num_prompts),
         state=state,
     )
 

@@ -36,9 +36,7 @@ def program(optimizer):
 
 
 def host_loop(config):
-    run = train.build(config)
-    run.cosine_ceiling = None
-    return list(train.train(run, config))
+    return list(train.train(train.build(config), config))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +69,10 @@ def test_a_cell_is_the_host_driven_loop(schedule, max_lag, optimizer, learning_r
     np.testing.assert_allclose(traces["eval_reward"], evaluated, atol=1e-6)
     np.testing.assert_array_equal(traces["reward"], np.float32([record["reward"] for record in records]))
     assert len(set(evaluated)) > 1  # it learned something
+    # The same parts of the batch, whose gradients nearly cancel.
+    ceiling = traces["gradient_cosine_ceiling"]
+    np.testing.assert_allclose(ceiling[0], records[0]["gradient_cosine_ceiling"], atol=1e-3)
+    assert np.isnan(ceiling[1:]).all()
 
 
 def test_lag_changes_the_outcome_and_only_after_the_first_step():

@@ -237,7 +237,7 @@ def test_cosine_ceiling_tells_signal_from_noise():
     """Per-group gradients mu + noise: the ceiling is |mu|^2 / (|mu|^2 + sigma^2 D / N), here 1/2 or 1 or about 0."""
     n, d = 4096, 64
     noise = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
-    ceiling = learner.make_cosine_ceiling(lambda params, batch: (jnp.mean(batch @ params), {}), num_parts=8)
+    ceiling = learner.make_cosine_ceiling(lambda params, batch: (jnp.mean(batch @ params), {}), num_prompts=n)
     mu = np.full(d, 1 / 64, np.float32)  # |mu|^2 = 1/64 = sigma^2 D / N
     params = jnp.zeros(d)
     assert ceiling(params, jnp.asarray(mu + noise)) == pytest.approx(0.5, abs=0.12)
