@@ -13,24 +13,24 @@ class Cells:
     """Records as columns: cells["bias"] is an array over the cells."""
 
     def __init__(self, records: list[dict]):
-        self._records = records
+        self.records = records
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return np.array([record[name] for record in self._records])
+        return np.array([record[name] for record in self.records])
 
     def where(self, **values) -> "Cells":
         """The cells with these values. Raises ValueError if there is none."""
-        found = [r for r in self._records if all(r[name] == value for name, value in values.items())]
+        found = [r for r in self.records if all(r[name] == value for name, value in values.items())]
         if not found:
             raise ValueError(f"no cell has {values}: cells.jsonl is incomplete")
         return Cells(found)
 
     def keep(self, mask: np.ndarray) -> "Cells":
         """The cells where mask [n] is true."""
-        return Cells([record for record, kept in zip(self._records, mask, strict=True) if kept])
+        return Cells([record for record, kept in zip(self.records, mask, strict=True) if kept])
 
 
 def clip_free(cells: Cells) -> Cells:

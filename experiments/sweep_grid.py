@@ -54,10 +54,12 @@ def validate(config: ConfigDict) -> None:
                 raise ConfigError(prefix + flag, config_lib.field(variant, flag), mend)
 
         sweep = variant.sweep
-        for flag in ("max_lags", "learning_rates", "seeds"):
+        for flag in ("max_lags", "learning_rates", "seeds", "horizons"):
             require(len(sweep[flag]) > 0, f"sweep.{flag}", "give one value or more")
             require(len(set(sweep[flag])) == len(sweep[flag]), f"sweep.{flag}", "give each value once")
         require(max(sweep.max_lags) < variant.steps, "sweep.max_lags", f"give lags below steps={variant.steps}")
+        inside = all(1 <= horizon <= variant.steps for horizon in sweep.horizons)
+        require(inside, "sweep.horizons", f"give learner steps from 1 to steps={variant.steps}")
         for flag in ("num_warm_starts", "chunk_size"):
             require(sweep[flag] >= 1, f"sweep.{flag}", "give a number >= 1")
         require(sweep.num_workers >= 0, "sweep.num_workers", "give a number >= 0")

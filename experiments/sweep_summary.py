@@ -1,241 +1,32 @@
-"""From the cells of a sweep to summary.json: the boundary, the collapse time, the rule's constants, the claims.
+"""From the cells of a sweep to summary.json: what each map says, the maps side by side, and the claims.
 
-Intervals are 95 % percentile intervals of a bootstrap over seeds; n counts cells. What counts as holding is written
-here, beside the claim.
+What counts as holding is written here, beside the claim.
 """
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.sweep_grid import MAIN
-from staleness_grpo.scaling import stability
-from staleness_grpo.scaling.censored import bootstrap, fit_censored_power_law
+from experiments.sweep_signs import BOTH_KINDS, EARLY
+from experiments.sweep_statistics import STALE, best_rule, summarize_map
 
 COMMAND = "python -m experiments.sweep --workdir=DIR"
-STALE = 16  # S from which the collapse time is asked to be independent of S
-CLIP_LEVEL = 0.1  # clip fraction at which the drift is called R_batch
-RESAMPLES = 100
-ENOUGH_COLLAPSES = 3  # of an S, for a mean collapse time
 
 
 def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict:
-    """The summary of the main map, with the smaller ones under `variants`."""
-    records = maps[MAIN]
-    horizons = tuple(sorted({config.steps // 3, 2 * config.steps // 3, config.steps}))
-    cells = stability.at_horizons(records, horizons)
-    by_horizon = {
-        t: {"eta_max": eta_max(cells[cells.horizon == t]), "eta_max_slope": slopes(cells[cells.horizon == t])}
-        for t in horizons
+    """The summary of the main map, with those of the others under `variants`, each beside the main one's same cells."""
+    horizons = tuple(sorted(config.sweep.horizons))
+    summary = summarize_map(maps[MAIN], horizons)
+    summary["variants"] = {
+        name: summarize_map(records, horizons) | side_by_side(records, maps[MAIN])
+        for name, records in maps.items()
+        if name != MAIN
     }
-    summary = {
-        "horizons": horizons,
-        "num_cells": len(records),
-        "num_collapsed": sum(record["collapse_step"] is not None for record in records),
-        "eta_max": by_horizon[horizons[-1]]["eta_max"],
-        "eta_max_slope": by_horizon[horizons[-1]]["eta_max_slope"],
-        "by_horizon": {str(t): found for t, found in by_horizon.items()},
-        "collapse_time": collapse_time(records),
-        "collapse_step_times_eta": by_lag(records),
-        "rules": rules(cells),
-        **constants(records),
-        "cosine": cosine(records),
-        "variants": {name: variant(map_records, records) for name, map_records in maps.items() if name != MAIN},
-    }
-    summary["predicted_eta_max"] = predicted(summary, cells)
-    return summary | {"claims": claims(summary)}
+    return summary | {"claims": claims(summary) if "rules" in summary else []}
 
 
-def eta_max(cells: stability.Cells) -> dict[str, float | None]:
-    """The learning rate at which half the cells collapse, by S; null where no cell of the grid or all of them did."""
-    found = stability.measured_log_eta_max(cells)
-    return {f"{lag:g}": float(np.exp(value)) if np.isfinite(value) else None for lag, value in found.items()}
-
-
-def slopes(cells: stability.Cells) -> dict[str, dict]:
-    """Slope of log eta_max against log S below and from STALE on, each with its interval."""
-    found = {}
-    for name, part in (("falling", cells.max_lag <= STALE), ("flat", cells.max_lag >= STALE)):
-        inside = cells[part]
-
-        def statistic(rows, inside=inside):
-            return np.array(stability.slope_of_eta_max(inside[rows]))
-
-        found[name] = {
-            "lags": sorted(set(inside.max_lag)),
-            "slope": float(statistic(np.arange(len(inside)))),
-            "interval": bootstrap(inside.seed, statistic, RESAMPLES),
-            "n": len(inside),
-        }
-    return found
-
-
-def by_lag(records: list[dict]) -> dict:
-    """Mean collapse_step * eta and collapse_step / S of the collapsed runs of each S, and the spread over S >= 16."""
-    found = {}
-    for lag in sorted({record["max_lag"] for record in records}):
-        inside = [r for r in records if r["max_lag"] == lag]
-        collapsed = [r for r in inside if r["collapse_step"] is not None]
-        if len(collapsed) >= ENOUGH_COLLAPSES:
-            products = np.array([r["collapse_step"] * r["learning_rate"] for r in collapsed])
-            found[str(lag)] = {
-                "mean": products.mean(),
-                "std": products.std(ddof=1),
-                "t_c_over_s": np.mean([r["collapse_step"] for r in collapsed]) / max(lag, 1),
-                "n": len(collapsed),
-                "n_censored": len(inside) - len(collapsed),
-            }
-    stale = [r for r in records if r["max_lag"] >= STALE and r["collapse_step"] is not None]
-    products = np.array([r["collapse_step"] * r["learning_rate"] for r in stale])
-    # During its first S steps a run is bit for bit that of any longer lag: no evidence on S.
-    later = np.array([r["collapse_step"] * r["learning_rate"] for r in stale if r["collapse_step"] > r["max_lag"]])
-    means = np.array([found[lag]["mean"] for lag in found if int(lag) >= STALE])
-    return {
-        "by_lag": found,
-        "mean": products.mean(),
-        "cv_of_runs": products.std(ddof=1) / products.mean(),
-        "cv_of_lag_means": means.std(ddof=1) / means.mean() if len(means) > 1 else None,
-        "cv_interval": bootstrap(
-            np.array([r["seed"] for r in stale]), lambda rows: products[rows].std() / products[rows].mean(), RESAMPLES
-        ),
-        "n": len(stale),
-        "cv_after_first_lag": later.std(ddof=1) / later.mean() if len(later) > 1 else None,
-        "n_after_first_lag": len(later),
-    }
-
-
-def collapse_time(records: list[dict]) -> dict:
-    """Exponents of t_c ~ eta^b S^c over the runs with S >= 16, those without a collapse taken as censored."""
-    stale = [r for r in records if r["max_lag"] >= STALE]
-    rate = np.array([r["learning_rate"] for r in stale])
-    log_lag = np.log([r["max_lag"] for r in stale])[:, None]
-    censored = np.array([r["collapse_step"] is None for r in stale])
-    step = np.array([r["steps_run"] if r["collapse_step"] is None else r["collapse_step"] for r in stale], float)
-
-    def exponents(rows):
-        return fit_censored_power_law(rate[rows], step[rows], censored[rows], log_lag[rows]).parameters[1:]
-
-    fit = fit_censored_power_law(rate, step, censored, log_lag)
-    low, high = bootstrap(np.array([r["seed"] for r in stale]), exponents, RESAMPLES)
-    return {
-        "eta_exponent": fit.parameters[1],
-        "eta_exponent_interval": [low[0], high[0]],
-        "s_exponent": fit.parameters[2],
-        "s_exponent_interval": [low[1], high[1]],
-        "sigma": fit.sigma,
-        "n": len(stale),
-        "n_censored": int(censored.sum()),
-    }
-
-
-def rules(cells: stability.Cells) -> dict:
-    """Each rule's fit to all seeds, and how it does on the half of the seeds that it was not fitted to."""
-    labels = np.unique(cells.seed)
-    fold = np.searchsorted(labels, cells.seed) // max(len(labels) // 2, 1) % 2
-    found = {}
-    for name in stability.RULES:
-        fit = stability.fit_rule(name, cells)
-        held_out = stability.cross_validate(name, cells, fold)
-        found[name] = {
-            "parameters": fit.parameters,
-            "sigma": fit.sigma,
-            "log_likelihood": fit.log_likelihood,
-            "held_out_log_likelihood": held_out.log_likelihood,
-            "held_out_balanced_accuracy": held_out.balanced_accuracy,
-            "n": len(cells),
-        }
-    return found
-
-
-def best_rule(found: dict) -> str:
-    """The rule of highest held-out likelihood."""
-    return max(found, key=lambda name: found[name]["held_out_log_likelihood"])
-
-
-def constants(records: list[dict]) -> dict:
-    """G_upd, R_batch and R_crit: medians over runs with S >= 1, with intervals.
-
-    G_upd: update norm / eta before the collapse. R_batch: drift from the behavior policy where the clip fraction
-    first passes CLIP_LEVEL. R_crit: length of the parameters' path, the sum of the update norms, up to the collapse.
-    """
-    values = {"g_upd": [], "r_batch": [], "r_crit": []}
-    for record in records:
-        if record["max_lag"] < 1:
-            continue
-        traces, every = record["traces"], record["trace_every"]
-        values["g_upd"].append((record["seed"], record["update_norm"] / record["learning_rate"]))
-        passed = np.flatnonzero(np.array(traces["clip_fraction"], float) > CLIP_LEVEL)
-        if passed.size:
-            values["r_batch"].append((record["seed"], traces["drift_from_behavior"][passed[0]]))
-        if record["collapse_step"] is not None:
-            path = every * np.sum(traces["update_norm"][: record["collapse_step"] // every])
-            values["r_crit"].append((record["seed"], path))
-    found = {}
-    for name, pairs in values.items():
-        seeds, numbers = (np.array(column) for column in zip(*pairs, strict=True))
-        found[name] = np.median(numbers)
-        found[f"{name}_interval"] = bootstrap(seeds, lambda rows, x=numbers: np.median(x[rows]), RESAMPLES)
-        found[f"{name}_n"] = len(numbers)
-    return found
-
-
-def predicted(summary: dict, cells: stability.Cells) -> dict:
-    """The paper's rule with the measured constants, and its distance from the measured boundary in grid steps."""
-    horizon = max(summary["horizons"])
-    rates = np.unique(cells.learning_rate)
-    step = np.diff(np.log(rates)).mean()
-    found = {"grid_step": float(np.exp(step)), "by_lag": {}, "distances": []}
-    for lag, measured in summary["eta_max"].items():
-        batch = summary["r_batch"] / (float(lag) * summary["g_upd"])
-        critical = summary["r_crit"] / (horizon * summary["g_upd"])
-        found["by_lag"][lag] = min(batch, critical)
-        if measured is not None:
-            found["distances"].append(float(np.log(min(batch, critical) / measured) / step))
-    found["mean_distance"] = float(np.mean(np.abs(found["distances"]))) if found["distances"] else None
-    best = best_rule(summary["rules"])
-    lags = [float(lag) for lag, value in summary["eta_max"].items() if value is not None]
-    measured = np.log([value for value in summary["eta_max"].values() if value is not None])
-    fitted = stability.log_eta_max(best, summary["rules"][best]["parameters"], lags, horizon)
-    found["fitted_mean_distance"] = float(np.mean(np.abs(fitted - measured) / step))
-    return found
-
-
-def cosine(records: list[dict]) -> dict:
-    """Consecutive-gradient cosine before the collapse, or the whole run: its median by S, and its ROC area.
-
-    The area is the probability that a collapsing run has a larger cosine than a stable one, within S >= 4, where
-    both exist; `early` takes the first 50 steps alone.
-    """
-
-    def early(record):
-        return np.mean(record["traces"]["gradient_cosine"][: 50 // record["trace_every"]])
-
-    both = [r for r in records if r["max_lag"] >= 4]
-    collapsed = np.array([r["collapse_step"] is not None for r in both])
-    areas = {}
-    for name, value in (("whole", lambda r: r["cosine"]), ("early", early)):
-        values = np.array([value(r) for r in both])
-        areas[name] = roc_area(values[collapsed], values[~collapsed])
-    medians = {
-        str(lag): {
-            kind: float(np.median(found)) if found else None
-            for kind, found in (
-                ("stable", [r["cosine"] for r in records if r["max_lag"] == lag and r["collapse_step"] is None]),
-                ("collapsed", [r["cosine"] for r in records if r["max_lag"] == lag and r["collapse_step"] is not None]),
-            )
-        }
-        for lag in sorted({r["max_lag"] for r in records})
-    }
-    return {"roc_area": areas, "median_by_lag": medians, "n": len(both)}
-
-
-def roc_area(positive: np.ndarray, negative: np.ndarray) -> float:
-    """P(positive > negative), ties counted half."""
-    difference = positive[:, None] - negative[None]
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
-
-
-def variant(records: list[dict], main: list[dict]) -> dict:
-    """A small map beside the same cells of the main one: how many collapse, and when."""
+def side_by_side(records: list[dict], main: list[dict]) -> dict:
+    """A map and the same cells of the main one: how many collapse, and when."""
     cells = {(r["max_lag"], r["learning_rate"], r["seed"]) for r in records}
     beside = [r for r in main if (r["max_lag"], r["learning_rate"], r["seed"]) in cells]
 
@@ -251,14 +42,31 @@ def variant(records: list[dict], main: list[dict]) -> dict:
 
 
 def claims(summary: dict) -> list[dict]:
-    """The paper's claims beside what was measured."""
+    """The paper's claims beside what was measured, for the main map and for every other one that was fitted."""
+    rows = map_claims(summary) + sign_claims(summary)
+    for name, found in summary["variants"].items():
+        pair = [found[kind]["collapsed"] for kind in ("main", "variant")]
+        rows.append(
+            (
+                f"{name}: at least as many of the same cells collapse as on the main map (main, {name})",
+                "",
+                pair, None, found["variant"]["n"], pair[1] >= pair[0],
+            )
+        )  # fmt: skip
+        if "rules" in found:
+            rows += [(f"{name}: {row[0]}", *row[1:]) for row in map_claims(found)]
+    names = ("claim", "paper", "measured", "interval", "n", "holds")
+    return [dict(zip(names, row, strict=True)) | {"command": COMMAND} for row in rows]
+
+
+def map_claims(summary: dict) -> list[tuple]:
+    """Rows on the boundary, the collapse time and the rule of one map."""
     horizon = str(max(summary["horizons"]))
     slope = summary["eta_max_slope"]
     product, time = summary["collapse_step_times_eta"], summary["collapse_time"]
     best = best_rule(summary["rules"])
     rule = summary["rules"][best]
-    areas = summary["cosine"]["roc_area"]
-    rows = [
+    return [
         (
             f"slope of log eta_max against log S, S <= {STALE}, T = {horizon}",
             "-1: S eta_max constant (1.6e-6 there)",
@@ -299,11 +107,29 @@ def claims(summary: dict) -> list[dict]:
             "",
             rule["held_out_balanced_accuracy"], None, rule["n"], rule["held_out_balanced_accuracy"] >= 0.9,
         ),
-        (
-            "the cosine of the first 50 steps' gradients tells collapsing from stable runs: ROC area >= 0.8, S >= 4",
-            "over 0.5 before a collapse, near 0 when stable",
-            areas["early"], None, summary["cosine"]["n"], areas["early"] >= 0.8,
-        ),
     ]  # fmt: skip
-    names = ("claim", "paper", "measured", "interval", "n", "holds")
-    return [dict(zip(names, row, strict=True)) | {"command": COMMAND} for row in rows]
+
+
+def sign_claims(summary: dict) -> list[tuple]:
+    """Rows on what foretells a collapse on the main map."""
+    areas, n = summary["cosine"]["roc_area"], summary["cosine"]["n"]
+    rows = [
+        (
+            f"the cosine of the first {EARLY} steps' gradients{over} tells collapsing from stable runs: "
+            f"ROC area >= 0.8, S >= {BOTH_KINDS}",
+            "over 0.5 before a collapse, near 0 when stable",
+            areas[name], None, n, areas[name] >= 0.8,
+        )
+        for name, over in (("early", ""), ("relative_early", ", over the ceiling of batch noise,"))
+    ]  # fmt: skip
+    for sign, found in summary["alarms"].items():
+        lead = "none" if found["median_lead"] is None else f"{found['median_lead']:g} steps"
+        rows.append(
+            (
+                f"an alarm on {sign} foretells 80 % of the collapses (lead: {lead}; false alarms "
+                f"{found['false_alarms']:.2f})",
+                "" if sign != "gradient_cosine" else "precedes collapse",
+                found["found"], None, found["n"], found["found"] >= 0.8,
+            )
+        )  # fmt: skip
+    return rows

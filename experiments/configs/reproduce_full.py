@@ -1,6 +1,6 @@
 """The main job with the scaling laws: 224 trainings more.
 
-    bash launch/reproduce.sh --config=experiments/configs/reproduce_full.py --workdir=results/reproduce_full
+bash launch/reproduce.sh --config=experiments/configs/reproduce_full.py --workdir=results/reproduce_full
 """
 
 from experiments.configs import reproduce

@@ -19,12 +19,14 @@ LABELS = {
 }
 
 
-def draw(workdir: pathlib.Path) -> None:
-    """Writes bias_law and bias_range, each as PNG and PDF, beside cells.jsonl."""
+def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Writes bias_law and bias_range, each as PNG and PDF, beside cells.jsonl; returns the PNGs."""
     cells = Cells(metrics.read_jsonl(workdir / "cells.jsonl"))
     with style.context():
-        style.save(law_figure(cells), workdir / "bias_law")
-        style.save(range_figure(cells), workdir / "bias_range")
+        return [
+            style.save(law_figure(cells), workdir / "bias_law"),
+            style.save(range_figure(cells), workdir / "bias_range"),
+        ]
 
 
 def law_figure(cells: Cells) -> plt.Figure:

@@ -7,6 +7,7 @@ import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import sweep_signs
 from experiments.figures import style
 from staleness_grpo import metrics
 from staleness_grpo.scaling import stability
@@ -16,21 +17,22 @@ STABLE, COLLAPSED = style.COLORS[:2]
 
 
 def draw_all(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws every figure into the folder of a finished sweep; returns the PNGs."""
-    records = metrics.read_jsonl(workdir / "cells.jsonl")
+    """Draws every figure of every map into the folder of a finished sweep; returns the PNGs.
+
+    `scaling_NAME` are those of the main map, `scaling_VARIANT_NAME` the others'. A map that was not fitted gets the
+    figures that need no fit.
+    """
     summary = json.loads((workdir / "summary.json").read_text())
+    maps = {"cells.jsonl": ("scaling", summary)}
+    maps |= {f"cells-{name}.jsonl": (f"scaling_{name}", found) for name, found in summary["variants"].items()}
+    paths = []
     with style.context():
-        return [
-            style.save(draw(records, summary), workdir / f"scaling_{name}")
-            for name, draw in (
-                ("reward", reward_figure),
-                ("map", map_figure),
-                ("collapse_time", collapse_time_figure),
-                ("eta_max", eta_max_figure),
-                ("cosine", cosine_figure),
-                ("anatomy", anatomy_figure),
-            )
-        ]
+        for file, (prefix, found) in maps.items():
+            records = metrics.read_jsonl(workdir / file)
+            for name, draw in FIGURES.items():
+                if "rules" in found or name in WITHOUT_FIT:
+                    paths.append(style.save(draw(records, found), workdir / f"{prefix}_{name}"))
+    return paths
 
 
 def lag_color(records: list[dict], lag: int):
@@ -87,14 +89,15 @@ def map_figure(records: list[dict], summary: dict) -> plt.Figure:
     horizon = max(summary["horizons"])
     positive = np.array([lag for lag in lags if lag >= 1], float)
     columns = np.array([lags.index(lag) for lag in positive])
-    best = max(summary["rules"], key=lambda name: summary["rules"][name]["held_out_log_likelihood"])
-    for name, line in (("min", ":"), ("max", "--"), (best, "-")):
-        boundary = stability.log_eta_max(name, summary["rules"][name]["parameters"], positive, horizon)
-        axis.plot(columns, _row(boundary, rates), line, color="black", label=f"fitted: {name}")
+    if "rules" in summary:
+        best = max(summary["rules"], key=lambda name: summary["rules"][name]["held_out_log_likelihood"])
+        for name, line in (("min", ":"), ("max", "--"), (best, "-")):
+            boundary = stability.log_eta_max(name, summary["rules"][name]["parameters"], positive, horizon)
+            axis.plot(columns, _row(boundary, rates), line, color="black", label=f"fitted: {name}")
+        axis.legend(loc="lower left")
     axis.set(xlabel="max_lag S", ylabel=r"learning rate $\eta$", ylim=(-0.5, len(rates) - 0.5))
     axis.set_title(f"share of seeds that collapse within T = {horizon}")
     figure.colorbar(image, ax=axis)
-    axis.legend(loc="lower left")
     return figure
 
 
@@ -158,32 +161,45 @@ def eta_max_figure(records: list[dict], summary: dict) -> plt.Figure:
 
 
 def cosine_figure(records: list[dict], summary: dict) -> plt.Figure:
-    """(e) Cosine of consecutive gradients in stable and collapsing runs, and how well it tells them apart."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    for kind, collapsed, color, shift in (("stable", False, STABLE, 0.94), ("collapsing", True, COLLAPSED, 1.06)):
-        chosen = [r for r in records if (r["collapse_step"] is not None) == collapsed]
-        left.plot([max(r["max_lag"], 0.5) * shift for r in chosen], [r["cosine"] for r in chosen], "o", color=color,
-                  alpha=0.5, label=kind)  # fmt: skip
-    left.set(xscale="log", xlabel="max_lag S (0 at 0.5)", ylabel="cosine of consecutive gradients")
+    """(e) Cosine of consecutive gradients, also over its ceiling, and how well both tell collapsing runs apart."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    for axis, of_run, label in (
+        (left, sweep_signs.mean_cosine, "cosine of consecutive gradients"),
+        (middle, sweep_signs.relative_cosine, "cosine / ceiling of batch noise"),
+    ):
+        for kind, collapsed, color, shift in (("stable", False, STABLE, 0.94), ("collapsing", True, COLLAPSED, 1.06)):
+            chosen = [r for r in records if (r["collapse_step"] is not None) == collapsed]
+            lags = [max(r["max_lag"], 0.5) * shift for r in chosen]
+            axis.plot(lags, [of_run(r) for r in chosen], "o", color=color, alpha=0.5, label=kind)
+        axis.set(xscale="log", xlabel="max_lag S (0 at 0.5)", ylabel=label)
     left.legend()
-    both = [r for r in records if r["max_lag"] >= 4]
+    both = [r for r in records if r["max_lag"] >= sweep_signs.BOTH_KINDS]
     labels = np.array([r["collapse_step"] is not None for r in both])
-    early = np.array([np.mean(r["traces"]["gradient_cosine"][: 50 // r["trace_every"]]) for r in both])
-    for name, values in (("whole", np.array([r["cosine"] for r in both])), ("early", early)):
+    for name, of_run, steps in (
+        ("whole", sweep_signs.mean_cosine, None),
+        ("early", sweep_signs.mean_cosine, sweep_signs.EARLY),
+        ("relative_whole", sweep_signs.relative_cosine, None),
+        ("relative_early", sweep_signs.relative_cosine, sweep_signs.EARLY),
+    ):
+        values = np.array([of_run(r, steps) for r in both])
         thresholds = np.sort(values)[::-1]
         hits = [np.mean(values[labels] >= threshold) for threshold in thresholds]
         alarms = [np.mean(values[~labels] >= threshold) for threshold in thresholds]
-        right.plot([0, *alarms], [0, *hits], label=f"{name}: area {summary['cosine']['roc_area'][name]:.2f}")
+        area = summary["cosine"]["roc_area"][name]
+        right.plot([0, *alarms], [0, *hits], label=f"{name.replace('_', ', ')}: area {area:.2f}")
     right.plot([0, 1], [0, 1], color="gray", linewidth=0.8)
-    right.set(xlabel="stable runs called collapsing", ylabel="collapsing runs found", title="S >= 4")
+    right.set(
+        xlabel="stable runs called collapsing", ylabel="collapsing runs found", title=f"S >= {both[0]['max_lag']}"
+    )
     right.legend()
     return figure
 
 
 def anatomy_figure(records: list[dict], summary: dict) -> plt.Figure:
     """(f) One collapse: pass rate, clip fraction, tail of the ratio, entropy, drift; beside a stable run of its S."""
-    collapsed = [r for r in records if r["stayed_down"] and r["collapse_step"] >= 60]
-    chosen = min(collapsed, key=lambda r: (-r["max_lag"], -r["collapse_step"]))
+    collapsed = [r for r in records if r["stayed_down"]]
+    late = [r for r in collapsed if r["collapse_step"] >= 60]
+    chosen = min(late or collapsed, key=lambda r: (-r["max_lag"], -r["collapse_step"]))
     beside = [
         r for r in records
         if r["max_lag"] == chosen["max_lag"] and r["seed"] == chosen["seed"] and r["collapse_step"] is None
@@ -212,3 +228,14 @@ def anatomy_figure(records: list[dict], summary: dict) -> plt.Figure:
         f"S = {chosen['max_lag']}: a collapse at step {chosen['collapse_step']}, and a stable run", fontsize=9
     )
     return figure
+
+
+FIGURES = {
+    "reward": reward_figure,
+    "map": map_figure,
+    "collapse_time": collapse_time_figure,
+    "eta_max": eta_max_figure,
+    "cosine": cosine_figure,
+    "anatomy": anatomy_figure,
+}
+WITHOUT_FIT = ("reward", "map")

@@ -5,11 +5,14 @@ import json
 import subprocess
 import sys
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 
 from experiments import bias_config, bias_law, bias_law_claims
 from experiments.bias_law import Cells
+from staleness_grpo import metrics
 from staleness_grpo.config import ConfigError
 from tests.conftest import ROOT
 
@@ -77,6 +80,21 @@ def test_a_known_law_is_recovered():
     assert laws["sgd"]["cyclic"]["against_s_eta"]["slope"] > 1.02  # rms(age) is no multiple of S
     assert facts["sgd_constant_slope"]["holds"] and facts["adam_cyclic_same_line"]["holds"]
     assert facts["drift_law"]["measured"] == pytest.approx(1.0)
+
+
+def test_the_notebook_prints_every_claim_and_draws_both_figures(tmp_path, monkeypatch):
+    cells = made_up_cells()
+    laws, facts = facts_of(cells)
+    lines = [json.dumps(metrics.plain(record)) + "\n" for record in cells.records]
+    (tmp_path / "cells.jsonl").write_text("".join(lines))
+    metrics.write_json(tmp_path / "summary.json", laws | {"facts": list(facts.values())})
+    monkeypatch.setenv("RESULTS", str(tmp_path))
+    notebook = nbformat.read(ROOT / "notebooks" / "bias.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    printed = next(output.text for output in outputs if output.output_type == "stream")
+    assert all(fact["claim"] in printed for fact in facts.values())
 
 
 def test_a_range_that_ends_before_clipping_is_noticed():

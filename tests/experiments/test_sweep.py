@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from experiments import sweep_grid, sweep_summary
+from experiments import sweep_grid, sweep_statistics, sweep_summary
 from experiments.configs import scaling_laws, scaling_laws_full
 from experiments.figures import scaling
 from staleness_grpo import metrics
@@ -41,7 +41,9 @@ def synthetic_records(seeds=range(4)):
                     "drift_from_behavior": np.full(blocks, 30.0 * rate * lag),
                     "update_norm": np.full(blocks, 30.0 * rate),
                     "gradient_cosine": np.full(blocks, 0.1 + 0.05 * rng.normal()),
-                    "entropy": np.full(blocks, 0.3),
+                    "gradient_cosine_ceiling": np.where(np.arange(blocks) % 5, np.nan, 0.5),
+                    # Rises 20 to 25 steps before a collapse, by more than ever in a stable run.
+                    "entropy": np.where(np.arange(blocks) * EVERY >= (collapse or 2 * STEPS) - 25, 0.9, 0.3),
                     "log_ratio_second_moment": np.full(blocks, 0.1),
                 }
                 records.append(
@@ -67,7 +69,7 @@ def synthetic_records(seeds=range(4)):
 def summary():
     config = scaling_laws.get_config()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_summary, "RESAMPLES", 6)  # a hundred take most of a minute
+        patch.setattr(sweep_statistics, "RESAMPLES", 6)  # a hundred take most of a minute
         records = synthetic_records()
         return metrics.plain(sweep_summary.summarize({"main": records, "cyclic": records[::3]}, config)), records
 
@@ -89,25 +91,47 @@ def test_the_summary_finds_the_law_that_made_the_cells(summary):
     rules = summary["rules"]
     assert rules["max"]["held_out_log_likelihood"] > rules["min"]["held_out_log_likelihood"] + 20
     assert rules["max"]["held_out_balanced_accuracy"] > 0.9
-    assert summary["variants"]["cyclic"]["variant"] == summary["variants"]["cyclic"]["main"]
+    cyclic = summary["variants"]["cyclic"]
+    assert cyclic["variant"] == cyclic["main"]
+
+
+def test_signs_are_told_from_noise(summary):
+    summary, records = summary
+    alarms = summary["alarms"]
+    assert alarms["entropy"]["found"] == 1 and alarms["entropy"]["false_alarms"] == 0
+    assert alarms["entropy"]["median_lead"] == 25
+    assert alarms["gradient_cosine"]["found"] < 0.5  # it was noise
+    areas = summary["cosine"]["roc_area"]
+    assert areas["relative_whole"] == areas["whole"]  # the ceiling was 0.5 everywhere
+    stable = summary["cosine"]["median_by_lag"]["0"]["stable"]
+    assert stable["relative"] == pytest.approx(stable["cosine"] / 0.5)
+
+
+def test_a_map_without_a_boundary_is_counted_and_not_fitted():
+    records = [record | {"collapse_step": None} for record in synthetic_records(range(2))]
+    summary = sweep_summary.summarize({"main": records}, scaling_laws.get_config())
+    assert summary["num_cells"] == len(records) and summary["num_collapsed"] == 0
+    assert summary["claims"] == [] and "rules" not in summary
 
 
 def test_claims_are_complete_and_not_all_true(summary):
     summary, _ = summary
-    assert len(summary["claims"]) == 8
+    assert len(summary["claims"]) == 7 + 2 + 5 + 1 + 7  # main map, cosines, alarms, side by side, the cyclic map
     for claim in summary["claims"]:
         assert set(claim) == {"claim", "paper", "measured", "interval", "n", "holds", "command"}
     holds = {claim["claim"].split(":")[0]: claim["holds"] for claim in summary["claims"]}
     assert holds["collapse_step * eta is the same for all S >= 16"] is True
     assert [value for name, value in holds.items() if name.startswith("the smaller of the two")] == [False]
-    assert [value for name, value in holds.items() if name.startswith("the cosine")] == [False]  # it was noise
+    assert [value for name, value in holds.items() if name.startswith("the cosine")] == [False] * 2  # it was noise
 
 
 @pytest.fixture
 def results(summary, tmp_path):
     """A finished sweep's folder."""
     summary, records = summary
-    (tmp_path / "cells.jsonl").write_text("".join(json.dumps(metrics.plain(record)) + "\n" for record in records))
+    for name, inside in (("cells", records), ("cells-cyclic", records[::3])):
+        lines = [json.dumps(metrics.plain(record)) + "\n" for record in inside]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     metrics.write_json(tmp_path / "summary.json", summary)
     return tmp_path
 
@@ -117,17 +141,17 @@ def test_the_notebook_draws_every_figure(results, monkeypatch):
     notebook = nbformat.read(ROOT / "notebooks" / "scaling_laws.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 12  # of two maps
     claims = next(output.text for output in outputs if output.output_type == "stream")
-    assert claims.count("collapse_step * eta") == 1
+    assert claims.count("collapse_step * eta") == 2
     assert all((results / f"scaling_{name}.pdf").stat().st_size > 5_000 for name in ("map", "reward", "cosine"))
 
 
 def test_a_gap_in_the_files_raises(results):
     summary = json.loads((results / "summary.json").read_text())
-    del summary["rules"]
+    del summary["by_horizon"]
     metrics.write_json(results / "summary.json", summary)
-    with pytest.raises(KeyError, match="rules"):
+    with pytest.raises(KeyError, match="by_horizon"):
         scaling.draw_all(results)
 
 
