@@ -35,15 +35,15 @@ def validate(config: ConfigDict) -> None:
     lags = list(config.max_lags)
     if len(lags) < 3 or not all(isinstance(lag, int) and lag >= 1 for lag in lags) or lags != sorted(set(lags)):
         raise ConfigError("max_lags", config.max_lags, "give three or more increasing lags >= 1")
+    check_parts(config)
+
+
+def check_parts(config: ConfigDict) -> None:
+    """Enumerable task, float64; and lets surrogate, task and policy refuse their own fields. Raises ConfigError."""
     if config.task.name != "enumerable":
         raise ConfigError("task.name", config.task.name, "only an enumerable task will do: give enumerable")
     if {config.policy.dtype, config.policy.param_dtype} != {"float64"}:
         raise ConfigError("policy.dtype", config.policy.dtype, "float32 loses the bias: give float64, and param_dtype")
-    _construct(config)
-
-
-def _construct(config: ConfigDict) -> None:
-    """Lets surrogate, task and policy refuse their own fields."""
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.transformer import TransformerConfig
     from staleness_grpo.tasks import make_task

@@ -12,11 +12,12 @@ MAIN = "main"
 
 
 def variant_configs(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The config of the main map and of each variant, without the list of variants."""
+    """The config of the main map and of each variant, if there is a list of them, without that list."""
     config = config.copy_and_resolve_references()
+    variants = config.get("variants", {})
     with config.unlocked():
-        variants = config.variants
-        del config.variants
+        if "variants" in config:
+            del config.variants
     configs = {MAIN: config}
     for name, differences in variants.items():
         configs[name] = config.copy_and_resolve_references()

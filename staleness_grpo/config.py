@@ -19,6 +19,12 @@ class ConfigError(FlagError):
 
     def __init__(self, flag: str, value, mend: str):
         super().__init__(f"config.{flag}", value, mend)
+        self._parts = flag, value, mend
+
+    def below(self, section: str) -> "ConfigError":
+        """The same of a config that is a section of another."""
+        flag, value, mend = self._parts
+        return ConfigError(f"{section}.{flag}", value, mend)
 
 
 CORRECTION_PARAMETERS = (

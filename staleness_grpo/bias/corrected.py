@@ -9,6 +9,8 @@ three times, once for each sign of its advantage, weighted by the probability of
 batches; in a finite batch the statistic is random, which biases the gradient by O(1/B).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +20,7 @@ from staleness_grpo.bias.group_statistics import sign_probabilities
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import SurrogateConfig, token_slopes
 from staleness_grpo.objective.tokens import TokenBatch
+from staleness_grpo.types import Array
 
 SIGNS = (1.0, -1.0, 0.0)
 
@@ -52,5 +55,14 @@ def coefficients(problem: Problem, objective: SurrogateConfig, name: str, overri
         )
         on_positive, on_negative, always = token_slopes(batch, correction)
         return on_positive - always, always - on_negative, always
+
+    return of
+
+
+def one_of(choices: Sequence[Coefficients], index: Array) -> Coefficients:
+    """The coefficients number `index`, which may be traced: one compiled program serves all corrections."""
+
+    def of(policy_logprobs_NxYxR, behavior_logprobs_NxYxR):
+        return jax.lax.switch(index, choices, policy_logprobs_NxYxR, behavior_logprobs_NxYxR)
 
     return of

@@ -20,6 +20,7 @@ QUANTITIES = (
     "bias",  # ||H(theta_t, phi) - H(theta_t, theta_t)||
     "displacement",  # ||theta_t - phi||
     "gradient",  # ||H(theta_t, theta_t)||
+    "cosine",  # of H(theta_t, phi) with H(theta_t, theta_t)
     "noise",  # ||sampled gradient - H(theta_t, phi)||; 0 without sampling
     "update_norm",  # ||theta_{t+1} - theta_t|| / learning_rate
     "clip_fraction",  # expected share of tokens whose gradient the clip removes
@@ -39,6 +40,8 @@ def lagged_trajectory(
     optimizer: optax.GradientTransformation,
     batch_prompts: int,
     max_lag: int,
+    coefficients: exact.Coefficients | None = None,
+    synchronous: Array = False,
 ) -> tuple[dict[str, jax.Array], PyTree]:
     """Runs `num_steps` learner steps from `params`, each trained with its own lag.
 
@@ -56,13 +59,22 @@ def lagged_trajectory(
       optimizer: what turns the ascent direction into an update of unit learning rate.
       batch_prompts: train on one sampled group for each of so many random prompts; 0: train on the exact H.
       max_lag: versions kept are max_lag + 1.
+      coefficients: of a correction, whose gradient G(theta_t, phi) stands in for H(theta_t, phi) everywhere, in the
+        training too; the reference H(theta_t, theta_t) stays GRPO's. Only without sampling.
+      synchronous: bool, may be traced: train on H(theta_t, theta_t) and only measure the stale gradient beside it.
 
     Returns:
       (records, last_params): [K] for each of QUANTITIES, 0 after `num_steps`; and the parameters theta_t of the
       last recorded step.
+
+    Raises:
+      ValueError: for coefficients together with batch_prompts.
     """
+    if batch_prompts and coefficients is not None:
+        raise ValueError("sampled groups train with GRPO's clip: give batch_prompts=0 with coefficients")
     start_D, unravel = ravel_pytree(params)
-    coefficients = exact.clip_coefficients(objective)
+    clip = exact.clip_coefficients(objective)
+    coefficients = clip if coefficients is None else coefficients
     num_versions = max_lag + 1
 
     def logprobs_of(theta_D):
@@ -76,7 +88,7 @@ def lagged_trajectory(
         slot = (t - lags_K[t]) % num_versions
         behavior_logprobs = logprobs_of_versions[slot]
 
-        fresh = exact.logprob_cotangent(problem, policy_logprobs, policy_logprobs, objective, coefficients)
+        fresh = exact.logprob_cotangent(problem, policy_logprobs, policy_logprobs, objective, clip)
         stale = exact.logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients)
         cotangents = [fresh, stale - fresh]
         if batch_prompts:
@@ -87,14 +99,15 @@ def lagged_trajectory(
         (pulled,) = jax.vmap(pull_back)(jnp.stack(cotangents))
         exact_D = pulled[0] + pulled[1]  # H(theta_t, phi)
         # Not exact_D plus the noise: a batch of equal rewards must move nothing, to the last bit.
-        ascent_D = pulled[2] if batch_prompts else exact_D
+        ascent_D = pulled[2] if batch_prompts else jnp.where(synchronous, pulled[0], exact_D)
         update_D, optimizer_state = optimizer.update(ascent_D, optimizer_state)
 
         values = {
             "bias": jnp.linalg.norm(pulled[1]),
             "displacement": jnp.linalg.norm(theta_D - versions[slot]),
             "gradient": jnp.linalg.norm(pulled[0]),
-            "noise": jnp.linalg.norm(ascent_D - exact_D),
+            "cosine": pulled[0] @ exact_D / (jnp.linalg.norm(pulled[0]) * jnp.linalg.norm(exact_D)),
+            "noise": jnp.linalg.norm(ascent_D - exact_D) if batch_prompts else 0.0,
             "update_norm": jnp.linalg.norm(update_D),
             "clip_fraction": exact.clip_fraction(problem, policy_logprobs, behavior_logprobs, objective),
             "log_ratio_max": jnp.max(jnp.abs(policy_logprobs - behavior_logprobs)),

@@ -6,36 +6,61 @@ import numpy as np
 import optax
 import pytest
 
-from staleness_grpo.bias import trajectory
+from staleness_grpo.bias import exact, trajectory
 from staleness_grpo.staleness.schedule import make_schedule
 from tests.bias import problems
 from tests.bias.problems import OBJECTIVE, flatten
 
 MAX_LAG = 3
+ADAM = optax.scale_by_adam()
 
 
-@pytest.mark.parametrize(("schedule", "lag"), [("constant", 2), ("cyclic", 3)])
-def test_against_a_plain_loop(schedule, lag):
+STATIC = ("objective", "optimizer", "batch_prompts", "max_lag", "coefficients")
+RUN = jax.jit(trajectory.lagged_trajectory, static_argnames=STATIC)
+
+
+corrected_gradient = jax.jit(exact.corrected_gradient, static_argnames=("objective", "coefficients"))
+
+
+def plain_importance_weights(policy_logprobs, behavior_logprobs):
+    """Those of token_is: the ratio, never clipped."""
+    ratio = jnp.exp(policy_logprobs - behavior_logprobs)
+    return ratio, ratio
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lag", "coefficients", "synchronous"),
+    [
+        ("constant", 2, None, False),
+        ("cyclic", 3, None, False),
+        ("constant", 2, plain_importance_weights, False),
+        ("constant", 2, plain_importance_weights, True),
+    ],
+)
+def test_against_a_plain_loop(schedule, lag, coefficients, synchronous):
     problem, _, policy = problems.make("tabular")
+    chosen = coefficients or exact.clip_coefficients(OBJECTIVE)
     params = problems.initial_params(policy)
     num_steps, learning_rate = 7, 0.3
     lags_K = np.zeros(10, int)
     lags_K[:num_steps] = make_schedule(schedule, lag, num_groups=1).lags(np.arange(num_steps))[:, 0]
 
     versions, expected = [params], []
-    optimizer = optax.scale_by_adam()
+    optimizer = ADAM
     state = optimizer.init(params)
     for t in range(num_steps):
         behavior_params = versions[t - lags_K[t]]
-        gradient = problems.surrogate_gradient(problem, versions[t], behavior_params, OBJECTIVE)
-        bias = problems.surrogate_bias(problem, versions[t], behavior_params, OBJECTIVE)
-        update, state = optimizer.update(gradient, state)
+        stale = corrected_gradient(problem, versions[t], behavior_params, OBJECTIVE, chosen)
+        fresh = problems.surrogate_gradient(problem, versions[t], versions[t], OBJECTIVE)
+        update, state = optimizer.update(fresh if synchronous else stale, state)
+        a, b = flatten(stale), flatten(fresh)
         logprobs = [problems.logprobs(problem, p) for p in (versions[t], behavior_params)]
         expected.append(
             {
-                "bias": jnp.linalg.norm(flatten(bias)),
+                "bias": jnp.linalg.norm(a - b),
                 "displacement": jnp.linalg.norm(flatten(versions[t]) - flatten(behavior_params)),
-                "gradient": jnp.linalg.norm(flatten(gradient) - flatten(bias)),
+                "gradient": jnp.linalg.norm(b),
+                "cosine": a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b),
                 "noise": 0.0,
                 "update_norm": jnp.linalg.norm(flatten(update)),
                 "clip_fraction": problems.clip_fraction(problem, *logprobs, OBJECTIVE),
@@ -44,10 +69,10 @@ def test_against_a_plain_loop(schedule, lag):
         )
         versions.append(jax.tree.map(lambda p, u: p + learning_rate * u, versions[t], update))
 
-    run = jax.jit(trajectory.lagged_trajectory, static_argnames=("objective", "optimizer", "batch_prompts", "max_lag"))
-    records, last_params = run(
+    records, last_params = RUN(
         problem, params, lags_K, num_steps, learning_rate, jax.random.key(0),
-        objective=OBJECTIVE, optimizer=optimizer, batch_prompts=0, max_lag=MAX_LAG,
+        objective=OBJECTIVE, optimizer=ADAM, batch_prompts=0, max_lag=MAX_LAG, coefficients=coefficients,
+        synchronous=synchronous,
     )  # fmt: skip
     for name in trajectory.QUANTITIES:
         measured = np.asarray(records[name])
@@ -61,11 +86,10 @@ def test_against_a_plain_loop(schedule, lag):
 def test_sampled_noise_depends_on_key_and_step_alone():
     """Two lags see the same groups at step 0, where the policy is the same; another key sees others."""
     problem, _, policy = problems.make("tabular")
-    run = jax.jit(trajectory.lagged_trajectory, static_argnames=("objective", "optimizer", "batch_prompts", "max_lag"))
 
     def noise(lag, seed):
         lags_K = make_schedule("constant", lag, num_groups=1).lags(np.arange(4))[:, 0]
-        records, _ = run(
+        records, _ = RUN(
             problem, problems.initial_params(policy), lags_K, 4, 0.1, jax.random.key(seed),
             objective=OBJECTIVE, optimizer=optax.identity(), batch_prompts=2, max_lag=MAX_LAG,
         )  # fmt: skip
@@ -75,3 +99,12 @@ def test_sampled_noise_depends_on_key_and_step_alone():
     assert np.all(first > 0)
     assert first[0] == lagged[0] and first[0] != other[0]
     assert np.all(first[1:] != lagged[1:])
+
+
+def test_sampled_groups_train_with_the_clip_alone():
+    problem, _, policy = problems.make("tabular")
+    with pytest.raises(ValueError, match="batch_prompts=0"):
+        trajectory.lagged_trajectory(
+            problem, problems.initial_params(policy), np.zeros(1, int), 1, 0.1, jax.random.key(0),
+            objective=OBJECTIVE, optimizer=ADAM, batch_prompts=1, max_lag=0, coefficients=plain_importance_weights,
+        )  # fmt: skip

@@ -1,0 +1,39 @@
+"""Exact bias and variance of every correction, stability of one of each kind: default of `experiments.corrections`.
+
+    python -m experiments.corrections --workdir=results/corrections
+
+Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import bias, scaling_laws
+from staleness_grpo.objective.corrections.registry import CORRECTIONS
+
+
+def get_config():
+    """Exact part: all corrections at S = 16. Stability: eight of the loss, two of the update, S in {8, 32}."""
+    exact = bias.get_config()
+    stability = scaling_laws.get_config()
+    del stability.variants
+    stability.sweep.max_lags = (8, 32)
+    stability.sweep.learning_rates = (7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3)
+    stability.sweep.horizons = (300,)
+    return ConfigDict(
+        dict(
+            # Seed, draws, task, policy and surrogate of `experiments.bias`.
+            **{name: exact[name] for name in ("seed", "num_draws", "num_prompts", "group_size", "num_resamples")},
+            **{name: exact[name] for name in ("task", "policy", "surrogate")},
+            corrections=tuple(CORRECTIONS),
+            max_lag=16,  # S of the exact paths, constant lag, SGD
+            s_eta=tuple(2.0**power for power in range(-9, 0)),
+            variance=dict(
+                s_eta=2.0**-4,  # where on the synchronous path
+                num_batches=1000,  # sampled, each with one group for every prompt
+            ),
+            # Names of corrections and update rules whose (S, eta) cells are trained; the first is the baseline.
+            trained=("grpo_clip", "none", "token_tis", "sequence_mis", "gspo", "cispo", "dppo_tv", "m2po_areal"),
+            trained_update_rules=("vcpo", "gac"),
+            stability=stability,  # a sweep's config
+        )
+    )

@@ -1,0 +1,176 @@
+"""From the records of the corrections to summary.json: one row for each correction, and the claims.
+
+Intervals are 95 % percentile intervals: of a bootstrap over problem draws for what is exact or sampled on enumerable
+problems, over seeds for trainings. A correction's stable learning rate is higher than the baseline's at one S when
+the interval of log(eta_max / eta_max of grpo_clip), seeds resampled jointly, lies above 0. That was fixed before
+the trainings were run.
+"""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.corrections_stability import BASELINE, step_time
+from staleness_grpo.scaling import stability
+from staleness_grpo.scaling.censored import bootstrap
+
+COMMAND = "python -m experiments.corrections --workdir=DIR"
+RESAMPLES = 200
+SMALL, LARGE = 2.0**-6, 2.0**-3  # S * eta at which a table entry is taken: before and after grpo_clip clips
+
+
+def summarize(config: ConfigDict, bias: list[dict], variance: list[dict], cells: list[dict]) -> dict:
+    """A row for each correction or update rule, the claims, and the two constants that entries are taken at."""
+    trained = training_rows(config, cells)
+    rows = {name: {} for name in (*config.corrections, *trained)}
+    for name in rows:
+        rows[name] |= bias_row([r for r in bias if r["correction"] == name])
+        rows[name] |= variance_row(variance, name)
+        rows[name] |= trained.get(name, {})
+    return {
+        "s_eta": [SMALL, LARGE],
+        "corrections": rows,
+        "claims": claims(config, rows),
+    }
+
+
+def mean_and_interval(values: list[float]) -> dict:
+    """Mean over draws with its interval."""
+    values = np.array(values)
+    return {
+        "mean": float(values.mean()),
+        "interval": bootstrap(np.arange(len(values)), lambda rows: values[rows].mean(), RESAMPLES),
+        "n": len(values),
+    }
+
+
+def bias_row(records: list[dict]) -> dict:
+    """offset; relative_bias and cosine by path and S * eta; nothing for a correction without exact coefficients."""
+    if not records:
+        return {}
+    found = {"offset": mean_and_interval([r["offset"] for r in records if r["path"] == "own"])}
+    for quantity in ("relative_bias", "cosine"):
+        found[quantity] = {
+            path: {
+                f"{s_eta:g}": mean_and_interval(
+                    [r[quantity] for r in records if r["path"] == path and r["s_eta"] == s_eta]
+                )
+                for s_eta in sorted({r["s_eta"] for r in records})
+            }
+            for path in ("synchronous", "own")
+        }
+    return found
+
+
+def variance_row(records: list[dict], name: str) -> dict:
+    """Variance of a batch's gradient over that of the baseline at the same policies: geometric mean over draws."""
+    by_draw = {
+        key: np.array([r["relative_variance"] for r in records if r["correction"] == key]) for key in (name, BASELINE)
+    }
+    if not by_draw[name].size or not by_draw[BASELINE].size:
+        return {}
+    log_ratio = np.log(by_draw[name] / by_draw[BASELINE])
+    low, high = bootstrap(np.arange(len(log_ratio)), lambda rows: log_ratio[rows].mean(), RESAMPLES)
+    return {
+        "variance_ratio": {
+            "mean": float(np.exp(log_ratio.mean())),
+            "interval": [np.exp(low), np.exp(high)],
+            "n": len(log_ratio),
+        }
+    }
+
+
+def training_rows(config: ConfigDict, cells: list[dict]) -> dict[str, dict]:
+    """eta_max by S and over the baseline's, final reward at the baseline's boundary, and the time of a step."""
+    horizon = config.stability.steps
+    by_method: dict[str, list[dict]] = {}
+    for record in cells:
+        by_method.setdefault(record["method"], []).append(record)
+    baseline_time = step_time(by_method[BASELINE])
+    rates = np.unique([r["learning_rate"] for r in cells])
+    found = {}
+    for method, records in by_method.items():
+        rows = {"eta_max": {}, "eta_max_over_baseline": {}, "final_reward": {}}
+        for lag in config.stability.sweep.max_lags:
+            own, base = (of_lag(by_method[key], lag, horizon) for key in (method, BASELINE))
+            boundary = clipped_log_eta_max(base, rates)
+            at = rates[np.argmin(np.abs(np.log(rates) - boundary))]
+            rewards = [r["final"] for r in records if r["max_lag"] == lag and r["learning_rate"] == at]
+            rows["eta_max"][str(lag)] = float(np.exp(clipped_log_eta_max(own, rates)))
+            rows["final_reward"][str(lag)] = mean_and_interval(rewards) | {"learning_rate": float(at)}
+            rows["eta_max_over_baseline"][str(lag)] = ratio(own, base, rates)
+        rows["step_time_over_baseline"] = step_time(records) / baseline_time
+        found[method] = rows
+    return found
+
+
+def of_lag(records: list[dict], lag: int, horizon: int) -> stability.Cells:
+    """The cells of one S, looked at up to the horizon."""
+    return stability.at_horizons([r for r in records if r["max_lag"] == lag], (horizon,))
+
+
+def clipped_log_eta_max(cells: stability.Cells, rates: np.ndarray) -> float:
+    """log eta_max of one S; half a grid step outside the grid where none or all of the cells collapsed."""
+    (value,) = stability.measured_log_eta_max(cells).values()
+    step = np.diff(np.log(rates)).mean()
+    return float(np.clip(value, np.log(rates[0]) - step / 2, np.log(rates[-1]) + step / 2))
+
+
+def ratio(own: stability.Cells, base: stability.Cells, rates: np.ndarray) -> dict:
+    """eta_max over the baseline's, and its interval over seeds that are drawn for both together."""
+
+    def log_ratio(own, base):
+        return clipped_log_eta_max(own, rates) - clipped_log_eta_max(base, rates)
+
+    labels = np.unique(own.seed)
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(RESAMPLES):
+        drawn = rng.choice(labels, len(labels))
+        picked = [cells[np.concatenate([np.flatnonzero(cells.seed == s) for s in drawn])] for cells in (own, base)]
+        values.append(log_ratio(*picked))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {
+        "ratio": float(np.exp(log_ratio(own, base))),
+        "interval": [float(np.exp(low)), float(np.exp(high))],
+        "n": len(labels),
+    }
+
+
+def claims(config: ConfigDict, rows: dict[str, dict]) -> list[dict]:
+    """What was asked of the corrections."""
+    lag = str(max(config.stability.sweep.max_lags))
+    better = [
+        name
+        for name, row in rows.items()
+        if row.get("eta_max_over_baseline", {}).get(lag, {"interval": [0]})["interval"][0] > 1
+    ]
+    n = len(config.stability.sweep.seeds)
+    found = [
+        (
+            f"two corrections or more have a higher stable learning rate than {BASELINE} at S = {lag}: "
+            f"{', '.join(better) or 'none'}",
+            len(better), None, n, len(better) >= 2,
+        )
+    ]  # fmt: skip
+    zero = [name for name, row in rows.items() if "offset" in row and row["offset"]["mean"] < 1e-12]
+    counted = [name for name, row in rows.items() if "offset" in row]
+    found.append(
+        (
+            "every correction is GRPO's gradient at lag 0 (those that are not: "
+            f"{', '.join(sorted(set(counted) - set(zero))) or 'none'})",
+            len(zero), None, len(counted), len(zero) == len(counted),
+        )
+    )  # fmt: skip
+    for s_eta in (SMALL, LARGE):
+        value = {name: rows[name]["relative_bias"]["synchronous"][f"{s_eta:g}"] for name in counted}
+        best = min(value, key=lambda name: value[name]["mean"])
+        below = value[best]["interval"][1] < value[BASELINE]["interval"][0]
+        found.append(
+            (
+                f"some correction has less relative bias than {BASELINE} at S eta = {s_eta:.3g}, synchronous path, "
+                f"beyond both intervals: least is {best}, {BASELINE} has {value[BASELINE]['mean']:.3g}",
+                value[best]["mean"], value[best]["interval"], value[best]["n"], below,
+            )
+        )  # fmt: skip
+    names = ("claim", "measured", "interval", "n", "holds")
+    return [dict(zip(names, row, strict=True)) | {"command": COMMAND} for row in found]

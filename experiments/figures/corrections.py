@@ -1,0 +1,133 @@
+"""The figures of the corrections, from the experiment's records and summary alone; a gap in them raises."""
+
+import json
+import pathlib
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.corrections_stability import BASELINE
+from experiments.figures import style
+from staleness_grpo.objective.corrections import clipped, masked, registry, weighted
+
+FAMILIES = {"clipped": clipped, "weighted": weighted, "masked": masked}
+PATHS = {"synchronous": "synchronous path", "own": "own lagged path"}
+
+
+def draw_all(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Draws the three figures into a finished folder; returns the PNGs."""
+    summary = json.loads((workdir / "summary.json").read_text())
+    with style.context():
+        return [
+            style.save(bias_figure(summary), workdir / "corrections_bias"),
+            style.save(tradeoff_figure(summary), workdir / "corrections_tradeoff"),
+            style.save(stability_figure(summary), workdir / "corrections_stability"),
+        ]
+
+
+def family(name: str) -> str:
+    """Clipped, weighted or masked: the module that a correction of the loss is defined in."""
+    objective = registry.CORRECTIONS[name].objective
+    objective = getattr(objective, "func", objective)
+    return next(label for label, module in FAMILIES.items() if objective.__module__ == module.__name__)
+
+
+def wrapped(names: list[str]) -> str:
+    """Names in lines of a width that fits into a panel."""
+    return textwrap.fill(", ".join(names), 36)
+
+
+def curve(row: dict, quantity: str, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """S * eta, mean and interval [2, n] of a quantity."""
+    by_s_eta = row[quantity][path]
+    x = np.array([float(key) for key in by_s_eta])
+    mean = np.array([found["mean"] for found in by_s_eta.values()])
+    return x, mean, np.array([found["interval"] for found in by_s_eta.values()]).T
+
+
+def bias_figure(summary: dict) -> plt.Figure:
+    """Relative bias and cosine against S * eta: one column for each family, the baseline in black in all."""
+    rows = {name: row for name, row in summary["corrections"].items() if "relative_bias" in row}
+    panels = [("relative_bias", "synchronous"), ("relative_bias", "own"), ("cosine", "own")]
+    figure, axes = plt.subplots(3, 3, figsize=(10, 9), sharex=True, sharey="row", layout="constrained")
+    for column, label in enumerate(FAMILIES):
+        inside = [name for name in rows if family(name) == label and name != BASELINE]
+        # Corrections whose gradients agree at every S * eta share a line.
+        shared: dict[tuple, list[str]] = {}
+        for name in inside:
+            key = tuple(f"{value:.6g}" for value in curve(rows[name], "relative_bias", "synchronous")[1])
+            shared.setdefault(key, []).append(name)
+        colors = plt.get_cmap("tab10")
+        for i, names in enumerate(shared.values()):
+            for axis, (quantity, path) in zip(axes[:, column], panels, strict=True):
+                x, mean, interval = curve(rows[names[0]], quantity, path)
+                axis.plot(x, mean, color=colors(i), label=wrapped(names))
+                axis.fill_between(x, *interval, color=colors(i), alpha=0.12, linewidth=0)
+        for axis, (quantity, path) in zip(axes[:, column], panels, strict=True):
+            x, mean, _ = curve(rows[BASELINE], quantity, path)
+            axis.plot(x, mean, color="black", linestyle="--", label=BASELINE)
+            axis.set_xscale("log", base=2)
+            if quantity == "relative_bias":
+                axis.set_yscale("log")
+        axes[0, column].set_title(label)
+        axes[-1, column].set_xlabel(r"$S\,\eta$")
+        axes[0, column].legend(loc="lower right", fontsize=6)
+    for axis, (quantity, path) in zip(axes[:, 0], panels, strict=True):
+        axis.set_ylabel(f"{'relative bias' if quantity == 'relative_bias' else 'cosine with H_sync'}, {PATHS[path]}")
+    return figure
+
+
+def tradeoff_figure(summary: dict) -> plt.Figure:
+    """Relative bias against variance over the baseline's, at a stale pair of policies."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    at = f"{summary['s_eta'][1]:g}"
+    places: dict[tuple, list[str]] = {}
+    for name, row in summary["corrections"].items():
+        if "relative_bias" in row and "variance_ratio" in row:
+            x, y = row["variance_ratio"]["mean"], row["relative_bias"]["synchronous"][at]["mean"]
+            places.setdefault((round(x, 3), round(y, 3)), []).append(name)
+    for (_, _), names in sorted(places.items()):
+        row = summary["corrections"][names[0]]
+        variance, bias = row["variance_ratio"], row["relative_bias"]["synchronous"][at]
+        color = style.COLORS[list(FAMILIES).index(family(names[0]))]
+        x, y = variance["mean"], bias["mean"]
+        axis.errorbar(
+            x, y, xerr=np.abs(np.array([variance["interval"]]).T - x), yerr=np.abs(np.array([bias["interval"]]).T - y),
+            fmt="o", color=color, markersize=4, linewidth=0.5, alpha=0.8,
+        )  # fmt: skip
+        axis.annotate(wrapped(names), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6)
+    handles = [
+        plt.Line2D([], [], color=color, marker="o", linestyle="", label=label)
+        for label, color in zip(FAMILIES, style.COLORS, strict=False)
+    ]
+    axis.legend(handles=handles)
+    axis.set(xscale="log", yscale="log", xlabel=f"variance of a batch's gradient / that of {BASELINE}")
+    axis.set_ylabel(rf"relative bias at $S\,\eta$ = {float(at):g}, synchronous path")
+    return figure
+
+
+def stability_figure(summary: dict) -> plt.Figure:
+    """eta_max over the baseline's at each S, with intervals over seeds, and the final reward at its boundary."""
+    rows = {name: row for name, row in summary["corrections"].items() if "eta_max" in row}
+    lags = list(next(iter(rows.values()))["eta_max"])
+    order = sorted(rows, key=lambda name: rows[name]["eta_max_over_baseline"][lags[-1]]["ratio"])
+    height = 1.2 + 0.22 * len(order)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, height), sharey=True, layout="constrained")
+    places = np.arange(len(order))
+    for i, lag in enumerate(lags):
+        shift = places + 0.18 * (i - (len(lags) - 1) / 2)
+        for axis, quantity, center in ((left, "eta_max_over_baseline", "ratio"), (right, "final_reward", "mean")):
+            found = [rows[name][quantity][lag] for name in order]
+            x = np.array([f[center] for f in found])
+            error = np.clip(np.abs(np.array([f["interval"] for f in found]).T - x), 0, None)
+            axis.errorbar(x, shift, xerr=error, fmt="o", color=style.COLORS[i], markersize=4, linewidth=0.8,
+                          label=f"S = {lag}")  # fmt: skip
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set(xscale="log", xlabel=rf"$\eta_{{\max}}$ / that of {BASELINE}")
+    left.set_xticks([0.5, 0.7, 1, 1.4, 2, 2.8], ["0.5", "0.7", "1", "1.4", "2", "2.8"])
+    left.minorticks_off()
+    left.set_yticks(places, order)
+    left.legend()
+    right.set(xlabel=f"final pass rate at the boundary of {BASELINE}", xlim=(0, 1))
+    return figure
