@@ -87,19 +87,28 @@ def training_rows(config: ConfigDict, cells: list[dict]) -> dict[str, dict]:
         by_method.setdefault(record["method"], []).append(record)
     baseline_time = step_time(by_method[BASELINE])
     rates = np.unique([r["learning_rate"] for r in cells])
-    found = {}
-    for method, records in by_method.items():
-        rows = {"eta_max": {}, "eta_max_over_baseline": {}, "final_reward": {}}
-        for lag in config.stability.sweep.max_lags:
-            own, base = (of_lag(by_method[key], lag, horizon) for key in (method, BASELINE))
-            boundary = clipped_log_eta_max(base, rates)
-            at = rates[np.argmin(np.abs(np.log(rates) - boundary))]
+    draws = seed_draws(config.stability.sweep.seeds)
+    found = {
+        method: {
+            "eta_max": {}, "eta_max_over_baseline": {}, "final_reward": {},
+            "step_time_over_baseline": step_time(records) / baseline_time,
+        }
+        for method, records in by_method.items()
+    }  # fmt: skip
+    for lag in config.stability.sweep.max_lags:
+        base = resampled_log_eta_max(of_lag(by_method[BASELINE], lag, horizon), rates, draws)
+        at = rates[np.argmin(np.abs(np.log(rates) - base[0]))]
+        for method, records in by_method.items():
+            own = resampled_log_eta_max(of_lag(records, lag, horizon), rates, draws)
+            ratio = np.exp(own - base)
             rewards = [r["final"] for r in records if r["max_lag"] == lag and r["learning_rate"] == at]
-            rows["eta_max"][str(lag)] = float(np.exp(clipped_log_eta_max(own, rates)))
-            rows["final_reward"][str(lag)] = mean_and_interval(rewards) | {"learning_rate": float(at)}
-            rows["eta_max_over_baseline"][str(lag)] = ratio(own, base, rates)
-        rows["step_time_over_baseline"] = step_time(records) / baseline_time
-        found[method] = rows
+            found[method]["eta_max"][str(lag)] = float(np.exp(own[0]))
+            found[method]["final_reward"][str(lag)] = mean_and_interval(rewards) | {"learning_rate": float(at)}
+            found[method]["eta_max_over_baseline"][str(lag)] = {
+                "ratio": float(ratio[0]),
+                "interval": list(np.percentile(ratio[1:], [2.5, 97.5])),
+                "n": len(draws[0]),
+            }
     return found
 
 
@@ -115,25 +124,20 @@ def clipped_log_eta_max(cells: stability.Cells, rates: np.ndarray) -> float:
     return float(np.clip(value, np.log(rates[0]) - step / 2, np.log(rates[-1]) + step / 2))
 
 
-def ratio(own: stability.Cells, base: stability.Cells, rates: np.ndarray) -> dict:
-    """eta_max over the baseline's, and its interval over seeds that are drawn for both together."""
-
-    def log_ratio(own, base):
-        return clipped_log_eta_max(own, rates) - clipped_log_eta_max(base, rates)
-
-    labels = np.unique(own.seed)
+def seed_draws(seeds: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The seeds of each resample, the same for every correction; first the seeds themselves."""
     rng = np.random.default_rng(0)
-    values = []
-    for _ in range(RESAMPLES):
-        drawn = rng.choice(labels, len(labels))
-        picked = [cells[np.concatenate([np.flatnonzero(cells.seed == s) for s in drawn])] for cells in (own, base)]
-        values.append(log_ratio(*picked))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return {
-        "ratio": float(np.exp(log_ratio(own, base))),
-        "interval": [float(np.exp(low)), float(np.exp(high))],
-        "n": len(labels),
-    }
+    return [tuple(seeds), *(tuple(sorted(rng.choice(seeds, len(seeds)))) for _ in range(RESAMPLES))]
+
+
+def resampled_log_eta_max(cells: stability.Cells, rates: np.ndarray, draws: list[tuple[int, ...]]) -> np.ndarray:
+    """log eta_max of the cells of each draw of seeds."""
+    of_draw = {}
+    for draw in draws:
+        if draw not in of_draw:  # few seeds make few different draws
+            rows = np.concatenate([np.flatnonzero(cells.seed == seed) for seed in draw])
+            of_draw[draw] = clipped_log_eta_max(cells[rows], rates)
+    return np.array([of_draw[draw] for draw in draws])
 
 
 def claims(config: ConfigDict, rows: dict[str, dict]) -> list[dict]:

@@ -61,8 +61,9 @@ def cell_records(config, boundary):
 @pytest.fixture(scope="module")
 def summary():
     config = corrections.get_config()
+    config.trained = ("grpo_clip", "none", "token_tis", "cispo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corrections_summary, "RESAMPLES", 20)
+        patch.setattr(corrections_summary, "RESAMPLES", 10)
         cells = cell_records(config, {"token_tis": 2.4e-3, "cispo": 2.4e-3, "none": 1.2e-3})
         found = corrections_summary.summarize(config, bias_records(config), variance_records(config), cells)
     return metrics.plain(found)
