@@ -57,8 +57,9 @@ def default() -> ConfigDict:
         dict(
             seed=0,
             steps=300,  # learner steps, one optimizer update each
-            num_prompts=64,  # N
+            num_prompts=64,  # N, the groups of a rollout batch
             group_size=8,  # G
+            updates_per_batch=1,  # optimizer updates per rollout batch of N groups, each with N / this of them
             eval_every=10,  # learner steps between evaluations of the current policy on N * G prompts; 0: never
             task=dict(
                 name="arithmetic",
@@ -132,6 +133,7 @@ _AT_LEAST = {
     "steps": 1,
     "num_prompts": 1,
     "group_size": 1,
+    "updates_per_batch": 1,
     "eval_every": 0,
     "policy.num_layers": 1,
     "policy.d_model": 1,
@@ -269,6 +271,19 @@ def _check_names(config: ConfigDict) -> None:
 
 
 def _check_combinations(config: ConfigDict) -> None:
+    updates = config.updates_per_batch
+    _require(
+        config.num_prompts % updates == 0,
+        config,
+        "updates_per_batch",
+        f"the batch does not divide into minibatches: give a divisor of num_prompts={config.num_prompts}",
+    )
+    _require(
+        config.lag.max_lag >= updates - 1,
+        config,
+        "lag.max_lag",
+        f"the last of updates_per_batch={updates} learns from rollouts {updates - 1} updates old: give at least that",
+    )
     _require(
         config.lag.max_lag < config.steps, config, "lag.max_lag", f"give a lag below the run's steps={config.steps}"
     )
@@ -347,10 +362,11 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
     )
     shards = mesh.data * mesh.fsdp
     _require(
-        config.num_prompts % shards == 0,
+        config.num_prompts // config.updates_per_batch % shards == 0,
         config,
         "num_prompts",
-        f"the batch does not divide over the mesh: give a multiple of mesh.data * mesh.fsdp = {shards}",
+        f"a minibatch does not divide over the mesh: give a multiple of updates_per_batch * mesh.data * mesh.fsdp = "
+        f"{config.updates_per_batch * shards}",
     )
     for flag in ("policy.num_heads", "policy.num_kv_heads"):
         _require(field(config, flag) % mesh.tensor == 0, config, flag, f"give a multiple of mesh.tensor={mesh.tensor}")

@@ -97,7 +97,7 @@ def surrogate_loss(
         loss, diagnostics = corrected_surrogate(
             policy_logprobs,
             behavior_logprobs,
-            policy_logprobs,  # each batch is learned from in one optimizer step: the policy is the proximal one
+            policy_logprobs if rollout.proximal_logprobs_NxGxR is None else rollout.proximal_logprobs_NxGxR,
             advantages,
             mask,
             surrogate.length_normalization,
@@ -114,6 +114,19 @@ def surrogate_loss(
         return loss, diagnostics
 
     return loss_fn
+
+
+def make_scorer(policy: Policy, temperature: float) -> Callable[[PyTree, Rollout], Array]:
+    """Jitted (params, rollout) -> log pi of the response tokens [N, G, R]: those of a proximal policy."""
+
+    @jax.jit
+    def score(params: PyTree, rollout: Rollout) -> Array:
+        responses = rollout.responses
+        return response_logprobs(
+            policy, params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR, temperature
+        )[0]
+
+    return score
 
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:

@@ -25,7 +25,7 @@ from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task
-from staleness_grpo.types import LearnerState, Rollout
+from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
 
 VITAL = ("loss", "grad_norm", "update_norm", "param_norm")  # a run in which one is not finite has collapsed
 
@@ -39,6 +39,7 @@ class Run:
     schedule: Schedule
     update: Callable[[LearnerState, Rollout], tuple[LearnerState, dict]]
     cosine_ceiling: Callable | None
+    proximal_logprobs: Callable[[PyTree, Rollout], Array] | None  # for more than one update per rollout batch
     state: LearnerState
 
 
@@ -57,13 +58,16 @@ def build(config, task: Task | None = None) -> Run:
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
     loss_fn = learner.surrogate_loss(policy, surrogate, config.sampler.temperature, config.correction)
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
-    lag = config.lag
+    lag, updates_per_batch = config.lag, config.updates_per_batch
     return Run(
         mesh=mesh,
         generator=Generator(policy, task, mesh, config.seed, temperature=config.sampler.temperature, **size),
-        schedule=make_schedule(lag.schedule, lag.max_lag, config.num_prompts, config.seed, lag.start),
+        schedule=make_schedule(
+            lag.schedule, lag.max_lag, config.num_prompts, config.seed, lag.start, updates_per_batch
+        ),
         update=learner.make_update(loss_fn, optimizer, state, mesh),
-        cosine_ceiling=learner.make_cosine_ceiling(loss_fn, config.num_prompts),
+        cosine_ceiling=learner.make_cosine_ceiling(loss_fn, config.num_prompts // updates_per_batch),
+        proximal_logprobs=learner.make_scorer(policy, config.sampler.temperature) if updates_per_batch > 1 else None,
         state=state,
     )
 
@@ -74,9 +78,10 @@ def train(run: Run, config) -> Iterator[dict]:
     Late, so that the device never waits for the host to read its metrics. A step in which a vital number is not
     finite yields its record with `collapsed` true, and is the last.
     """
-    buffer = RingBuffer(run.schedule.max_lag, config.num_prompts)
+    buffer = RingBuffer(run.schedule.max_lag, run.schedule.num_groups)
     learning_rate = learner.learning_rate_schedule(config.optimizer)
     drift = ParameterDrift(run.state.params, run.schedule.max_lag) if config.metrics.parameter_drift else None
+    copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))  # `params` themselves are donated to the update
     pending = None
     clock = time.perf_counter()
     for step in range(config.steps):
@@ -96,6 +101,11 @@ def train(run: Run, config) -> Iterator[dict]:
         }
         batch = jax.device_put(rollout, mesh_lib.batch_sharding(run.mesh))
         with jax.set_mesh(run.mesh):
+            if run.proximal_logprobs is not None:
+                if step % config.updates_per_batch == 0:
+                    proximal_params = copy(run.state.params)
+                proximal_logprobs = run.proximal_logprobs(proximal_params, batch)
+                batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=proximal_logprobs)
             drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
             if config.eval_every and step % config.eval_every == 0:
                 record["eval_reward"] = run.generator.evaluate(run.state.params, step)

@@ -51,6 +51,9 @@ class Rollout:
     responses: Responses
     rewards_NxG: Array  # float32
     behavior_version_N: Array  # int32, optimizer updates applied when the group was generated
+    # Like behavior_logprobs, under the policy at the start of the rollout batch. None where a batch is learned from in
+    # one optimizer update: then the learner's own policy is the proximal one.
+    proximal_logprobs_NxGxR: Array | None = None
 
 
 @jax.tree_util.register_dataclass

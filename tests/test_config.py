@@ -87,6 +87,8 @@ NOT_FINITE = [
 ]
 OUT_OF_RANGE = [
     ("lag.max_lag", 300),  # the default run has 300 steps
+    ("updates_per_batch", 0),
+    ("updates_per_batch", 3),  # of 64 prompts
     ("lag.max_lag", 1000),
     ("group_size", 1),
     ("surrogate.clip_low", 1.1),
@@ -122,6 +124,8 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
     [
         ({"num_prompts": 6, "mesh.data": 2, "mesh.fsdp": 2}, "num_prompts=6", "multiple of .* = 4"),
         ({"mesh.data": 16}, "mesh.data=16", "at most 8"),
+        ({"num_prompts": 8, "updates_per_batch": 4, "lag.max_lag": 3, "mesh.data": 4}, "num_prompts=8", "of .* = 16"),
+        ({"updates_per_batch": 4, "lag.max_lag": 2}, "lag.max_lag=2", "3 updates old"),
         ({"mesh.tensor": 8}, "policy.num_heads=4", "multiple of mesh.tensor=8"),
         (
             {"policy.num_heads": 8, "mesh.tensor": 8},

@@ -15,6 +15,10 @@ from staleness_grpo import config as config_lib
 from staleness_grpo import learner, train
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.metrics import plain
+from staleness_grpo.objective.advantages import group_advantages
+from staleness_grpo.objective.corrections import registry
+from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
+from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.rollouts import EVALUATION, TRAINING
 from tests import reference
 
@@ -60,6 +64,55 @@ def test_lag_zero_through_the_buffer_is_bitwise_the_loop_without_one():
     assert [record["loss"] for record in records] == losses
     start = train.build(config).state.params
     assert learner.distance(start, buffered.state.params) > 0  # it did learn
+
+
+def test_minibatches_learn_from_one_batch_with_the_policy_at_its_start_as_proximal():
+    """decoupled_ppo, two updates per batch of four groups, batches one update old: against a loop without a buffer."""
+    settings = {"updates_per_batch": 2, "lag.max_lag": 2, "correction.name": "decoupled_ppo"}
+    config = tiny_config(**settings, **{"optimizer.learning_rate": 0.05})
+    run = train.build(config)
+    records, seen = batches_seen(run, config)
+
+    loop = train.build(config)
+    policy = loop.generator.policy
+    surrogate = SurrogateConfig(**config.surrogate.to_dict())
+
+    def loss_fn(params, batch, proximal):
+        responses = batch.responses
+        logprobs, _ = response_logprobs(
+            policy, params, batch.prompts, responses.tokens_NxGxR, responses.mask_NxGxR, config.sampler.temperature
+        )
+        advantages = group_advantages(batch.rewards_NxG, normalize_std=True, std_epsilon=surrogate.std_epsilon)
+        loss, _ = corrected_surrogate(
+            logprobs, responses.behavior_logprobs_NxGxR, proximal, advantages, responses.mask_NxGxR, "response",
+            registry.bind("decoupled_ppo", surrogate, {}),
+        )  # fmt: skip
+        return loss, logprobs
+
+    gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    optimizer = learner.make_optimizer(config.optimizer)
+    params = jax.device_get(loop.state.params)
+    opt_state, versions, losses, differs = optimizer.init(params), [params], [], 0.0
+    for start in range(0, config.steps, 2):
+        behavior = versions[max(start - 1, 0)]
+        at_start = versions[start]
+        for step in (start, start + 1):
+            slots = np.arange(2)
+            prompts = loop.generator.prompts(TRAINING, np.full(2, step), slots)
+            responses = loop.generator.sample(behavior, prompts, TRAINING, np.full(2, step), slots, config.group_size)
+            batch = loop.generator.score(prompts, responses, 0)
+            proximal = gradient(at_start, batch, batch.responses.behavior_logprobs_NxGxR)[0][1]
+            (loss, logprobs), ascent = gradient(versions[step], batch, proximal)
+            differs = max(differs, float(jnp.max(jnp.abs(logprobs - proximal))))
+            updates, opt_state = optimizer.update(ascent, opt_state, versions[step])
+            versions.append(optax.apply_updates(versions[step], updates))
+            losses.append(float(loss))
+    np.testing.assert_array_equal([r["lag_max"] for r in records], [0, 1, 1, 2, 1, 2])
+    assert [len(batch.rewards_NxG) for batch in seen] == [2] * 6
+    # Float32 sums in another order, magnified by Adam where a gradient is nearly 0.
+    np.testing.assert_allclose([r["loss"] for r in records], losses, atol=2e-5)
+    chex.assert_trees_all_close(jax.device_get(run.state.params), jax.device_get(versions[-1]), atol=2e-3)
+    assert differs > 0.01  # the second minibatch's policy is not the proximal one
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,49 @@ class Uniform(Schedule):
         return uniform_integers(bound, self.seed, steps_Kx1, np.arange(self.num_groups))
 
 
+@dataclasses.dataclass(frozen=True)
+class Minibatched(Schedule):
+    """Rollout batches of K num_groups groups, cut into K minibatches for K consecutive learner steps.
+
+    A whole batch is generated as `batches` says for its first step; the minibatch of its k-th step is k updates
+    older. So S bounds every lag when that of `batches` is S - (K - 1).
+    """
+
+    batches: Schedule = dataclasses.field(kw_only=True)
+    updates_per_batch: int = dataclasses.field(kw_only=True)  # K
+
+    def lags(self, steps_K: np.ndarray) -> np.ndarray:
+        """Lags [K, N], int64, of every slot of these learner steps."""
+        steps_K = np.asarray(steps_K, np.int64)
+        place_Kx1 = (steps_K % self.updates_per_batch)[:, None]
+        slots_KxN = place_Kx1 * self.num_groups + np.arange(self.num_groups)
+        return np.take_along_axis(self.batches.lags(steps_K - place_Kx1[:, 0]), slots_KxN, axis=1) + place_Kx1
+
+    def _scheduled_lags(self, steps_Kx1):
+        return self.lags(steps_Kx1[:, 0])
+
+
 SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cyclic": Cyclic, "uniform": Uniform}
 
 
-def make_schedule(name: str, max_lag: int, num_groups: int, seed: int = 0, start: str = "initial_policy") -> Schedule:
-    """The schedule `lag.schedule` names. Raises ValueError on an unknown name or start, or a negative lag."""
+def make_schedule(
+    name: str, max_lag: int, num_groups: int, seed: int = 0, start: str = "initial_policy", updates_per_batch: int = 1
+) -> Schedule:
+    """The schedule `lag.schedule` names, for rollout batches of `num_groups` groups.
+
+    Raises:
+      ValueError: on an unknown name or start, a negative lag, a batch that `updates_per_batch` does not divide, or a
+        max_lag below updates_per_batch - 1, the age that a batch reaches while it is learned from.
+    """
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {tuple(SCHEDULES)}, got {name!r}")
-    return SCHEDULES[name](max_lag, num_groups, seed, start)
+    if updates_per_batch == 1:
+        return SCHEDULES[name](max_lag, num_groups, seed, start)
+    if num_groups % updates_per_batch or max_lag < updates_per_batch - 1:
+        raise ValueError(
+            f"updates_per_batch={updates_per_batch} must divide num_groups={num_groups} and be at most max_lag + 1, "
+            f"with max_lag={max_lag}"
+        )
+    batches = SCHEDULES[name](max_lag - updates_per_batch + 1, num_groups, seed, start)
+    minibatch = num_groups // updates_per_batch
+    return Minibatched(max_lag, minibatch, seed, start, batches=batches, updates_per_batch=updates_per_batch)

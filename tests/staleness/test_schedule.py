@@ -7,13 +7,20 @@ from hypothesis import strategies as st
 
 from staleness_grpo.staleness import schedule as schedule_lib
 
-schedules = st.builds(
-    schedule_lib.make_schedule,
+common = dict(
     name=st.sampled_from(sorted(schedule_lib.SCHEDULES)),
-    max_lag=st.integers(0, 9),
-    num_groups=st.integers(1, 5),
     seed=st.integers(0, 2**31 - 1),
     start=st.sampled_from(schedule_lib.STARTS),
+)
+schedules = st.one_of(
+    st.builds(schedule_lib.make_schedule, max_lag=st.integers(0, 9), num_groups=st.integers(1, 5), **common),
+    st.builds(
+        schedule_lib.make_schedule,
+        max_lag=st.integers(2, 9),
+        num_groups=st.sampled_from([6, 12]),
+        updates_per_batch=st.sampled_from([2, 3]),
+        **common,
+    ),
 )
 
 
@@ -68,6 +75,33 @@ def test_a_step_does_not_depend_on_what_was_asked_before(schedule, step):
 def test_versions_written_out(name, max_lag, start, expected):
     schedule = schedule_lib.make_schedule(name, max_lag, num_groups=2, start=start)
     np.testing.assert_array_equal(versions(schedule, 7), np.repeat(np.array(expected)[:, None], 2, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "max_lag", "expected"),
+    [
+        ("constant", 1, [0, 0, 2, 2, 4, 4]),  # synchronous batches, each learned from twice
+        ("constant", 3, [0, 0, 0, 0, 2, 2]),  # batches two updates old at their first
+        ("cyclic", 4, [0, 0, 0, 0, 3, 3]),  # a snapshot every three updates, read by the batches of steps 0, 2 and 4
+    ],
+)
+def test_versions_of_minibatches_written_out(name, max_lag, expected):
+    schedule = schedule_lib.make_schedule(name, max_lag, num_groups=6, updates_per_batch=2)
+    np.testing.assert_array_equal(versions(schedule, 6), np.repeat(np.array(expected)[:, None], 3, axis=1))
+
+
+def test_minibatches_are_the_slots_of_their_batch():
+    batches = schedule_lib.make_schedule("uniform", 4, num_groups=6, seed=3)
+    schedule = schedule_lib.make_schedule("uniform", 5, num_groups=6, seed=3, updates_per_batch=2)
+    for step in range(0, 40, 2):
+        both = [schedule.behavior_versions(step), schedule.behavior_versions(step + 1)]
+        np.testing.assert_array_equal(np.concatenate(both), batches.behavior_versions(step))
+
+
+@pytest.mark.parametrize(("max_lag", "updates_per_batch"), [(1, 3), (5, 4)])
+def test_updates_per_batch_must_fit(max_lag, updates_per_batch):
+    with pytest.raises(ValueError, match="updates_per_batch"):
+        schedule_lib.make_schedule("constant", max_lag, num_groups=6, updates_per_batch=updates_per_batch)
 
 
 def test_synchronous_start_of_uniform_ends_at_max_lag():
