@@ -17,6 +17,7 @@ from experiments import cli
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains and writes the records as they come."""
     from staleness_grpo import metrics, train
+    from staleness_grpo.policy import huggingface
 
     if (workdir / "summary.json").exists():
         print(f"finished already: {workdir / 'summary.json'}")
@@ -34,6 +35,8 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     summary = summarize(records)
     if not summary["collapsed"]:
         summary["final_eval_reward"] = run.generator.evaluate(run.state.params, config.steps)
+    if config.save_policy:
+        huggingface.save(workdir / "policy", run.generator.policy, run.state.params, config.policy.checkpoint)
     metrics.write_json(workdir / "summary.json", summary)
     print(f"{workdir / 'summary.json'}: {summary}")
 

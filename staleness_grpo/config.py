@@ -59,7 +59,9 @@ def default() -> ConfigDict:
             steps=300,  # learner steps, one optimizer update each
             num_prompts=64,  # N, the groups of a rollout batch
             group_size=8,  # G
+            microbatch_prompts=0,  # groups whose gradient is taken at once, the rest after them; 0: all of an update
             updates_per_batch=1,  # optimizer updates per rollout batch of N groups, each with N / this of them
+            save_policy=False,  # at the end, as the folder WORKDIR/policy, which transformers reads
             eval_every=10,  # learner steps between evaluations of the current policy on N * G prompts; 0: never
             task=dict(
                 name="arithmetic",
@@ -67,6 +69,7 @@ def default() -> ConfigDict:
                 num_digits=2,  # of each term
             ),
             policy=dict(
+                checkpoint=config_dict.placeholder(str),  # a folder; it gives shape and parameters, without warm start
                 num_layers=2,
                 d_model=32,
                 num_heads=4,
@@ -80,6 +83,8 @@ def default() -> ConfigDict:
                 qk_norm=False,
                 dtype="float32",  # of activations
                 param_dtype="float32",
+                remat=False,  # less memory for a third more work in the update
+                vocab_chunks=1,  # parts of the vocabulary that log-probabilities are computed in, one after another
             ),
             warm_start=dict(
                 steps=2000,  # supervised steps before RL; 0: random initialisation
@@ -134,6 +139,7 @@ _AT_LEAST = {
     "num_prompts": 1,
     "group_size": 1,
     "updates_per_batch": 1,
+    "microbatch_prompts": 0,
     "eval_every": 0,
     "policy.num_layers": 1,
     "policy.d_model": 1,
@@ -141,6 +147,7 @@ _AT_LEAST = {
     "policy.num_kv_heads": 1,
     "policy.head_dim": 2,
     "policy.d_ff": 1,
+    "policy.vocab_chunks": 1,
     "warm_start.steps": 0,
     "warm_start.batch_size": 1,
     "warm_start.seed": 0,
@@ -185,6 +192,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _check_combinations(config)
     _check_correction(config)
     _check_mesh(config, num_devices)
+    _check_checkpoint(config)
     _check_task(config)
 
 
@@ -368,8 +376,41 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
         f"a minibatch does not divide over the mesh: give a multiple of updates_per_batch * mesh.data * mesh.fsdp = "
         f"{config.updates_per_batch * shards}",
     )
-    for flag in ("policy.num_heads", "policy.num_kv_heads"):
-        _require(field(config, flag) % mesh.tensor == 0, config, flag, f"give a multiple of mesh.tensor={mesh.tensor}")
+    microbatch = config.microbatch_prompts
+    _require(
+        microbatch == 0 or (config.num_prompts // config.updates_per_batch % microbatch == microbatch % shards == 0),
+        config,
+        "microbatch_prompts",
+        f"give 0, or a divisor of num_prompts / updates_per_batch and a multiple of mesh.data * mesh.fsdp = {shards}",
+    )
+    if config.policy.checkpoint is None:
+        for flag in ("policy.num_heads", "policy.num_kv_heads"):
+            divides = field(config, flag) % mesh.tensor == 0
+            _require(divides, config, flag, f"give a multiple of mesh.tensor={mesh.tensor}")
+
+
+def _check_checkpoint(config: ConfigDict) -> None:
+    """The checkpoint can be loaded and sharded, and no flag asks for another shape than it has."""
+    checkpoint = config.policy.checkpoint
+    if checkpoint is None:
+        return
+    from staleness_grpo.policy import huggingface
+    from staleness_grpo.policy.configured import RUN_FIELDS, make_policy
+
+    try:
+        architecture = make_policy(config.policy, 0).config
+        huggingface.check_tensors(checkpoint, architecture)
+    except ValueError as error:
+        raise ConfigError("policy.checkpoint", checkpoint, str(error)) from error
+    except ModuleNotFoundError as error:
+        raise ConfigError("policy.checkpoint", checkpoint, f"pip install {error.name}, of the extra hf") from error
+    for name, standard in default().policy.items():
+        flag, value = f"policy.{name}", config.policy[name]
+        if name not in ("checkpoint", *RUN_FIELDS) and value != standard:
+            given = getattr(architecture, name)
+            _require(value == given, config, flag, f"policy.checkpoint has {given}: leave the flag out")
+    heads, tensor = architecture.num_kv_heads, config.mesh.tensor
+    _require(heads % tensor == 0, config, "mesh.tensor", f"give a divisor of the checkpoint's {heads} key/value heads")
 
 
 def _check_task(config: ConfigDict) -> None:
@@ -382,6 +423,15 @@ def _check_task(config: ConfigDict) -> None:
         task = make_task(config.task)
     except (TypeError, ValueError) as error:  # the task's own words on its own fields
         raise ConfigError("task", dict(config.task), str(error)) from error
+    if config.policy.checkpoint is not None:
+        from staleness_grpo.policy.configured import make_policy
+
+        known = make_policy(config.policy, task.vocab_size).config.vocab_size
+        mend = f"the task has {task.vocab_size} tokens, the checkpoint {known}: give one with as many"
+        _require(task.vocab_size <= known, config, "policy.checkpoint", mend)
+        return
+    vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
+    _require(vocab_size % chunks == 0, config, "policy.vocab_chunks", f"give a divisor of the vocabulary {vocab_size}")
     _require(
         config.warm_start.steps == 0 or hasattr(task, "corpus_batch"),
         config,

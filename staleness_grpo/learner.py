@@ -76,21 +76,25 @@ def init_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def surrogate_loss(
-    policy: Policy, surrogate: SurrogateConfig, temperature: float, correction=None
+    policy: Policy, surrogate: SurrogateConfig, temperature: float, correction=None, microbatch_prompts: int = 0
 ) -> Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
     """The loss of a Rollout as a function (params, rollout) -> (loss, diagnostics); its gradient is -H.
 
-    `correction` is `config.correction`; without it, the plain clip of GRPO.
+    `correction` is `config.correction`; without it, the plain clip of GRPO. With `microbatch_prompts` the policy runs
+    on that many groups at a time, in both passes: see `in_microbatches`.
     """
     name = "grpo_clip" if correction is None else correction.name
     overrides = {} if correction is None else registry.chosen(registry.CORRECTIONS[name].objective, correction)
     token_objective = registry.bind(name, surrogate, overrides)
 
+    def whole(params, prompts, tokens_NxGxR, mask_NxGxR):
+        return response_logprobs(policy, params, prompts, tokens_NxGxR, mask_NxGxR, temperature)
+
+    logprobs_of = in_microbatches(whole, microbatch_prompts) if microbatch_prompts else whole
+
     def loss_fn(params, rollout):
         responses = rollout.responses
-        policy_logprobs, entropy = response_logprobs(
-            policy, params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR, temperature
-        )
+        policy_logprobs, entropy = logprobs_of(params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR)
         rewards = jnp.asarray(rollout.rewards_NxG, policy_logprobs.dtype)
         advantages = group_advantages(rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon)
         behavior_logprobs, mask = responses.behavior_logprobs_NxGxR, responses.mask_NxGxR
@@ -114,6 +118,26 @@ def surrogate_loss(
         return loss, diagnostics
 
     return loss_fn
+
+
+def in_microbatches(function: Callable, microbatch_prompts: int) -> Callable:
+    """`function(params, *batch)` of groups, applied to `microbatch_prompts` of them at a time, and joined.
+
+    The backward pass runs each part again and adds up the parts' gradients, so that no more than one part's
+    activations exist at once. The surrogate between sees the log-probabilities of all groups, which is why the
+    gradient is that of the whole batch, whatever the length normalization or correction takes from the batch.
+    A batch that the number does not divide is cut into parts of their greatest common divisor.
+    """
+
+    def mapped(params, *batch):
+        num_prompts = len(jax.tree.leaves(batch)[0])
+        num_parts = num_prompts // math.gcd(num_prompts, microbatch_prompts)
+        # Part i takes every num_parts-th group, so that a batch sharded in blocks stays sharded in every part.
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, num_parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
+        results = jax.lax.map(jax.checkpoint(lambda part: function(params, *part)), parts)
+        return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(num_prompts, *leaf.shape[2:]), results)
+
+    return mapped
 
 
 def make_scorer(policy: Policy, temperature: float) -> Callable[[PyTree, Rollout], Array]:

@@ -19,9 +19,10 @@ from jax.flatten_util import ravel_pytree
 from staleness_grpo import learner
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.policy.sampler import sample
 from staleness_grpo.policy.supervised import warm_start
-from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.rollouts import EVALUATION, TRAINING, Generator
 from staleness_grpo.staleness.schedule import make_schedule
 from staleness_grpo.tasks import make_task
@@ -62,7 +63,7 @@ class CellInputs:
 def sweep_parts(config) -> tuple[Task, Policy]:
     """The task and the policy of a config."""
     task = make_task(config.task)
-    return task, Policy(TransformerConfig(vocab_size=task.vocab_size, **config.policy.to_dict()))
+    return task, make_policy(config.policy, task.vocab_size)
 
 
 def cell_inputs(config) -> CellInputs:

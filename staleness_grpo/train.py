@@ -18,8 +18,7 @@ from jax.sharding import Mesh
 from staleness_grpo import learner
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.objective.surrogate import SurrogateConfig
-from staleness_grpo.policy.supervised import warm_start
-from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.policy.configured import make_policy, starting_params
 from staleness_grpo.rollouts import Generator
 from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
@@ -44,19 +43,21 @@ class Run:
 
 
 def build(config, task: Task | None = None) -> Run:
-    """Makes the parts of a run from a validated config: mesh, task, warm-started policy, optimizer, schedule.
+    """Makes the parts of a run from a validated config: mesh, task, policy, optimizer, schedule.
 
     A `task` of your own stands in for the one that `config.task` names; set `config.warm_start.steps` to 0 with it,
     unless it has the corpus of a warm start.
     """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
     task = make_task(config.task) if task is None else task
-    policy = Policy(TransformerConfig(vocab_size=task.vocab_size, **config.policy.to_dict()))
-    params = warm_start(policy, task, config) if config.warm_start.steps else None
+    policy = make_policy(config.policy, task.vocab_size)
+    params = starting_params(policy, task, config, mesh)
     optimizer = learner.make_optimizer(config.optimizer, config.correction)
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(config.seed), params)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
-    loss_fn = learner.surrogate_loss(policy, surrogate, config.sampler.temperature, config.correction)
+    loss_fn = learner.surrogate_loss(
+        policy, surrogate, config.sampler.temperature, config.correction, config.microbatch_prompts
+    )
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
     lag, updates_per_batch = config.lag, config.updates_per_batch
     return Run(

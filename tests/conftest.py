@@ -26,6 +26,15 @@ hypothesis.settings.load_profile("deterministic")
 
 
 @pytest.fixture(scope="session")
+def models() -> pathlib.Path:
+    """The folder of pretrained checkpoints: $STALENESS_GRPO_MODELS, or one beside the repository. Skips without."""
+    folder = pathlib.Path(os.environ.get("STALENESS_GRPO_MODELS", ROOT.parent / "shared" / "models"))
+    if not folder.is_dir():
+        pytest.skip("no pretrained checkpoints: set STALENESS_GRPO_MODELS to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run_on_devices() -> Callable[..., str]:
     """Runs Python code on simulated devices: in its own process, as their number is fixed at start-up."""
 

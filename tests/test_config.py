@@ -89,6 +89,8 @@ OUT_OF_RANGE = [
     ("lag.max_lag", 300),  # the default run has 300 steps
     ("updates_per_batch", 0),
     ("updates_per_batch", 3),  # of 64 prompts
+    ("microbatch_prompts", 3),
+    ("policy.vocab_chunks", 5),  # of 14 tokens
     ("lag.max_lag", 1000),
     ("group_size", 1),
     ("surrogate.clip_low", 1.1),

@@ -41,7 +41,7 @@ def sample(
     *,
     group_size: int,
     max_length: int,
-    end_token: int | None,
+    end_token: int | tuple[int, ...] | None,
     pad_token: int,
 ) -> Responses:
     """Samples `group_size` responses to each prompt, stopping as soon as every response has ended.
@@ -53,7 +53,7 @@ def sample(
       steps_N, slots_N: int32, the learner step and group slot that each group is for; the noise's index.
       temperature: > 0; the recorded log-probabilities are those of the tempered distribution.
       max_length: R. A response that has not ended by then is cut.
-      end_token: ends a response and belongs to it; None for responses of fixed length R.
+      end_token: ends a response and belongs to it; a tuple: any of these; None for responses of fixed length R.
       pad_token: fills the places after the end.
 
     Returns:
@@ -80,7 +80,8 @@ def sample(
         mask = mask.at[:, :, position].set(alive)
         logprobs = logprobs.at[:, :, position].set(jnp.where(alive, logprob, 0.0))
         if end_token is not None:
-            alive = alive & (token != end_token)
+            for end in end_token if isinstance(end_token, tuple) else (end_token,):
+                alive = alive & (token != end)
         return (tokens, mask, logprobs, alive), token
 
     empty = (

@@ -53,12 +53,16 @@ class TransformerConfig:
     qk_norm: bool = False
     dtype: str = "float32"  # of activations; scores, norms and logits are float32 or better
     param_dtype: str = "float32"
+    remat: bool = False  # keep each block's input alone and compute the rest again in the backward pass
+    vocab_chunks: int = 1  # parts of the vocabulary whose logits a log-probability looks at one after another
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions turn pairs of features")
+        if self.vocab_size % self.vocab_chunks:
+            raise ValueError(f"vocab_chunks={self.vocab_chunks} does not divide vocab_size={self.vocab_size}")
 
 
 @jax.tree_util.register_dataclass
@@ -268,6 +272,7 @@ class Transformer(nn.Module):
         KeyValues, seen where prefix_mask [N, P].
         """
         cfg = self.config
+        attention, mlp = (nn.remat(Attention), nn.remat(SwiGLU)) if cfg.remat else (Attention, SwiGLU)
         embedding = self.param(
             "embedding", nn.initializers.normal(cfg.d_model**-0.5), (cfg.vocab_size, cfg.d_model), cfg.param_dtype
         )
@@ -276,7 +281,7 @@ class Transformer(nn.Module):
         for i in range(cfg.num_layers):
             layer = f"layer_{i}"
             h = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name=f"{layer}_attention_norm")(x)
-            y, (k, v) = Attention(cfg, name=f"{layer}_attention")(
+            y, (k, v) = attention(cfg, name=f"{layer}_attention")(
                 h,
                 positions_NxGxL,
                 own_mask,
@@ -287,7 +292,7 @@ class Transformer(nn.Module):
             )
             x = x + y
             h = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name=f"{layer}_mlp_norm")(x)
-            x = x + SwiGLU(cfg, name=f"{layer}_mlp")(h)
+            x = x + mlp(cfg, name=f"{layer}_mlp")(h)
             keys.append(k)
             values.append(v)
         if last_only:
@@ -356,10 +361,10 @@ class Policy:
         )
         return hidden[:, :, 0], cache
 
-    def response_logits(
+    def response_hidden(
         self, params: PyTree, prompt_tokens_NxP: Array, prompt_mask_NxP: Array, response_tokens_NxGxR: Array
     ) -> jax.Array:
-        """Logits [N, G, R, V] that predict each response token, each prompt encoded once for its group."""
+        """Hidden states [N, G, R, E] that predict each response token, each prompt encoded once for its group."""
         num_prompts, group_size, length = response_tokens_NxGxR.shape
         last_NxE, prefix = self.prefill(params, prompt_tokens_NxP, prompt_mask_NxP)
         hidden = jnp.broadcast_to(last_NxE[:, None, None], (num_prompts, group_size, 1, last_NxE.shape[-1]))
@@ -370,4 +375,12 @@ class Policy:
             causal = jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None]
             rest, _ = self._run(params, inputs, positions, causal, prefix=prefix, prefix_mask=prompt_mask_NxP)
             hidden = jnp.concatenate([hidden, rest], axis=2)
-        return self.unembed(params, hidden)
+        return hidden
+
+    def response_logits(
+        self, params: PyTree, prompt_tokens_NxP: Array, prompt_mask_NxP: Array, response_tokens_NxGxR: Array
+    ) -> jax.Array:
+        """Logits [N, G, R, V] that predict each response token; see `response_hidden`."""
+        return self.unembed(
+            params, self.response_hidden(params, prompt_tokens_NxP, prompt_mask_NxP, response_tokens_NxGxR)
+        )

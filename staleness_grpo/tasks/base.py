@@ -18,7 +18,8 @@ class Task(Protocol):
     prompt_length: int  # P, the padded length of every prompt
     max_response_length: int  # R
     pad_token: int
-    end_token: int | None  # ends a response and belongs to it; None: responses have fixed length R
+    # Ends a response and belongs to it; a tuple: any of several; None: responses have fixed length R.
+    end_token: int | tuple[int, ...] | None
     num_prompts: int
 
     def prompts(self, index_N: np.ndarray) -> Prompts:

@@ -8,7 +8,7 @@ import pytest
 from staleness_grpo import config as config_lib
 from staleness_grpo import train
 from staleness_grpo.policy import supervised
-from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.tasks.arithmetic import ArithmeticTask
 
 TASK = ArithmeticTask(num_terms=2, num_digits=1)
@@ -25,7 +25,7 @@ def config(tmp_path, monkeypatch):
 
 
 def policy_of(config):
-    return Policy(TransformerConfig(vocab_size=TASK.vocab_size, **config.policy.to_dict()))
+    return make_policy(config.policy, TASK.vocab_size)
 
 
 def stored(tmp_path):

@@ -1,0 +1,217 @@
+"""Checkpoint folders of the Llama and Qwen family: config.json and *.safetensors to a policy and its parameters, and
+back. Needs the package `safetensors` (the `hf` extra).
+
+Tensors are read one by one, each into its sharding: besides the parameters, the host holds one tensor at a time.
+"""
+
+import json
+import math
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from staleness_grpo import mesh as mesh_lib
+from staleness_grpo.policy.huggingface_config import CheckpointError, read_config, read_json, write_config
+from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.types import PyTree
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
+              "merges.txt", "added_tokens.json")  # fmt: skip
+SHARD_BYTES = 4 * 2**30  # of a saved file, at most, unless one tensor is larger
+
+NAMES = {  # path of a leaf, from below its layer, to the name in the file
+    "embedding": "model.embed_tokens.weight",
+    "final_norm/scale": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attention_norm/scale": "input_layernorm.weight",
+    "attention/query/kernel": "self_attn.q_proj.weight",
+    "attention/key/kernel": "self_attn.k_proj.weight",
+    "attention/value/kernel": "self_attn.v_proj.weight",
+    "attention/query/bias": "self_attn.q_proj.bias",
+    "attention/key/bias": "self_attn.k_proj.bias",
+    "attention/value/bias": "self_attn.v_proj.bias",
+    "attention/query_norm/scale": "self_attn.q_norm.weight",
+    "attention/key_norm/scale": "self_attn.k_norm.weight",
+    "attention/out/kernel": "self_attn.o_proj.weight",
+    "mlp_norm/scale": "post_attention_layernorm.weight",
+    "mlp/gate/kernel": "mlp.gate_proj.weight",
+    "mlp/up/kernel": "mlp.up_proj.weight",
+    "mlp/down/kernel": "mlp.down_proj.weight",
+}
+
+
+def load(
+    folder: str | pathlib.Path, *, dtype: str = "float32", param_dtype: str = "float32", mesh: Mesh | None = None
+) -> tuple[Policy, PyTree]:
+    """The policy in a checkpoint folder and its parameters.
+
+    Args:
+      folder: with config.json and model.safetensors, or the index of several files.
+      dtype: of activations; log-probabilities are float32 or better whatever it is.
+      param_dtype: of the parameters, whatever the file has.
+      mesh: over which the parameters are sharded; by default the first device.
+
+    Raises:
+      CheckpointError: for an unsupported architecture, or missing, extra or misshapen tensors, by name.
+    """
+    policy = Policy(read_config(folder, dtype=dtype, param_dtype=param_dtype))
+    return policy, load_params(folder, policy, mesh_lib.make_mesh() if mesh is None else mesh)
+
+
+def load_params(folder: str | pathlib.Path, policy: Policy, mesh: Mesh) -> PyTree:
+    """The parameters of `policy` from the folder's files, in `param_dtype`, sharded over `mesh`.
+
+    Raises:
+      CheckpointError: as `check_tensors`.
+    """
+    files = check_tensors(folder, policy.config)
+    abstract = abstract_params(policy)
+    shardings = mesh_lib.parameter_shardings(abstract, mesh)
+
+    def read(path, leaf, sharding):
+        name = stored_name(path)
+        stored = read_tensor(files[name], name)
+        host = (stored.T if transposed(path) else stored).reshape(leaf.shape).astype(leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: host[index])
+
+    return jax.tree_util.tree_map_with_path(read, abstract, shardings)
+
+
+def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str | pathlib.Path | None = None) -> None:
+    """Writes a folder that `load`, and the `transformers` library, read as the same policy, in `param_dtype`.
+
+    `source` is the checkpoint folder that the policy was loaded from, if any: its tokenizer, its generation settings
+    and what else its config.json says go along. The folder is made; files of the same names are replaced.
+    """
+    from safetensors.numpy import save_file
+
+    folder = pathlib.Path(folder)
+    config = write_config(policy.config, {} if source is None else read_json(pathlib.Path(source) / "config.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shards = list(split_by_size(leaves, SHARD_BYTES))
+    files = [WHOLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+                                              for i in range(len(shards))]  # fmt: skip
+    weight_map = {}
+    for file, shard in zip(files, shards, strict=True):
+        tensors = {stored_name(path): to_stored(path, np.asarray(jax.device_get(leaf))) for path, leaf in shard}
+        save_file(tensors, folder / file, metadata={"format": "pt"})  # transformers wants to read the format
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = sum(leaf.nbytes for _, leaf in leaves)
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if source is not None:
+        for pattern in COMPANIONS:
+            for path in pathlib.Path(source).glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+
+
+def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict[str, pathlib.Path]:
+    """The file of each tensor, after comparing names and shapes with the architecture; reads headers alone.
+
+    A file of tied embeddings may hold the head all the same, if it equals the embedding.
+
+    Raises:
+      CheckpointError: naming what is missing, extra or misshapen, or the file that cannot be read.
+    """
+    found = stored_tensors(pathlib.Path(folder))
+    expected = {
+        stored_name(path): stored_shape(path, leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(Policy(config)))
+    }
+    embedding, head = NAMES["embedding"], NAMES["head"]
+    copy = config.tie_embeddings and {embedding, head} <= set(found)
+    if copy and not np.array_equal(*(read_tensor(found[name][0], name) for name in (embedding, head))):
+        raise CheckpointError(f"{folder}: {head} differs from {embedding}, which config.json ties it to")
+    extra = set(found) - set(expected) - ({head} if copy else set())
+    for problem, names in (("missing", set(expected) - set(found)), ("not of this architecture", extra)):
+        if names:
+            raise CheckpointError(f"{folder}: {len(names)} tensors are {problem}: {', '.join(sorted(names)[:8])}")
+    for name, shape in expected.items():
+        if found[name][1] != shape:
+            raise CheckpointError(f"{folder}: {name} has shape {found[name][1]}, config.json makes it {shape}")
+    return {name: found[name][0] for name in expected}
+
+
+def stored_tensors(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
+    """File and shape of every tensor in the folder, by name. Raises CheckpointError."""
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / WHOLE).exists():
+        files = [WHOLE]
+    elif (folder / INDEX).exists():
+        files = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    else:
+        raise CheckpointError(f"{folder} has neither {WHOLE} nor {INDEX}")
+    found = {}
+    for file in files:
+        try:
+            with safe_open(folder / file, framework="numpy") as tensors:
+                found |= {name: (folder / file, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / file} cannot be read: {error}") from error
+    # Old files carry the rotary frequencies, which follow from config.json.
+    return {name: place for name, place in found.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def read_tensor(file: pathlib.Path, name: str) -> np.ndarray:
+    """One tensor. The file is opened for it alone: an open one keeps in memory all that was read from it."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as tensors:
+        return tensors.get_tensor(name)
+
+
+def abstract_params(policy: Policy) -> PyTree:
+    """Shapes and dtypes of the parameters."""
+    return jax.eval_shape(policy.init, jax.random.key(0))
+
+
+def leaf_name(path: tuple) -> str:
+    """'layer_0_mlp/gate/kernel'."""
+    return "/".join(key.key for key in path)
+
+
+def stored_name(path: tuple) -> str:
+    """The name of a leaf in the file."""
+    if layer := re.fullmatch(r"layer_(\d+)_(.+)", leaf_name(path)):
+        return f"model.layers.{layer[1]}.{NAMES[layer[2]]}"
+    return NAMES[leaf_name(path)]
+
+
+def transposed(path: tuple) -> bool:
+    """Whether the file has the outputs of this linear map first."""
+    return path[-1].key in ("kernel", "head")
+
+
+def stored_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a leaf in the file, where heads and their features are one axis."""
+    if not transposed(path):
+        return shape if path[-1].key == "embedding" else (math.prod(shape),)
+    inputs = 2 if path[-2:-1] and path[-2].key == "out" else 1
+    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+
+
+def to_stored(path: tuple, leaf: np.ndarray) -> np.ndarray:
+    """A leaf as the file has it."""
+    shape = stored_shape(path, leaf.shape)
+    return np.ascontiguousarray(leaf.reshape(shape[::-1]).T if transposed(path) else leaf.reshape(shape))
+
+
+def split_by_size(leaves: list, limit: int) -> Iterable[list]:
+    """Consecutive (path, leaf) in lists of at most `limit` bytes, or of one leaf."""
+    shard, size = [], 0
+    for path, leaf in leaves:
+        if shard and size + leaf.nbytes > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append((path, leaf))
+        size += leaf.nbytes
+    yield shard

@@ -1,0 +1,152 @@
+"""config.json of the Llama and Qwen family to a TransformerConfig, and back."""
+
+import dataclasses
+import json
+import pathlib
+
+from staleness_grpo.policy.transformer import RopeScaling, TransformerConfig
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that cannot be loaded; the message names the file and the field or tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What an architecture's name says that its config.json does not."""
+
+    model_type: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    head_dim: int | None = None  # without a `head_dim`; None: hidden_size / num_attention_heads
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family("llama"),
+    "Qwen2ForCausalLM": Family("qwen2", qkv_bias=True),
+    "Qwen3ForCausalLM": Family("qwen3", qk_norm=True, head_dim=128),
+}
+
+# Fields that change the computation, with the one value that this decoder computes. Absent is as good.
+REQUIRED = {
+    "attention_bias": False,  # would put a bias on the output projection too
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+    "use_sliding_window": False,
+}
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """A JSON file of a checkpoint. Raises CheckpointError."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def read_config(folder: str | pathlib.Path, **choices) -> TransformerConfig:
+    """The architecture in `folder`/config.json.
+
+    Args:
+      folder: of the checkpoint.
+      choices: the fields of TransformerConfig that are not the architecture's: dtype, param_dtype and the like.
+
+    Raises:
+      CheckpointError: for an architecture, or a field's value, that this decoder does not compute.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    fields = read_json(path)
+    try:
+        name = next(iter(fields.get("architectures") or []), None)
+        family = FAMILIES.get(name)
+        if family is None:
+            raise CheckpointError(f"the architecture {name} is not supported; {', '.join(FAMILIES)} are")
+        for field, value in REQUIRED.items():
+            if fields.get(field, value) != value:
+                raise CheckpointError(f"{field}={fields[field]} is not supported, only {value}")
+        if any(kind != "full_attention" for kind in fields.get("layer_types") or []):
+            raise CheckpointError(f"layer_types={fields['layer_types']} is not supported, only full_attention")
+        heads = fields["num_attention_heads"]
+        theta, scaling = read_rope(fields)
+        return TransformerConfig(
+            vocab_size=fields["vocab_size"],
+            num_layers=fields["num_hidden_layers"],
+            d_model=fields["hidden_size"],
+            num_heads=heads,
+            num_kv_heads=heads if (kv_heads := fields.get("num_key_value_heads")) is None else kv_heads,
+            head_dim=fields.get("head_dim") or family.head_dim or fields["hidden_size"] // heads,
+            d_ff=fields["intermediate_size"],
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_epsilon=fields.get("rms_norm_eps", 1e-6),
+            tie_embeddings=fields.get("tie_word_embeddings", False),
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
+            **choices,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path}: the field {error} is missing") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_rope(fields: dict) -> tuple[float, RopeScaling | None]:
+    """theta and the scaling, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CheckpointError(f"partial_rotary_factor={rope['partial_rotary_factor']} is not supported, only 1.0")
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise CheckpointError(f"rope_type={kind} is not supported; default and llama3 are")
+    return theta, RopeScaling(
+        factor=rope["factor"],
+        low_freq_factor=rope["low_freq_factor"],
+        high_freq_factor=rope["high_freq_factor"],
+        original_max_position=rope["original_max_position_embeddings"],
+    )
+
+
+def write_config(config: TransformerConfig, base: dict) -> dict:
+    """The fields of a config.json for this architecture, over those of `base` that it does not decide.
+
+    Raises:
+      CheckpointError: for biases and norms together, which no supported architecture has.
+    """
+    families = {(family.qkv_bias, family.qk_norm): name for name, family in FAMILIES.items()}
+    name = families.get((config.qkv_bias, config.qk_norm))
+    if name is None:
+        raise CheckpointError("no architecture has both qkv_bias and qk_norm: a policy with both cannot be saved")
+    fields = {
+        "architectures": [name],
+        "model_type": FAMILIES[name].model_type,
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.d_model,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.d_ff,
+        "rope_theta": config.rope_theta,  # the older spelling, which every version of transformers reads
+        "rope_scaling": None,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "dtype": config.param_dtype,
+        "torch_dtype": config.param_dtype,
+    }
+    if config.rope_scaling is not None:
+        fields["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_max_position,
+        }
+    kept = {field: value for field, value in base.items() if field not in ("rope_parameters", *fields)}
+    return {**fields, **kept}

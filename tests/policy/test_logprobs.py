@@ -1,0 +1,138 @@
+"""Log-probabilities in parts of the vocabulary, rematerialised, and of microbatches: the numbers of the plain path."""
+
+import dataclasses
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from staleness_grpo.learner import surrogate_loss
+from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS, SurrogateConfig
+from staleness_grpo.policy.logprobs import (
+    chunked_logprobs,
+    log_distribution,
+    response_logprobs,
+    token_logprobs,
+    vocabulary_chunks,
+)
+from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.types import Prompts, Responses, Rollout
+from tests.policy.test_transformer import random_params
+
+PLAIN = TransformerConfig(
+    vocab_size=12, num_layers=1, d_model=8, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8, dtype="float64",
+    param_dtype="float64",
+)  # fmt: skip
+
+
+def rollout_of(num_prompts=6, group_size=3, length=4):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 12, (num_prompts, group_size, length))
+    lengths = rng.integers(0, length + 1, (num_prompts, group_size, 1))  # an empty response among them
+    mask = np.arange(length) < lengths
+    prompts = rng.integers(0, 12, (num_prompts, 3))
+    prompt_mask = np.arange(3) >= rng.integers(0, 3, (num_prompts, 1))
+    behavior_logprobs = np.where(mask, -2.5 + 0.5 * rng.normal(size=mask.shape), np.nan)  # masked places hold NaN
+    return Rollout(
+        prompts=Prompts(prompts, prompt_mask, np.arange(num_prompts)),
+        responses=Responses(tokens, mask, behavior_logprobs),
+        rewards_NxG=rng.normal(size=(num_prompts, group_size)),
+        behavior_version_N=np.zeros(num_prompts, int),
+    )
+
+
+@pytest.mark.parametrize("num_chunks", [2, 4, 12])
+def test_parts_of_the_vocabulary_give_the_whole_distribution(num_chunks):
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        hidden, head = jnp.asarray(rng.normal(size=(7, 5))), jnp.asarray(rng.normal(size=(12, 5)) * 4)
+        hidden = hidden.at[3].mul(200.0)  # logits of a thousand: no sum may overflow
+        tokens, weights = jnp.asarray(rng.integers(0, 12, 7)), jnp.asarray(rng.normal(size=7))
+
+        def plain(hidden, head):
+            logprobs = log_distribution(hidden @ head.T, 0.7)
+            return token_logprobs(logprobs, tokens), -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+        def parts(hidden, head):
+            return chunked_logprobs(hidden, vocabulary_chunks(head, num_chunks), tokens, 0.7)
+
+        def total(function):
+            return jax.jit(jax.grad(lambda h, w: jnp.sum(weights * function(h, w)[0]), (0, 1)))(hidden, head)
+
+        for ours, expected in zip(jax.jit(parts)(hidden, head), jax.jit(plain)(hidden, head), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+        for ours, expected in zip(total(parts), total(plain), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-12)
+        entropy_slope = jax.grad(lambda h: jnp.sum(parts(h, head)[1]))(hidden)
+        np.testing.assert_array_equal(entropy_slope, 0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_responses_in_parts_and_rematerialised(tied):
+    rollout = rollout_of()
+    responses = rollout.responses
+    with jax.enable_x64(True):
+        config = dataclasses.replace(PLAIN, tie_embeddings=tied)
+        params = random_params(Policy(config))
+
+        def evaluate(config):
+            def total(params):
+                logprobs, entropy = response_logprobs(
+                    Policy(config), params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR, 0.9
+                )
+                return jnp.sum(jnp.sin(logprobs)), (logprobs, entropy)
+
+            return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+        ours = evaluate(dataclasses.replace(config, vocab_chunks=3, remat=True))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), ours, evaluate(config))
+
+
+@pytest.mark.parametrize(
+    "length_normalization",  # the hardest of them is always run: its weights need the whole batch
+    [pytest.param(name, marks=() if name == "tokens" else pytest.mark.slow) for name in LENGTH_NORMALIZATIONS],
+)
+def test_microbatches_give_loss_gradient_and_diagnostics_of_the_whole_batch(length_normalization):
+    """2 groups at a time of 6, and 4 (cut down to 2): lengths and rewards differ, so that no mean of parts would do."""
+    rollout = rollout_of()
+    surrogate = SurrogateConfig(length_normalization=length_normalization)
+    with jax.enable_x64(True):
+        policy = Policy(PLAIN)
+        params = random_params(policy)
+
+        def evaluate(**microbatch):
+            loss_fn = surrogate_loss(policy, surrogate, 1.0, **microbatch)
+            return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, rollout)
+
+        whole = evaluate()
+        assert 0 < whole[0][1]["clip_fraction"] < 1 and np.isfinite(whole[0][0])
+        for size in (2, 4):
+            ours = evaluate(microbatch_prompts=size)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), ours, whole)
+
+
+def logits_alive(config, num_tokens_by_vocabulary):
+    """Arrays of at least so many elements that the update's program makes, by shape."""
+    policy = Policy(config)
+    rollout = rollout_of(4, 2, 8)
+    loss_fn = surrogate_loss(policy, SurrogateConfig(), 1.0)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss_fn(p, rollout)[0]))(random_params(policy))
+    found = set()
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            found.update(v.aval.shape for v in equation.outvars if v.aval.size >= num_tokens_by_vocabulary)
+            for sub in jax.extend.core.jaxprs_in_params(equation.params):
+                walk(sub)
+
+    walk(jaxpr.jaxpr)
+    return found
+
+
+def test_logits_of_the_whole_batch_never_exist_at_once():
+    config = dataclasses.replace(PLAIN, vocab_size=256, dtype="float32", param_dtype="float32")
+    elements = 4 * 2 * 8 * 256
+    assert logits_alive(config, elements)  # with one part they do
+    assert not logits_alive(dataclasses.replace(config, vocab_chunks=4), elements)

@@ -1,0 +1,90 @@
+"""The tokenizer of a checkpoint folder against the transformers library's."""
+
+import json
+
+import pytest
+
+from staleness_grpo.policy import tokenizer as tokenizer_lib
+from staleness_grpo.policy.huggingface_config import CheckpointError
+
+tokenizers = pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}\n"
+    "    {% if message['role'] == 'tool' %}\n{{ raise_exception('no tools') }}{% endif %}\n"
+    "<{{ message['role'] }}>{{ message['content'] | trim }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CHAT = [{"role": "system", "content": "Add. "}, {"role": "user", "content": "1 + 1 = ?"}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tokenizer of single bytes, with a chat template and two stop tokens."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {text: i for i, text in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token={"content": "</s>"},
+                 pad_token="<pad>", chat_template=TEMPLATE)  # fmt: skip
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(texts))
+    (tmp_path / "config.json").write_text(json.dumps(dict(eos_token_id=7, bos_token_id=0)))
+    (tmp_path / "generation_config.json").write_text(json.dumps(dict(eos_token_id=[1, 5])))
+    return tmp_path
+
+
+def test_text_and_chats_are_those_of_transformers(folder):
+    transformers = pytest.importorskip("transformers", reason="the extra reference is not installed")
+    texts = json.loads((folder / "tokenizer_config.json").read_text())
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        chat_template=texts["chat_template"],
+    )  # fmt: skip
+    ours = tokenizer_lib.load(folder)
+    for text in ("Once upon a time", " two  spaces\nand é", "<s>x</s>"):
+        tokens = ours.encode(text)
+        assert tokens == theirs(text)["input_ids"]
+        assert ours.encode(text, add_special_tokens=False) == tokens[1:]
+        assert ours.decode(tokens) == theirs.decode(tokens, skip_special_tokens=True)
+        assert ours.decode(tokens, skip_special_tokens=False) == theirs.decode(tokens)
+    rendered = ours.render_chat(CHAT)
+    assert rendered == theirs.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert rendered == "<s><system>Add.</s>\n<user>1 + 1 = ?</s>\n<assistant>"
+    assert ours.encode_chat(CHAT) == theirs(rendered, add_special_tokens=False)["input_ids"]
+
+
+def test_stop_and_pad_tokens_come_from_where_they_are_said(folder):
+    ours = tokenizer_lib.load(folder)
+    assert (ours.stop_tokens, ours.pad_token, ours.bos_token) == ((1, 5), 2, 0)
+    (folder / "generation_config.json").unlink()
+    assert tokenizer_lib.load(folder).stop_tokens == (7,)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        tokenizer_lib.load(folder)
+
+
+def test_refusals(folder):
+    with pytest.raises(CheckpointError, match="no tools"):
+        tokenizer_lib.load(folder).render_chat([{"role": "tool", "content": ""}])
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no chat template"):
+        tokenizer_lib.load(folder).render_chat(CHAT)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        tokenizer_lib.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer.json"):
+        tokenizer_lib.load(folder)
+
+
+def test_stories260k(models):
+    folder = models / "stories260k"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}")
+    ours = tokenizer_lib.load(folder)
+    assert (ours.bos_token, ours.stop_tokens, ours.pad_token) == (1, (2,), 2)
+    assert ours.decode(ours.encode("Once upon a time, there was a dog.")) == "Once upon a time, there was a dog."
