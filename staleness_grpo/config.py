@@ -398,7 +398,7 @@ def _check_checkpoint(config: ConfigDict) -> None:
     from staleness_grpo.policy.configured import RUN_FIELDS, make_policy
 
     try:
-        architecture = make_policy(config.policy, 0).config
+        architecture = make_policy({**config.policy, "vocab_chunks": 1}, 0).config
         huggingface.check_tensors(checkpoint, architecture)
     except ValueError as error:
         raise ConfigError("policy.checkpoint", checkpoint, str(error)) from error
@@ -409,6 +409,9 @@ def _check_checkpoint(config: ConfigDict) -> None:
         if name not in ("checkpoint", *RUN_FIELDS) and value != standard:
             given = getattr(architecture, name)
             _require(value == given, config, flag, f"policy.checkpoint has {given}: leave the flag out")
+    divides = architecture.vocab_size % config.policy.vocab_chunks == 0
+    mend = f"give a divisor of the checkpoint's vocabulary {architecture.vocab_size}"
+    _require(divides, config, "policy.vocab_chunks", mend)
     heads, tensor = architecture.num_kv_heads, config.mesh.tensor
     _require(heads % tensor == 0, config, "mesh.tensor", f"give a divisor of the checkpoint's {heads} key/value heads")
 

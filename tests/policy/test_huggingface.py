@@ -142,7 +142,7 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path):
 
     for flag, value, words in (
         ("policy.d_model", 16, "policy.checkpoint has 8: leave the flag out"),
-        ("policy.vocab_chunks", 5, "does not divide vocab_size=12"),
+        ("policy.vocab_chunks", 5, "divisor of the checkpoint's vocabulary 12"),
         ("policy.checkpoint", str(tmp_path / "none"), "config.json cannot be read"),
         ("task.vocab_size", 13, "the task has 13 tokens, the checkpoint 12"),
         ("microbatch_prompts", 3, "divisor of num_prompts"),
