@@ -73,6 +73,7 @@ RULES: dict[str, Callable[[np.ndarray, Cells], np.ndarray]] = {
     "smooth": _smooth,
     "product": _power,
 }
+STEEPEST = 10.0  # |d log eta_max / d log S|
 # Around S eta = 0.01 and T eta = 0.3, over a factor of 20.
 _LOG_A, _LOG_B = np.log([2e-3, 8e-3, 3e-2]), np.log([0.1, 0.3, 1.0])
 
@@ -159,11 +160,16 @@ def measured_log_eta_max(cells: Cells) -> dict[float, float]:
 
 
 def slope_of_eta_max(cells: Cells) -> float:
-    """d log eta_max / d log S over these cells, by probit; censored S count. NaN if all cells are of one kind."""
+    """d log eta_max / d log S over these cells, by probit; censored S count.
+
+    NaN if all cells are of one kind, or if the likelihood grows without bound in the slope (STEEPEST is far beyond
+    any law), which happens when the few seeds of a resample do not order the cells by learning rate.
+    """
     if cells.collapsed.all() or not cells.collapsed.any() or len(np.unique(cells.max_lag)) < 2:
         return np.nan
     log_lag = np.log(cells.max_lag)
     middle = np.log(cells.learning_rate).mean()
     starts = np.array([[middle + 0.5 * log_lag.mean(), -0.5]])  # one is enough: the likelihood has one maximum
     fit = fit_threshold(np.log(cells.learning_rate), cells.collapsed, lambda p: p[0] + p[1] * log_lag, starts)
-    return float(fit.parameters[1])
+    slope = float(fit.parameters[1])
+    return slope if abs(slope) < STEEPEST else np.nan
