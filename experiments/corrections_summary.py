@@ -30,6 +30,7 @@ def summarize(config: ConfigDict, bias: list[dict], variance: list[dict], cells:
         "s_eta": [SMALL, LARGE],
         "corrections": rows,
         "claims": claims(config, rows),
+        "reading": reading(config, rows),
     }
 
 
@@ -47,7 +48,8 @@ def bias_row(records: list[dict]) -> dict:
     """offset; relative_bias and cosine by path and S * eta; nothing for a correction without exact coefficients."""
     if not records:
         return {}
-    found = {"offset": mean_and_interval([r["offset"] for r in records if r["path"] == "own"])}
+    once = {r["draw"]: r["offset"] for r in records}  # the same at every learning rate
+    found = {"offset": mean_and_interval(list(once.values()))}
     for quantity in ("relative_bias", "cosine"):
         found[quantity] = {
             path: {
@@ -178,3 +180,42 @@ def claims(config: ConfigDict, rows: dict[str, dict]) -> list[dict]:
         )  # fmt: skip
     names = ("claim", "measured", "interval", "n", "holds")
     return [dict(zip(names, row, strict=True)) | {"command": COMMAND} for row in found]
+
+
+def reading(config: ConfigDict, rows: dict[str, dict]) -> str:
+    """What the numbers say to somebody who has to choose, and what they leave open."""
+    lags = [str(lag) for lag in config.stability.sweep.max_lags]
+
+    def named(names):
+        return ", ".join(names) or "none"
+
+    def least(s_eta, path):
+        values = {
+            name: row["relative_bias"][path][f"{s_eta:g}"] for name, row in rows.items() if "relative_bias" in row
+        }
+        best = min(values, key=lambda name: values[name]["mean"])
+        return named(
+            name for name in values if values[name]["interval"][0] <= values[best]["interval"][1]
+        )  # no worse than the best, by intervals
+
+    sentences = [
+        f"Least bias before anything is clipped (S eta = {SMALL:.3g}, synchronous path, all whose interval meets the "
+        f"best's): {least(SMALL, 'synchronous')}. After clipping has set in (S eta = {LARGE:.3g}): "
+        f"{least(LARGE, 'synchronous')}."
+    ]
+    for lag in lags:
+        ratios = {
+            name: row["eta_max_over_baseline"][lag] for name, row in rows.items()
+            if "eta_max_over_baseline" in row and name != BASELINE
+        }  # fmt: skip
+        sentences.append(
+            f"At S = {lag} a higher stable learning rate than {BASELINE}, beyond the seeds' interval: "
+            f"{named(name for name, found in ratios.items() if found['interval'][0] > 1)}; a lower one: "
+            f"{named(name for name, found in ratios.items() if found['interval'][1] < 1)}."
+        )
+    sentences.append(
+        f"Not settled: anything between, with {len(config.stability.sweep.seeds)} seeds; other tasks and longer "
+        f"responses, where sequence-level weights spread much more; corrections whose published parameters are made "
+        f"for long responses (gspo's clip range of 3e-4 cuts nearly every response here)."
+    )
+    return " ".join(sentences)

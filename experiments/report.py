@@ -34,6 +34,8 @@ class Section:
     command: str
     facts: list[dict]  # claim, measured, interval or None, n, holds, and perhaps a note and the paper's own number
     figures: list[tuple[pathlib.Path, str]]  # PNG and caption
+    table: tuple[tuple[str, ...], ...] = ()  # measurements that are no claims: a header, then rows
+    reading: str = ""  # what to make of it
 
 
 def number(value) -> str:
@@ -75,7 +77,18 @@ def section_html(section: Section) -> str:
 <table><tr><th>Claim</th>{paper}<th>Measured, with 95 % interval</th><th>n</th><th>Holds here</th></tr>
 {rows}
 </table>
+{table_html(section.table)}
+{f"<p>{html.escape(section.reading)}</p>" if section.reading else ""}
 {figures}"""
+
+
+def table_html(table: tuple[tuple[str, ...], ...]) -> str:
+    """A header and rows; nothing for no table."""
+    if not table:
+        return ""
+    header, *rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in
+                     zip(["th"] + ["td"] * (len(table) - 1), table, strict=True)]  # fmt: skip
+    return f"<table><tr>{header}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def bias_section(workdir: pathlib.Path) -> Section:
@@ -155,11 +168,74 @@ def scaling_section(workdir: pathlib.Path) -> Section:
         ),
         command="python -m experiments.sweep --workdir=DIR",
         facts=summary["claims"],
-        figures=[(folder / f"scaling_{name}.png", caption) for name, caption in captions.items()],
+        figures=[(folder / f"scaling_{name}.png", caption) for name, caption in captions.items()]
+        + [
+            (folder / f"scaling_{variant}_{name}.png", f"{variant}: {caption}")
+            for variant, found in summary["variants"].items()
+            if "rules" in found
+            for name, caption in captions.items()
+        ],
     )
 
 
-SECTIONS = {"bias": bias_section, "train_lag_16": training_section, "scaling_laws": scaling_section}
+def corrections_section(workdir: pathlib.Path) -> Section:
+    """Every correction side by side."""
+    folder = workdir / "corrections"
+    config = json.loads((folder / "config.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    stability = config["stability"]
+    lags = [str(lag) for lag in stability["sweep"]["max_lags"]]
+    small, large = (f"{s_eta:g}" for s_eta in summary["s_eta"])
+
+    def measured(row, *path):
+        for key in path:
+            row = row.get(key, {})
+        return f"{number(row.get('mean', row.get('ratio')))} {number(row['interval'])}" if row else "-"
+
+    header = ("correction", "offset at lag 0", f"relative bias, S eta = {small}", f"S eta = {large}",
+              f"own path, {large}", f"cosine, own path, {large}", "variance / grpo_clip",
+              *(f"eta_max / grpo_clip, S = {lag}" for lag in lags), *(f"final reward, S = {lag}" for lag in lags),
+              "step time / grpo_clip")  # fmt: skip
+    rows = [
+        (name, measured(row, "offset"), measured(row, "relative_bias", "synchronous", small),
+         measured(row, "relative_bias", "synchronous", large), measured(row, "relative_bias", "own", large),
+         measured(row, "cosine", "own", large), measured(row, "variance_ratio"),
+         *(measured(row, "eta_max_over_baseline", lag) for lag in lags),
+         *(measured(row, "final_reward", lag) for lag in lags), number(row.get("step_time_over_baseline", "-")))
+        for name, row in summary["corrections"].items()
+    ]  # fmt: skip
+    return Section(
+        title="Every published correction side by side",
+        text=(
+            f"Exact bias against the synchronous gradient of GRPO on {config['num_draws']} enumerable problems at "
+            f"S = {config['max_lag']}, SGD, on a synchronous path, where all corrections see the same pairs of "
+            f"policies, and on the path that each makes for itself; variance of a batch's sampled gradient at one such "
+            f"pair; and {len(config['trained']) + len(config['trained_update_rules'])} of them trained at S = "
+            f"{', '.join(lags)} with {len(stability['sweep']['seeds'])} seeds for {stability['steps']} steps of "
+            f"two-digit addition, Adam. Final reward is that at the learning rate of the grid nearest to grpo_clip's "
+            f"eta_max."
+        ),
+        command="python -m experiments.corrections --workdir=DIR",
+        facts=summary["claims"],
+        table=(header, *rows),
+        reading=summary["reading"],
+        figures=[
+            (
+                folder / "corrections_bias.png",
+                "Relative bias and cosine, by family; gradients that agree share a line.",
+            ),
+            (folder / "corrections_tradeoff.png", "Bias against variance."),
+            (folder / "corrections_stability.png", "Stable learning rate and final reward, intervals over seeds."),
+        ],
+    )
+
+
+SECTIONS = {
+    "bias": bias_section,
+    "train_lag_16": training_section,
+    "scaling_laws": scaling_section,
+    "corrections": corrections_section,
+}
 
 
 def write(workdir: pathlib.Path, jobs: Collection[str]) -> pathlib.Path:

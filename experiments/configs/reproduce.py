@@ -1,4 +1,4 @@
-"""The main job: the bias law, and two trainings on arithmetic that differ in their lag alone.
+"""The main job: the bias law, the scaling laws, and two trainings on arithmetic that differ in their lag alone.
 
     bash launch/reproduce.sh
 
@@ -16,6 +16,7 @@ def get_config():
         dict(
             jobs=dict(
                 bias=("experiments.bias",),
+                scaling_laws=("experiments.sweep",),
                 train_lag_0=(*TRAIN, "--config.lag.max_lag=0"),
                 train_lag_16=(*TRAIN, "--config.lag.max_lag=16"),
             )

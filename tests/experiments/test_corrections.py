@@ -1,5 +1,6 @@
 """The corrections experiment: its analysis on records with known answers, what it refuses, and one tiny run."""
 
+import html
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import corrections_config, corrections_exact, corrections_stability, corrections_summary
+from experiments import corrections_config, corrections_exact, corrections_stability, corrections_summary, report
 from experiments.configs import corrections, corrections_full
 from experiments.figures import corrections as figures
 from staleness_grpo import metrics
@@ -73,6 +74,7 @@ def test_rows_hold_what_made_the_records(summary):
     rows = summary["corrections"]
     assert set(rows) == {*CORRECTIONS, "vcpo", "gac"}
     assert rows["none"]["relative_bias"]["own"]["0.015625"]["mean"] == pytest.approx(0.015625 * 1.015)
+    assert rows["aipo"]["offset"] == {"mean": pytest.approx(0.1), "interval": [pytest.approx(0.1)] * 2, "n": 4}
     assert rows["none"]["variance_ratio"]["mean"] == pytest.approx(2.0)
     assert rows["none"]["variance_ratio"]["interval"] == pytest.approx([2.0, 2.0])
     assert rows["token_tis"]["step_time_over_baseline"] == pytest.approx(1.5)
@@ -106,6 +108,24 @@ def test_figures_are_drawn_from_the_files(summary, tmp_path):
     metrics.write_json(tmp_path / "summary.json", summary)
     assert len(figures.draw_all(tmp_path)) == 3
     assert (tmp_path / "corrections_stability.pdf").stat().st_size > 5_000
+
+
+def test_the_report_has_a_row_for_each_correction(summary, tmp_path):
+    folder = tmp_path / "corrections"
+    folder.mkdir()
+    metrics.write_json(folder / "summary.json", summary)
+    metrics.write_json(folder / "config.json", corrections.get_config().to_dict())
+    figures.draw_all(folder)
+    section = report.corrections_section(tmp_path)
+    header, *rows = section.table
+    assert [row[0] for row in rows] == list(summary["corrections"])
+    assert all(len(row) == len(header) for row in rows)
+    row = dict(zip(header, next(row for row in rows if row[0] == "vcpo"), strict=True))
+    assert row["offset at lag 0"] == "-" and row["eta_max / grpo_clip, S = 32"] == "1 [1, 1]"
+    page = report.section_html(section)
+    assert page.count("data:image/png") == 3 and "<td>stable_reinforce</td>" in page
+    better = "At S = 32 a higher stable learning rate than grpo_clip, beyond the seeds' interval: cispo, token_tis;"
+    assert html.escape(better) in page
 
 
 def test_each_correction_gets_the_surrogate_it_is_defined_with():
