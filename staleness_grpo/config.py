@@ -6,6 +6,8 @@ import operator
 
 from ml_collections import ConfigDict, config_dict
 
+from staleness_grpo.objective.corrections.settings import PARAMETERS, contradictions
+
 
 class FlagError(ValueError):
     """A command that cannot be run. The message is one line: flag, value, mend."""
@@ -25,30 +27,6 @@ class ConfigError(FlagError):
         """The same of a config that is a section of another."""
         flag, value, mend = self._parts
         return ConfigError(f"{section}.{flag}", value, mend)
-
-
-CORRECTION_PARAMETERS = (
-    "alignment_threshold",  # gac, gac_after_optimizer
-    "cap",  # token_tis, sequence_tis, geometric_tis, aipo
-    "clip_high",  # corrections with a clip range of their own: clip_higher, gspo, cispo, m2po_authors, mu_grpo
-    "clip_low",
-    "delta",  # negative_mask
-    "ess_power",  # vcpo
-    "ess_target",
-    "hill_at_quantile",  # sat
-    "hill_exponent",
-    "penalty",  # dppo_tv
-    "probability_change",
-    "quantile",  # sat
-    "ratio_high",  # token_mis, sequence_mis, stable_reinforce
-    "ratio_low",
-    "removed_fraction",  # gac, gac_after_optimizer
-    "second_moment",  # m2po_authors, m2po_areal
-    "sigmas",  # stable_reinforce
-    "skip_threshold",  # gac, gac_after_optimizer
-    "veto_high",  # mu_grpo
-    "veto_low",
-)
 
 
 def default() -> ConfigDict:
@@ -112,7 +90,7 @@ def default() -> ConfigDict:
                 name="grpo_clip",  # a key of objective.corrections.registry.CORRECTIONS
                 update_rule=config_dict.placeholder(str),  # unset, or a key of UPDATE_CORRECTIONS beside it
                 # Parameters, whose meaning stands where the correction is defined. Unset: the published value.
-                **{name: config_dict.placeholder(float) for name in CORRECTION_PARAMETERS},
+                **{name: config_dict.placeholder(float) for name in PARAMETERS},
             ),
             optimizer=dict(
                 name="adam",  # sgd, adam, adamw
@@ -171,7 +149,6 @@ _POSITIVE = (
 _NOT_NEGATIVE = ("optimizer.max_grad_norm", "optimizer.weight_decay")
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")  # and not negative
 _FRACTIONS = ("warm_start.fraction_correct", "warm_start.fraction_no_carry", "warm_start.fraction_difference")
-_AT_MOST_ONE = ("clip_low", "hill_at_quantile", "quantile", "removed_fraction", "skip_threshold")  # of correction
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _LARGEST_SEED = 2**31 - 1
 
@@ -249,11 +226,6 @@ def _check_ranges(config: ConfigDict) -> None:
     for flag in ("seed", "warm_start.seed"):
         _require(field(config, flag) <= _LARGEST_SEED, config, flag, f"give a number <= {_LARGEST_SEED}")
     _require(config.surrogate.clip_low <= 1, config, "surrogate.clip_low", "give a number <= 1: ratios are >= 0")
-    for name in CORRECTION_PARAMETERS:
-        value = config.correction[name]
-        _require(value is None or value >= 0, config, f"correction.{name}", "give a number >= 0")
-        bounded = value is not None and name in _AT_MOST_ONE
-        _require(not bounded or value <= 1, config, f"correction.{name}", "give a number <= 1")
 
 
 def _check_names(config: ConfigDict) -> None:
@@ -334,28 +306,8 @@ def _check_combinations(config: ConfigDict) -> None:
 
 
 def _check_correction(config: ConfigDict) -> None:
-    """No parameter is set that the chosen corrections do not read, and the surrogate is what the definition says."""
-    from staleness_grpo.objective.corrections import registry
-    from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
-
-    name, update = config.correction.name, config.correction.update_rule
-    known = list(registry.parameters(name))
-    if update is not None:
-        known += registry.own_parameters(UPDATE_CORRECTIONS[update].transformation)
-    for parameter in CORRECTION_PARAMETERS:
-        reads = ", ".join(known) or "no parameter"
-        mend = f"leave it unset: the corrections {' and '.join(filter(None, (name, update)))} read {reads}"
-        if parameter.startswith("clip_") and registry.uses_surrogate_clip(name):
-            mend = f"set surrogate.{parameter}: correction.name={name} reads that"
-        _require(parameter in known or config.correction[parameter] is None, config, f"correction.{parameter}", mend)
-    for flag in ("length_normalization", "normalize_std"):
-        required = getattr(registry.CORRECTIONS[name], flag)
-        met = required is None or config.surrogate[flag] == required
-        _require(met, config, f"surrogate.{flag}", f"correction.name={name} is defined with {required}: give that")
-    for flag in ("clip_low", "clip_high"):
-        read = registry.uses_surrogate_clip(name) or config.surrogate[flag] == default().surrogate[flag]
-        mend = f"set correction.{flag}" if flag in known else "leave it at its default"
-        _require(read, config, f"surrogate.{flag}", f"correction.name={name} does not read it: {mend}")
+    for flag, mend in contradictions(config.correction, config.surrogate, default().surrogate):
+        raise ConfigError(flag, field(config, flag), mend)
 
 
 def _check_mesh(config: ConfigDict, num_devices: int) -> None:

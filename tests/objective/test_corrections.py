@@ -10,7 +10,7 @@ import pytest
 
 from staleness_grpo import config as config_lib
 from staleness_grpo import learner, train
-from staleness_grpo.objective.corrections import registry
+from staleness_grpo.objective.corrections import registry, settings
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate, token_weights
 from staleness_grpo.objective.tokens import TokenBatch
 from tests import correction_reference
@@ -241,7 +241,7 @@ def test_bind_refuses_by_name():
 def test_every_parameter_has_its_flag():
     update_parameters = [registry.own_parameters(u.transformation) for u in learner.UPDATE_CORRECTIONS.values()]
     known = set().union(*map(registry.parameters, registry.CORRECTIONS), *update_parameters)
-    assert known == set(config_lib.CORRECTION_PARAMETERS)
+    assert known == set(settings.PARAMETERS)
 
 
 def test_a_correction_of_ones_own_trains(monkeypatch):
