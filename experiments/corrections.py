@@ -2,8 +2,8 @@
 
     python -m experiments.corrections --workdir=DIR [--config=experiments/configs/corrections_full.py]
 
-Writes bias.jsonl (exact bias and cosine, two paths), variance.jsonl (sampled gradients), cells.jsonl (trainings),
-summary.json and the figures. A second call computes what is missing.
+Writes bias.jsonl (exact bias and cosine, two paths), variance.jsonl (sampled gradients), cost.jsonl (timed updates),
+cells.jsonl (trainings), summary.json and the figures. A second call computes what is missing.
 """
 
 import json
@@ -20,7 +20,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)  # the bias is a small difference of near-equal gradients
-    from experiments import bias_cells, corrections_exact, corrections_stability, corrections_summary
+    from experiments import bias_cells, corrections_cost, corrections_exact, corrections_stability, corrections_summary
     from experiments.figures import corrections as figures
     from staleness_grpo import metrics
 
@@ -28,8 +28,9 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     draws = bias_cells.make_draws(config)
     bias = kept(workdir / "bias.jsonl", lambda: corrections_exact.bias_records(config, draws))
     variance = kept(workdir / "variance.jsonl", lambda: corrections_exact.variance_records(config, draws))
+    cost = kept(workdir / "cost.jsonl", lambda: corrections_cost.cost_records(config))
     cells = corrections_stability.run(config, workdir / "cells.jsonl")
-    metrics.write_json(workdir / "summary.json", corrections_summary.summarize(config, bias, variance, cells))
+    metrics.write_json(workdir / "summary.json", corrections_summary.summarize(config, bias, variance, cost, cells))
     for path in figures.draw_all(workdir):
         print(path)
     print(workdir / "summary.json")

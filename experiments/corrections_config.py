@@ -12,6 +12,7 @@ LEAST = {
     "group_size": 2,
     "max_lag": 1,
     "variance.num_batches": 2,
+    "cost.num_rounds": 1,
 }
 
 

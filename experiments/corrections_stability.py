@@ -1,9 +1,8 @@
-"""The (S, eta) cells of each correction, trained by the sweep engine: eta_max by S, final reward, time of a step."""
+"""The (S, eta) cells of each correction, trained by the sweep engine: eta_max by S, final reward."""
 
 import os
 import pathlib
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import corrections_exact, sweep_grid
@@ -55,8 +54,3 @@ def run(config: ConfigDict, path: pathlib.Path) -> list[dict]:
                 progress.advance()
     file.sort(order)
     return [file.records[name] for name in order]
-
-
-def step_time(records: list[dict]) -> float:
-    """Median seconds of a learner step over the cells; the first of a worker, which compiled, falls out."""
-    return float(np.median([r["time_cell"] / r["steps_run"] for r in records]))

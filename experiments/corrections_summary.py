@@ -8,27 +8,33 @@ the trainings were run.
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.stats import spearmanr
 
-from experiments.corrections_stability import BASELINE, step_time
+from experiments.corrections_exact import surrogate_of
+from experiments.corrections_stability import BASELINE
 from staleness_grpo.scaling import stability
 from staleness_grpo.scaling.censored import bootstrap
 
 COMMAND = "python -m experiments.corrections --workdir=DIR"
 RESAMPLES = 200
-SMALL, LARGE = 2.0**-6, 2.0**-3  # S * eta at which a table entry is taken: before and after grpo_clip clips
+# S * eta at which a table entry is taken: the largest at which grpo_clip clips nothing in any draw of the default
+# config, and one at which it clips in nearly all.
+SMALL, LARGE = 2.0**-7, 2.0**-3
 
 
-def summarize(config: ConfigDict, bias: list[dict], variance: list[dict], cells: list[dict]) -> dict:
+def summarize(config: ConfigDict, bias: list[dict], variance: list[dict], cost: list[dict], cells: list[dict]) -> dict:
     """A row for each correction or update rule, the claims, and the two constants that entries are taken at."""
     trained = training_rows(config, cells)
     rows = {name: {} for name in (*config.corrections, *trained)}
     for name in rows:
         rows[name] |= bias_row([r for r in bias if r["correction"] == name])
         rows[name] |= variance_row(variance, name)
+        rows[name] |= cost_row(cost, name)
         rows[name] |= trained.get(name, {})
     return {
         "s_eta": [SMALL, LARGE],
         "corrections": rows,
+        "bias_and_stability": {str(lag): rank_correlation(rows, lag) for lag in config.stability.sweep.max_lags},
         "claims": claims(config, rows),
         "reading": reading(config, rows),
     }
@@ -81,31 +87,44 @@ def variance_row(records: list[dict], name: str) -> dict:
     }
 
 
+def cost_row(records: list[dict], name: str) -> dict:
+    """Time of an update over the baseline's in the same round: the median over rounds; nothing if it was not timed."""
+    seconds = {key: {r["round"]: r["time_update"] for r in records if r["method"] == key} for key in (name, BASELINE)}
+    ratio = np.array([seconds[name][number] / seconds[BASELINE][number] for number in seconds[name]])
+    if not ratio.size:
+        return {}
+    interval = bootstrap(np.arange(len(ratio)), lambda rows: np.median(ratio[rows]), RESAMPLES)
+    return {"update_time_ratio": {"median": float(np.median(ratio)), "interval": interval, "n": len(ratio)}}
+
+
 def training_rows(config: ConfigDict, cells: list[dict]) -> dict[str, dict]:
-    """eta_max by S and over the baseline's, final reward at the baseline's boundary, and the time of a step."""
+    """eta_max by S and over the baseline's, and final reward: at the baseline's boundary, and the best of the grid."""
     horizon = config.stability.steps
     by_method: dict[str, list[dict]] = {}
     for record in cells:
         by_method.setdefault(record["method"], []).append(record)
-    baseline_time = step_time(by_method[BASELINE])
     rates = np.unique([r["learning_rate"] for r in cells])
     draws = seed_draws(config.stability.sweep.seeds)
     found = {
-        method: {
-            "eta_max": {}, "eta_max_over_baseline": {}, "final_reward": {},
-            "step_time_over_baseline": step_time(records) / baseline_time,
-        }
-        for method, records in by_method.items()
-    }  # fmt: skip
+        method: {"eta_max": {}, "eta_max_over_baseline": {}, "final_reward": {}, "best_reward": {}}
+        for method in by_method
+    }
     for lag in config.stability.sweep.max_lags:
         base = resampled_log_eta_max(of_lag(by_method[BASELINE], lag, horizon), rates, draws)
         at = rates[np.argmin(np.abs(np.log(rates) - base[0]))]
         for method, records in by_method.items():
             own = resampled_log_eta_max(of_lag(records, lag, horizon), rates, draws)
             ratio = np.exp(own - base)
-            rewards = [r["final"] for r in records if r["max_lag"] == lag and r["learning_rate"] == at]
+            rewards = {
+                float(rate): mean_and_interval(
+                    [r["final"] for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
+                )
+                for rate in rates
+            }
+            best = max(rewards, key=lambda rate: rewards[rate]["mean"])
             found[method]["eta_max"][str(lag)] = float(np.exp(own[0]))
-            found[method]["final_reward"][str(lag)] = mean_and_interval(rewards) | {"learning_rate": float(at)}
+            found[method]["final_reward"][str(lag)] = rewards[at] | {"learning_rate": float(at)}
+            found[method]["best_reward"][str(lag)] = rewards[best] | {"learning_rate": best}
             found[method]["eta_max_over_baseline"][str(lag)] = {
                 "ratio": float(ratio[0]),
                 "interval": list(np.percentile(ratio[1:], [2.5, 97.5])),
@@ -142,6 +161,21 @@ def resampled_log_eta_max(cells: stability.Cells, rates: np.ndarray, draws: list
     return np.array([of_draw[draw] for draw in draws])
 
 
+def rank_correlation(rows: dict[str, dict], lag: int) -> dict:
+    """Spearman's, over the trained corrections: relative bias at LARGE, synchronous path, with eta_max at one S."""
+    both = [row for row in rows.values() if "relative_bias" in row and "eta_max" in row]
+    bias = [row["relative_bias"]["synchronous"][f"{LARGE:g}"]["mean"] for row in both]
+    found = spearmanr(bias, [row["eta_max"][str(lag)] for row in both]).statistic if len(both) > 2 else None
+    return {"spearman": found, "n": len(both)}
+
+
+def comparable(config: ConfigDict, rows: dict[str, dict]) -> list[str]:
+    """Corrections whose bias is against the same H_sync as the baseline's: none that fixes another normalization."""
+    surrogate = config.surrogate.to_dict()
+    same = surrogate_of(BASELINE, surrogate)
+    return [name for name, row in rows.items() if "relative_bias" in row and surrogate_of(name, surrogate) == same]
+
+
 def claims(config: ConfigDict, rows: dict[str, dict]) -> list[dict]:
     """What was asked of the corrections."""
     lag = str(max(config.stability.sweep.max_lags))
@@ -168,7 +202,7 @@ def claims(config: ConfigDict, rows: dict[str, dict]) -> list[dict]:
         )
     )  # fmt: skip
     for s_eta in (SMALL, LARGE):
-        value = {name: rows[name]["relative_bias"]["synchronous"][f"{s_eta:g}"] for name in counted}
+        value = {name: rows[name]["relative_bias"]["synchronous"][f"{s_eta:g}"] for name in comparable(config, rows)}
         best = min(value, key=lambda name: value[name]["mean"])
         below = value[best]["interval"][1] < value[BASELINE]["interval"][0]
         found.append(
@@ -190,18 +224,18 @@ def reading(config: ConfigDict, rows: dict[str, dict]) -> str:
         return ", ".join(names) or "none"
 
     def least(s_eta, path):
-        values = {
-            name: row["relative_bias"][path][f"{s_eta:g}"] for name, row in rows.items() if "relative_bias" in row
-        }
+        values = {name: rows[name]["relative_bias"][path][f"{s_eta:g}"] for name in comparable(config, rows)}
         best = min(values, key=lambda name: values[name]["mean"])
         return named(
             name for name in values if values[name]["interval"][0] <= values[best]["interval"][1]
         )  # no worse than the best, by intervals
 
+    apart = [name for name, row in rows.items() if "relative_bias" in row and name not in comparable(config, rows)]
     sentences = [
         f"Least bias before anything is clipped (S eta = {SMALL:.3g}, synchronous path, all whose interval meets the "
         f"best's): {least(SMALL, 'synchronous')}. After clipping has set in (S eta = {LARGE:.3g}): "
-        f"{least(LARGE, 'synchronous')}."
+        f"{least(LARGE, 'synchronous')}. Not ranked with them, since their H_sync has another normalization: "
+        f"{named(apart)}."
     ]
     for lag in lags:
         ratios = {
@@ -213,6 +247,12 @@ def reading(config: ConfigDict, rows: dict[str, dict]) -> str:
             f"{named(name for name, found in ratios.items() if found['interval'][0] > 1)}; a lower one: "
             f"{named(name for name, found in ratios.items() if found['interval'][1] < 1)}."
         )
+        rank = rank_correlation(rows, lag)
+        if rank["spearman"] is not None:
+            sentences.append(
+                f"Rank correlation of the bias at S eta = {LARGE:.3g} with that learning rate, over {rank['n']} "
+                f"corrections: {rank['spearman']:.2f}; -1 would mean that less bias is more stability."
+            )
     sentences.append(
         f"Not settled: anything between, with {len(config.stability.sweep.seeds)} seeds; other tasks and longer "
         f"responses, where sequence-level weights spread much more; corrections whose published parameters are made "

@@ -190,30 +190,34 @@ def corrections_section(workdir: pathlib.Path) -> Section:
     def measured(row, *path):
         for key in path:
             row = row.get(key, {})
-        return f"{number(row.get('mean', row.get('ratio')))} {number(row['interval'])}" if row else "-"
+        value = next((row[name] for name in ("mean", "median", "ratio") if name in row), None)
+        return "-" if value is None else f"{number(value)} {number(row['interval'])}"
 
     header = ("correction", "offset at lag 0", f"relative bias, S eta = {small}", f"S eta = {large}",
               f"own path, {large}", f"cosine, own path, {large}", "variance / grpo_clip",
               *(f"eta_max / grpo_clip, S = {lag}" for lag in lags), *(f"final reward, S = {lag}" for lag in lags),
-              "step time / grpo_clip")  # fmt: skip
+              *(f"best final reward, S = {lag}" for lag in lags), "time of an update / grpo_clip")  # fmt: skip
     rows = [
         (name, measured(row, "offset"), measured(row, "relative_bias", "synchronous", small),
          measured(row, "relative_bias", "synchronous", large), measured(row, "relative_bias", "own", large),
          measured(row, "cosine", "own", large), measured(row, "variance_ratio"),
          *(measured(row, "eta_max_over_baseline", lag) for lag in lags),
-         *(measured(row, "final_reward", lag) for lag in lags), number(row.get("step_time_over_baseline", "-")))
+         *(measured(row, "final_reward", lag) for lag in lags), *(measured(row, "best_reward", lag) for lag in lags),
+         measured(row, "update_time_ratio"))
         for name, row in summary["corrections"].items()
     ]  # fmt: skip
     return Section(
         title="Every published correction side by side",
         text=(
-            f"Exact bias against the synchronous gradient of GRPO on {config['num_draws']} enumerable problems at "
+            f"Exact bias against the synchronous gradient of GRPO, with the length and standard-deviation "
+            f"normalization that the correction is defined with, on {config['num_draws']} enumerable problems at "
             f"S = {config['max_lag']}, SGD, on a synchronous path, where all corrections see the same pairs of "
             f"policies, and on the path that each makes for itself; variance of a batch's sampled gradient at one such "
-            f"pair; and {len(config['trained']) + len(config['trained_update_rules'])} of them trained at S = "
+            f"pair, at S eta = {config['variance']['s_eta']:g}; time of a whole update, all in turn on one batch; "
+            f"and {len(config['trained']) + len(config['trained_update_rules'])} of them trained at S = "
             f"{', '.join(lags)} with {len(stability['sweep']['seeds'])} seeds for {stability['steps']} steps of "
             f"two-digit addition, Adam. Final reward is that at the learning rate of the grid nearest to grpo_clip's "
-            f"eta_max."
+            f"eta_max, best final reward that at the best of the grid for each."
         ),
         command="python -m experiments.corrections --workdir=DIR",
         facts=summary["claims"],
@@ -224,7 +228,7 @@ def corrections_section(workdir: pathlib.Path) -> Section:
                 folder / "corrections_bias.png",
                 "Relative bias and cosine, by family; gradients that agree share a line.",
             ),
-            (folder / "corrections_tradeoff.png", "Bias against variance."),
+            (folder / "corrections_tradeoff.png", "Bias and variance side by side, the most biased at the bottom."),
             (folder / "corrections_stability.png", "Stable learning rate and final reward, intervals over seeds."),
         ],
     )

@@ -31,6 +31,7 @@ def get_config():
                 s_eta=2.0**-4,  # where on the synchronous path
                 num_batches=1000,  # sampled, each with one group for every prompt
             ),
+            cost=dict(num_rounds=100),  # of timed updates, each with every trained method
             # Names of corrections and update rules whose (S, eta) cells are trained; the first is the baseline.
             trained=("grpo_clip", "none", "token_tis", "sequence_mis", "gspo", "cispo", "dppo_tv", "m2po_areal"),
             trained_update_rules=("vcpo", "gac"),

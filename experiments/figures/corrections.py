@@ -79,31 +79,29 @@ def bias_figure(summary: dict) -> plt.Figure:
 
 
 def tradeoff_figure(summary: dict) -> plt.Figure:
-    """Relative bias against variance over the baseline's, at a stale pair of policies."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    """Relative bias, and variance over the baseline's, at a stale pair of policies; a row for each correction."""
     at = f"{summary['s_eta'][1]:g}"
-    places: dict[tuple, list[str]] = {}
-    for name, row in summary["corrections"].items():
-        if "relative_bias" in row and "variance_ratio" in row:
-            x, y = row["variance_ratio"]["mean"], row["relative_bias"]["synchronous"][at]["mean"]
-            places.setdefault((round(x, 3), round(y, 3)), []).append(name)
-    for (_, _), names in sorted(places.items()):
-        row = summary["corrections"][names[0]]
-        variance, bias = row["variance_ratio"], row["relative_bias"]["synchronous"][at]
-        color = style.COLORS[list(FAMILIES).index(family(names[0]))]
-        x, y = variance["mean"], bias["mean"]
-        axis.errorbar(
-            x, y, xerr=np.abs(np.array([variance["interval"]]).T - x), yerr=np.abs(np.array([bias["interval"]]).T - y),
-            fmt="o", color=color, markersize=4, linewidth=0.5, alpha=0.8,
-        )  # fmt: skip
-        axis.annotate(wrapped(names), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6)
+    rows = {name: row for name, row in summary["corrections"].items() if "relative_bias" in row}
+    order = sorted(rows, key=lambda name: -rows[name]["relative_bias"]["synchronous"][at]["mean"])
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 5.4), sharey=True, layout="constrained")
+    for place, name in enumerate(order):
+        color = style.COLORS[list(FAMILIES).index(family(name))]
+        values = rows[name]["relative_bias"]["synchronous"][at], rows[name]["variance_ratio"]
+        for axis, found in zip(axes, values, strict=True):
+            low, high = found["interval"]
+            axis.plot([low, high], [place, place], color=color, linewidth=0.8)
+            axis.plot(found["mean"], place, color=color, marker="o")
     handles = [
         plt.Line2D([], [], color=color, marker="o", linestyle="", label=label)
         for label, color in zip(FAMILIES, style.COLORS, strict=False)
     ]
-    axis.legend(handles=handles)
-    axis.set(xscale="log", yscale="log", xlabel=f"variance of a batch's gradient / that of {BASELINE}")
-    axis.set_ylabel(rf"relative bias at $S\,\eta$ = {float(at):g}, synchronous path")
+    axes[0].legend(handles=handles, loc="lower left")
+    axes[0].set_yticks(range(len(order)), order)
+    axes[0].set(xscale="log", xlabel=rf"relative bias at $S\,\eta$ = {float(at):g}, synchronous path")
+    axes[1].set(xscale="log", xlabel=f"variance of a batch's gradient / that of {BASELINE}")
+    axes[1].axvline(1, color="black", linewidth=0.8)
+    axes[1].set_xticks([0.4, 0.6, 0.8, 1, 1.5, 2], ["0.4", "0.6", "0.8", "1", "1.5", "2"])
+    axes[1].minorticks_off()
     return figure
 
 

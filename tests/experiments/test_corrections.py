@@ -18,11 +18,11 @@ from tests.conftest import ROOT
 
 
 def bias_records(config):
-    """Relative bias s_eta, and half of that for token_tis; an offset for aipo."""
+    """Relative bias s_eta, half of that for token_tis and a tenth for dr_grpo; an offset for aipo."""
     return [
         {
             "correction": name, "path": path, "draw": draw, "s_eta": s_eta,
-            "relative_bias": s_eta * (0.5 if name == "token_tis" else 1.0) * (1 + 0.01 * draw),
+            "relative_bias": s_eta * {"token_tis": 0.5, "dr_grpo": 0.1}.get(name, 1.0) * (1 + 0.01 * draw),
             "cosine": 1 - s_eta, "offset": 0.1 if name == "aipo" else 0.0,
         }
         for name in config.corrections if not CORRECTIONS[name].reads_advantage_size
@@ -40,7 +40,7 @@ def variance_records(config):
 
 
 def cell_records(config, boundary):
-    """Cells that collapse above the method's learning rate; a step of token_tis takes half as long again."""
+    """Cells that collapse above the method's learning rate."""
     records = []
     for method in (*config.trained, *config.trained_update_rules):
         for lag in config.stability.sweep.max_lags:
@@ -52,11 +52,19 @@ def cell_records(config, boundary):
                         {
                             "method": method, "max_lag": lag, "learning_rate": rate, "seed": seed, "steps": 300,
                             "steps_run": 300, "collapse_step": 100 if collapsed else None,
-                            "final": 0.0 if collapsed else 0.8,
-                            "time_cell": 300 * (0.015 if method == "token_tis" else 0.01),
+                            "final": 0.0 if collapsed else 0.8 + rate,
                         }
                     )  # fmt: skip
     return records
+
+
+def cost_records(config):
+    """An update of token_tis takes half as long again; the machine slows down from round to round."""
+    return [
+        {"method": name, "round": number, "time_update": (1 + number) * (1.5 if name == "token_tis" else 1.0)}
+        for number in range(5)
+        for name in config.trained
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,9 @@ def summary():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corrections_summary, "RESAMPLES", 10)
         cells = cell_records(config, {"token_tis": 2.4e-3, "cispo": 2.4e-3, "none": 1.2e-3})
-        found = corrections_summary.summarize(config, bias_records(config), variance_records(config), cells)
+        found = corrections_summary.summarize(
+            config, bias_records(config), variance_records(config), cost_records(config), cells
+        )
     return metrics.plain(found)
 
 
@@ -77,13 +87,18 @@ def test_rows_hold_what_made_the_records(summary):
     assert rows["aipo"]["offset"] == {"mean": pytest.approx(0.1), "interval": [pytest.approx(0.1)] * 2, "n": 4}
     assert rows["none"]["variance_ratio"]["mean"] == pytest.approx(2.0)
     assert rows["none"]["variance_ratio"]["interval"] == pytest.approx([2.0, 2.0])
-    assert rows["token_tis"]["step_time_over_baseline"] == pytest.approx(1.5)
+    assert rows["token_tis"]["update_time_ratio"] == {"median": 1.5, "interval": [1.5, 1.5], "n": 5}
+    assert rows["none"]["update_time_ratio"]["median"] == 1.0 and "update_time_ratio" not in rows["aipo"]
+    assert rows["grpo_clip"]["best_reward"]["32"]["learning_rate"] == 1e-3  # the highest at which all seeds are stable
+    assert rows["cispo"]["best_reward"]["32"]["learning_rate"] == 2e-3
     ratio = rows["token_tis"]["eta_max_over_baseline"]["32"]
     assert ratio["ratio"] == pytest.approx(2.0, rel=0.2) and ratio["interval"][0] > 1
     low, high = rows["none"]["eta_max_over_baseline"]["32"]["interval"]
     assert low == high == 1.0  # the same cells, resampled together
     assert rows["none"]["final_reward"]["8"]["mean"] == rows["grpo_clip"]["final_reward"]["8"]["mean"]
     assert "relative_bias" not in rows["stable_reinforce"]  # reads the size of A
+    # grpo_clip and none share their bias and boundary; of the two that are more stable, token_tis is less biased.
+    assert summary["bias_and_stability"]["32"] == {"spearman": pytest.approx(-1 / np.sqrt(3)), "n": 4}
     assert "relative_bias" not in rows["vcpo"] and "eta_max" in rows["vcpo"]
 
 
@@ -91,6 +106,8 @@ def test_claims_name_what_is_better_and_what_is_not(summary):
     holds = [claim["holds"] for claim in summary["claims"]]
     assert holds == [True, False, True, True]
     assert summary["claims"][0]["claim"].endswith("S = 32: cispo, token_tis")
+    # dr_grpo's gradient is normalized otherwise, so its smaller bias is against another one.
+    assert all("token_tis" in claim["claim"] for claim in summary["claims"][2:])
     assert "aipo" in summary["claims"][1]["claim"] and "token_is" not in summary["claims"][1]["claim"]
 
 
@@ -169,7 +186,8 @@ def test_tiny_run_writes_what_it_promises_and_goes_on(tmp_path):
         sys.executable, "-m", "experiments.corrections", f"--workdir={tmp_path}", "--config.num_draws=2",
         "--config.corrections=('grpo_clip','token_tis','stable_reinforce','clip_higher')",
         "--config.trained=('grpo_clip',)", "--config.trained_update_rules=('vcpo',)",
-        "--config.variance.num_batches=50", "--config.stability.steps=60", "--config.stability.sweep.horizons=(60,)",
+        "--config.variance.num_batches=50", "--config.cost.num_rounds=3",
+        "--config.stability.steps=60", "--config.stability.sweep.horizons=(60,)",
         "--config.stability.sweep.max_lags=(8,16)", "--config.stability.sweep.seeds=(0,1)",
         "--config.stability.sweep.learning_rates=(2e-3,8e-3)",
     ]  # fmt: skip
@@ -180,6 +198,9 @@ def test_tiny_run_writes_what_it_promises_and_goes_on(tmp_path):
     # Before a token is clipped, GRPO's gradient is that of the importance weights.
     bias = {name: rows[name]["relative_bias"]["own"]["0.00195312"]["mean"] for name in ("grpo_clip", "token_tis")}
     assert bias["grpo_clip"] == pytest.approx(bias["token_tis"], rel=1e-9)
+    rounds = [(r["round"], r["method"]) for r in metrics.read_jsonl(tmp_path / "cost.jsonl")]
+    assert sorted(rounds) == [(number, method) for number in range(3) for method in ("grpo_clip", "vcpo")]
+    assert 0 < rows["vcpo"]["update_time_ratio"]["median"] < 10
     lines = (tmp_path / "cells.jsonl").read_text().splitlines()
     (tmp_path / "cells.jsonl").write_text("\n".join(lines[:-3]) + "\n")
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
