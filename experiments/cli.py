@@ -2,8 +2,8 @@
 
     python -m experiments.NAME --config=FILE.py --workdir=DIR [--config.a.b=value ...]
 
-Exit codes: 0 done; 1 the disk is full; 2 bad input, with one line on stderr that names the flag, the
-value and a mend. A mistake of the program itself ends in a traceback.
+Exit codes: 0 done; 1 the disk is full; 75 preempted, start it again; 2 bad input, with one line on stderr that
+names the flag, the value and a mend. A mistake of the program itself ends in a traceback.
 """
 
 import contextlib

@@ -2,43 +2,72 @@
 
     python -m experiments.train --workdir=DIR [--config=FILE.py] [--config.lag.max_lag=16 ...]
 
-A finished workdir is left as it is; an unfinished one is run again from the start, and the records of the broken
-run are kept beside the new ones. A run whose loss, gradient or parameters stop being finite ends there, marked as
-collapsed in its last record and in summary.json.
+A finished workdir is left as it is. An unfinished one goes on from its newest checkpoint, and ends with the records and
+parameters of a run that was never broken off; records after the checkpoint are put aside and made again. SIGTERM saves
+and ends with exit code 75. A run whose loss, gradient or parameters stop being finite ends there, marked as collapsed
+in its last record and in summary.json.
 """
 
+import json
 import pathlib
+import sys
 
 from ml_collections import ConfigDict
 
 from experiments import cli
+from staleness_grpo.config import FlagError
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains and writes the records as they come."""
-    from staleness_grpo import metrics, train
+    """Trains, or goes on training, and writes the records as they come. Raises FlagError for an unusable checkpoint."""
+    from staleness_grpo import checkpoint, metrics, train
     from staleness_grpo.policy import huggingface
+    from staleness_grpo.preemption import EXIT_CODE, Preemption
 
     if (workdir / "summary.json").exists():
         print(f"finished already: {workdir / 'summary.json'}")
         return
-    metrics.write_run_files(workdir, config)
-    writer = metrics.MetricsWriter(workdir / "metrics.jsonl")
-    run = train.build(config)
-    records = []
-    with metrics.Progress("learner steps", config.steps) as progress:
-        for record in train.train(run, config):
-            writer.write(record)
-            records.append(metrics.plain(record))
-            progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
-    writer.close()
-    summary = summarize(records)
-    if not summary["collapsed"]:
-        summary["final_eval_reward"] = run.generator.evaluate(run.state.params, config.steps)
-    if config.save_policy:
-        huggingface.save(workdir / "policy", run.generator.policy, run.state.params, config.policy.checkpoint)
-    metrics.write_json(workdir / "summary.json", summary)
+    with Preemption() as preemption:
+        metrics.write_run_files(workdir, config)
+        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config)
+        run = train.build(config)
+        records = resume(run, checkpoints, workdir)
+        writer = metrics.MetricsWriter(workdir / "metrics.jsonl", num_kept=len(records))
+        with metrics.Progress("learner steps", config.steps, done=len(records)) as progress:
+            for record in train.train(run, config, checkpoints, preemption):
+                writer.write(record)
+                records.append(metrics.plain(record))
+                progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
+        writer.close()
+        if run.step < config.steps and not (records and records[-1]["collapsed"]):
+            print(f"SIGTERM: saved before step {run.step}; the same command goes on from there", file=sys.stderr)
+            sys.exit(EXIT_CODE)
+        summary = summarize(records)
+        if not summary["collapsed"]:
+            summary["final_eval_reward"] = run.generator.evaluate(run.state.params, config.steps)
+        if config.save_policy:
+            huggingface.save(workdir / "policy", run.generator.policy, run.state.params, config.policy.checkpoint)
+        metrics.write_json(workdir / "summary.json", summary)
     print(f"{workdir / 'summary.json'}: {summary}")
+
+
+def resume(run, checkpoints, workdir: pathlib.Path) -> list[dict]:
+    """Puts the newest checkpoint into the run; returns the records before it. Raises FlagError."""
+
+    def refuse(reason, mend):
+        return FlagError("workdir", workdir, f"{reason}: {mend}")
+
+    checkpoints.restore(run, refuse)
+    if not run.step:
+        return []
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()[: run.step] if path.exists() else []
+    if len(lines) < run.step:
+        raise refuse(
+            f"metrics.jsonl has {len(lines)} records, the checkpoint comes after {run.step}",
+            "put the whole file back, or give another folder",
+        )
+    return [json.loads(line) for line in lines]
 
 
 def summarize(records: list[dict]) -> dict:

@@ -9,6 +9,9 @@ from ml_collections import ConfigDict
 from staleness_grpo import metrics
 from staleness_grpo.config import FlagError
 
+# Where a training is computed, and how often it is saved: a run may go on on other devices.
+MAY_DIFFER = ("mesh.", "checkpoint.")
+
 
 def check_workdir(workdir: str | None, config: ConfigDict) -> pathlib.Path:
     """The results' folder, which need not exist: writable, and free of another config's results. Raises FlagError."""
@@ -28,6 +31,8 @@ def check_workdir(workdir: str | None, config: ConfigDict) -> pathlib.Path:
             raise FlagError("workdir", workdir, f"its config.json cannot be read ({error}): give another") from error
         ours = _flat(json.loads(json.dumps(metrics.plain(config.to_dict()))))
         for name in sorted(theirs | ours):
+            if name.startswith(MAY_DIFFER):
+                continue
             there, here = (str(fields[name]) if name in fields else "absent" for fields in (theirs, ours))
             if there != here:
                 difference = f"{name} is {there} there, {here} here"

@@ -105,6 +105,11 @@ def default() -> ConfigDict:
             metrics=dict(
                 parameter_drift=True,  # keeps the parameters of every version in flight, up to S + 1 copies
             ),
+            checkpoint=dict(
+                save_every=50,  # learner steps; also at the end and on SIGTERM
+                keep=2,  # the newest
+                fallback=False,  # go on from an older checkpoint where the newest cannot be used
+            ),
             mesh=dict(data=1, fsdp=1, tensor=1),
         )
     )
@@ -131,6 +136,8 @@ _AT_LEAST = {
     "warm_start.seed": 0,
     "lag.max_lag": 0,
     "optimizer.warmup_steps": 0,
+    "checkpoint.save_every": 1,
+    "checkpoint.keep": 1,
     "mesh.data": 1,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,

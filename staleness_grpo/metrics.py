@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import platform
 import subprocess
@@ -73,17 +74,20 @@ def write_run_files(workdir: pathlib.Path, config) -> None:
 class MetricsWriter:
     """Appends one JSON line per record, each on disk before the next is taken.
 
-    An unfinished run's file that is already there is kept under a new name: records are never written over.
+    A resumed run keeps the first `num_kept` records of the file that is there. What an interrupted run wrote after
+    them is put aside under a new name: records are never written over.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, num_kept: int = 0):
         path = pathlib.Path(path)
-        if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if len(lines) > num_kept:
             number = 1
-            while (kept := path.with_name(f"{path.stem}.interrupted-{number}{path.suffix}")).exists():
+            while (aside := path.with_name(f"{path.stem}.interrupted-{number}{path.suffix}")).exists():
                 number += 1
-            path.rename(kept)
-        self._file = path.open("wb", buffering=0)
+            aside.write_bytes(b"".join(lines[num_kept:]))
+            os.truncate(path, sum(map(len, lines[:num_kept])))
+        self._file = path.open("ab", buffering=0)
 
     def write(self, record: dict) -> None:
         """Appends one record; raises OSError (a full disk) with the records before it intact."""
@@ -104,7 +108,7 @@ class MetricsWriter:
 class Progress:
     """A progress bar on a terminal; silent in a pipe. A context manager."""
 
-    def __init__(self, description: str, total: int):
+    def __init__(self, description: str, total: int, done: int = 0):
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -114,7 +118,7 @@ class Progress:
             console=rich.console.Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task(description, total=total, note="")
+        self._task = self._bar.add_task(description, total=total, completed=done, note="")
 
     def __enter__(self):
         self._bar.start()

@@ -17,8 +17,11 @@ from jax.sharding import Mesh
 
 from staleness_grpo import learner
 from staleness_grpo import mesh as mesh_lib
+from staleness_grpo.checkpoint import Checkpoints
+from staleness_grpo.drift import ParameterDrift
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy.configured import make_policy, starting_params
+from staleness_grpo.preemption import Preemption
 from staleness_grpo.rollouts import Generator
 from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
@@ -31,7 +34,7 @@ VITAL = ("loss", "grad_norm", "update_norm", "param_norm")  # a run in which one
 
 @dataclasses.dataclass
 class Run:
-    """The parts of a run. `state` is replaced at every update; the rest stays."""
+    """The parts of a run. Those from `buffer` on change as it goes: they are what a checkpoint holds."""
 
     mesh: Mesh
     generator: Generator
@@ -39,7 +42,12 @@ class Run:
     update: Callable[[LearnerState, Rollout], tuple[LearnerState, dict]]
     cosine_ceiling: Callable | None
     proximal_logprobs: Callable[[PyTree, Rollout], Array] | None  # for more than one update per rollout batch
+    buffer: RingBuffer
+    drift: ParameterDrift | None
     state: LearnerState
+    proximal_params: PyTree | None = None
+    step: int = 0  # the learner step that is next
+    first_slot: int = 0  # of the group slots that this process keeps
 
 
 def build(config, task: Task | None = None) -> Run:
@@ -60,38 +68,45 @@ def build(config, task: Task | None = None) -> Run:
     )
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
     lag, updates_per_batch = config.lag, config.updates_per_batch
+    schedule = make_schedule(
+        lag.schedule, lag.max_lag, config.num_prompts, config.seed, lag.start, updates_per_batch
+    )
     return Run(
         mesh=mesh,
         generator=Generator(policy, task, mesh, config.seed, temperature=config.sampler.temperature, **size),
-        schedule=make_schedule(
-            lag.schedule, lag.max_lag, config.num_prompts, config.seed, lag.start, updates_per_batch
-        ),
+        schedule=schedule,
         update=learner.make_update(loss_fn, optimizer, state, mesh),
         cosine_ceiling=learner.make_cosine_ceiling(loss_fn, config.num_prompts // updates_per_batch),
         proximal_logprobs=learner.make_scorer(policy, config.sampler.temperature) if updates_per_batch > 1 else None,
+        buffer=RingBuffer(schedule.max_lag, schedule.num_groups),
+        drift=ParameterDrift(state.params, schedule.max_lag) if config.metrics.parameter_drift else None,
         state=state,
     )
 
 
-def train(run: Run, config) -> Iterator[dict]:
-    """Runs `config.steps` learner steps and yields one record for each, a step late.
+def train(
+    run: Run, config, checkpoints: Checkpoints | None = None, preemption: Preemption | None = None
+) -> Iterator[dict]:
+    """Runs the learner steps from `run.step` to `config.steps` and yields one record for each, a step late.
 
     Late, so that the device never waits for the host to read its metrics. A step in which a vital number is not
-    finite yields its record with `collapsed` true, and is the last.
+    finite yields its record with `collapsed` true, and is the last. With `checkpoints`, the run is saved as its config
+    says, after the records before the saved step were taken, and at its end, which a preemption brings on early.
     """
-    buffer = RingBuffer(run.schedule.max_lag, run.schedule.num_groups)
     learning_rate = learner.learning_rate_schedule(config.optimizer)
-    drift = ParameterDrift(run.state.params, run.schedule.max_lag) if config.metrics.parameter_drift else None
     copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))  # `params` themselves are donated to the update
-    pending = None
+    drift, pending = run.drift, None
     clock = time.perf_counter()
-    for step in range(config.steps):
+    for step in range(run.step, config.steps):
+        if preemption is not None and preemption.requested(step):
+            break
+        snapshot = checkpoints.snapshot(run) if checkpoints is not None and checkpoints.due(step) else None
         steps_K, slots_K = run.schedule.due(step, config.steps)
         if drift and np.any(steps_K > step):
             drift.remember(step, run.state.params)
         for steps, slots, rollout in run.generator.generate(run.state.params, step, steps_K, slots_K):
-            buffer.push(steps, slots, step, rollout)
-        rollout, lag_N = buffer.pop(step, run.schedule.behavior_versions(step))
+            run.buffer.push(steps, slots, step, rollout)
+        rollout, lag_N = run.buffer.pop(step, run.schedule.behavior_versions(step))
 
         record = {
             "step": step,
@@ -104,8 +119,8 @@ def train(run: Run, config) -> Iterator[dict]:
         with jax.set_mesh(run.mesh):
             if run.proximal_logprobs is not None:
                 if step % config.updates_per_batch == 0:
-                    proximal_params = copy(run.state.params)
-                proximal_logprobs = run.proximal_logprobs(proximal_params, batch)
+                    run.proximal_params = copy(run.state.params)
+                proximal_logprobs = run.proximal_logprobs(run.proximal_params, batch)
                 batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=proximal_logprobs)
             drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
             if config.eval_every and step % config.eval_every == 0:
@@ -113,15 +128,24 @@ def train(run: Run, config) -> Iterator[dict]:
                 if run.cosine_ceiling is not None:
                     record["gradient_cosine_ceiling"] = run.cosine_ceiling(run.state.params, batch)
             run.state, on_device = run.update(run.state, batch)
+        run.step = step + 1
 
         if pending is not None:
             yield (finished := finish(*pending))
             if finished["collapsed"]:
                 return
+        if snapshot is not None:
+            checkpoints.save(snapshot)
         now = time.perf_counter()
         pending = record | {"time_step": now - clock}, on_device | drifts
         clock = now
-    yield finish(*pending)
+    if pending is not None:
+        yield (finished := finish(*pending))
+        if finished["collapsed"]:
+            return
+    if checkpoints is not None:
+        checkpoints.save(checkpoints.snapshot(run))
+        checkpoints.wait()
 
 
 def finish(record: dict, on_device: dict) -> dict:
@@ -129,31 +153,3 @@ def finish(record: dict, on_device: dict) -> dict:
     record |= {name: float(value) for name, value in jax.device_get(on_device).items()}
     broken = [name for name in VITAL if not math.isfinite(record[name])]
     return record | {"collapsed": bool(broken)} | ({"not_finite": broken} if broken else {})
-
-
-class ParameterDrift:
-    """Distances of the parameters from the start and from the versions that generated the batch.
-
-    Keeps a copy of every version whose rollouts are still in flight: up to S + 1 copies of the parameters.
-    """
-
-    def __init__(self, params, max_lag: int):
-        self._max_lag = max_lag
-        self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))
-        self._distance = jax.jit(learner.distance)
-        self._start = self._copy(params)
-        self._versions = {}
-
-    def remember(self, version: int, params) -> None:
-        """Keeps this version; `params` themselves will be donated to the update."""
-        self._versions[version] = self._copy(params)
-
-    def measure(self, step: int, params, lag_N: np.ndarray) -> dict:
-        """`drift_from_behavior`, root mean square over the groups, and `drift_from_start`, on the device."""
-        lags, counts = np.unique(lag_N, return_counts=True)
-        square = jnp.zeros(())  # a group of lag 0 is at distance 0
-        for lag, count in zip(lags, counts, strict=True):
-            if lag > 0:
-                square += count / len(lag_N) * self._distance(params, self._versions[step - lag]) ** 2
-        self._versions = {v: kept for v, kept in self._versions.items() if v > step - self._max_lag}
-        return {"drift_from_behavior": jnp.sqrt(square), "drift_from_start": self._distance(params, self._start)}

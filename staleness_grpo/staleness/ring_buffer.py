@@ -127,6 +127,19 @@ class RingBuffer:
         self._last_read = step
         return groups, lag_N
 
+    def unread(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, PyTree | None]:
+        """Copies of all that waits, to be pushed again by a resumed run: (steps_K, slots_K, versions_K, groups).
+
+        By step and then by slot; leaves [K, ...]; groups are None while nothing was ever pushed.
+        """
+        rows_K, slots_K = np.nonzero(self._step_SxN >= 0)
+        order = np.lexsort((slots_K, self._step_SxN[rows_K, slots_K]))
+        cells = rows_K[order], slots_K[order]
+        groups = None
+        if self._treedef is not None:
+            groups = jax.tree.unflatten(self._treedef, [storage[cells] for storage in self._leaves])
+        return self._step_SxN[cells], cells[1], self._version_SxN[cells], groups
+
     def _checked_leaves(self, groups: PyTree, num_pushed: int) -> list[np.ndarray]:
         """The leaves of a push, after checking that they fit the storage, which the first push shapes."""
         leaves, treedef = jax.tree.flatten(groups)

@@ -26,10 +26,10 @@ def test_files_and_second_call(tmp_path, capsys):
     assert summary["first_eval_reward"] == records[0]["eval_reward"]
     assert 0 <= summary["final_eval_reward"] <= 1
 
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     train.main(config, tmp_path)
     assert "finished already" in capsys.readouterr().out
-    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_collapse_is_marked_with_everything_on_disk(tmp_path):

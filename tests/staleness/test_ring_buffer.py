@@ -139,3 +139,31 @@ def test_payloads_are_copies_on_both_sides():
     np.testing.assert_array_equal(groups["id"], [[0, 0, 0]])
     buffer.push([1], [0], 1, payload([1], [0], 1))
     np.testing.assert_array_equal(groups["id"], [[0, 0, 0]])
+
+
+def test_what_waits_can_be_pushed_again_into_another_buffer():
+    """Random lags: a buffer made from `unread` gives the same groups to every later pop."""
+    schedule = schedule_lib.make_schedule("uniform", 3, 4, seed=1)
+    buffer, number = RingBuffer(3, 4), 0
+    assert buffer.unread()[3] is None
+
+    def generate(buffer, step, first):
+        steps, slots = schedule.due(step, 12)
+        buffer.push(steps, slots, step, {"x": first + np.arange(len(steps))})
+        return len(steps)
+
+    for step in range(5):
+        number += generate(buffer, step, number)
+        buffer.pop(step, schedule.behavior_versions(step))
+    steps_K, slots_K, versions_K, groups = buffer.unread()
+    assert len(steps_K) == buffer.num_unread > 0
+    assert list(zip(steps_K, slots_K, strict=True)) == sorted(zip(steps_K, slots_K, strict=True))
+    other = RingBuffer(3, 4)
+    for version in np.unique(versions_K):
+        chosen = versions_K == version
+        other.push(steps_K[chosen], slots_K[chosen], version, {"x": groups["x"][chosen]})
+    for step in range(5, 12):
+        generate(other, step, number)
+        number += generate(buffer, step, number)
+        promised = schedule.behavior_versions(step)
+        np.testing.assert_array_equal(buffer.pop(step, promised)[0]["x"], other.pop(step, promised)[0]["x"])
