@@ -75,7 +75,8 @@ def default() -> ConfigDict:
             ),
             sampler=dict(temperature=1.0),
             lag=dict(
-                schedule="constant",  # constant, cyclic, uniform
+                schedule="constant",  # constant, cyclic, uniform; trace: the lags of the file below
+                trace=config_dict.placeholder(str),  # as staleness.trace describes it
                 max_lag=0,  # S, in optimizer updates
                 start="initial_policy",  # the first S steps draw from version 0; "synchronous": they have lag 0
             ),
@@ -103,6 +104,7 @@ def default() -> ConfigDict:
                 weight_decay=0.0,  # adamw alone
             ),
             metrics=dict(
+                lags=False,  # the lag of every group in every record: what staleness.trace makes a trace of
                 parameter_drift=True,  # keeps the parameters of every version in flight, up to S + 1 copies
             ),
             checkpoint=dict(
@@ -174,6 +176,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _check_ranges(config)
     _check_names(config)
     _check_combinations(config)
+    _check_trace(config)
     _check_correction(config)
     _check_mesh(config, num_devices)
     _check_checkpoint(config)
@@ -244,7 +247,7 @@ def _check_names(config: ConfigDict) -> None:
     from staleness_grpo.staleness.schedule import SCHEDULES, STARTS
 
     choices = {
-        "lag.schedule": tuple(SCHEDULES),
+        "lag.schedule": (*SCHEDULES, "trace"),
         "lag.start": STARTS,
         "surrogate.length_normalization": LENGTH_NORMALIZATIONS,
         "correction.name": tuple(CORRECTIONS),
@@ -310,6 +313,25 @@ def _check_combinations(config: ConfigDict) -> None:
             flag,
             "set JAX_ENABLE_X64=1 in the environment, or give float32",
         )
+
+
+def _check_trace(config: ConfigDict) -> None:
+    """A trace is given when it is replayed, can be read, and covers the run within max_lag."""
+    from staleness_grpo.staleness import trace
+
+    lag, replays = config.lag, config.lag.schedule == "trace"
+    _require(replays or lag.trace is None, config, "lag.trace", f"lag.schedule={lag.schedule} does not read it")
+    if not replays:
+        return
+    _require(lag.trace is not None, config, "lag.trace", "lag.schedule=trace replays a file: name it")
+    mend = "the file says the start too: leave it at initial_policy"
+    _require(lag.start == "initial_policy", config, "lag.start", mend)
+    _require(config.updates_per_batch == 1, config, "updates_per_batch", "lag.schedule=trace takes one update: give 1")
+    size = dict(num_steps=config.steps, num_groups=config.num_prompts, max_lag=lag.max_lag)
+    try:
+        trace.read(lag.trace, **size)
+    except (OSError, trace.TraceError) as error:
+        raise ConfigError("lag.trace", lag.trace, f"{error}: mend the file, or give another") from error
 
 
 def _check_correction(config: ConfigDict) -> None:

@@ -23,6 +23,7 @@ from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy.configured import make_policy, starting_params
 from staleness_grpo.preemption import Preemption
 from staleness_grpo.rollouts import Generator
+from staleness_grpo.staleness import trace
 from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks import make_task
@@ -67,10 +68,8 @@ def build(config, task: Task | None = None) -> Run:
         policy, surrogate, config.sampler.temperature, config.correction, config.microbatch_prompts
     )
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
-    lag, updates_per_batch = config.lag, config.updates_per_batch
-    schedule = make_schedule(
-        lag.schedule, lag.max_lag, config.num_prompts, config.seed, lag.start, updates_per_batch
-    )
+    updates_per_batch = config.updates_per_batch
+    schedule = lag_schedule(config)
     return Run(
         mesh=mesh,
         generator=Generator(policy, task, mesh, config.seed, temperature=config.sampler.temperature, **size),
@@ -82,6 +81,15 @@ def build(config, task: Task | None = None) -> Run:
         drift=ParameterDrift(state.params, schedule.max_lag) if config.metrics.parameter_drift else None,
         state=state,
     )
+
+
+def lag_schedule(config) -> Schedule:
+    """The schedule that `config.lag` names, a trace among them."""
+    lag, num_groups = config.lag, config.num_prompts
+    if lag.schedule == "trace":
+        lags_TxN = trace.read(lag.trace, num_steps=config.steps, num_groups=num_groups, max_lag=lag.max_lag)
+        return trace.Trace(lag.max_lag, num_groups, lags_TxN=lags_TxN)
+    return make_schedule(lag.schedule, lag.max_lag, num_groups, config.seed, lag.start, config.updates_per_batch)
 
 
 def train(
@@ -114,7 +122,7 @@ def train(
             "lag_mean": lag_N.mean(),
             "lag_max": lag_N.max(),
             "lag_histogram": np.bincount(lag_N, minlength=run.schedule.max_lag + 1),
-        }
+        } | ({"lags": lag_N} if config.metrics.lags else {})
         batch = jax.device_put(rollout, mesh_lib.batch_sharding(run.mesh))
         with jax.set_mesh(run.mesh):
             if run.proximal_logprobs is not None:
