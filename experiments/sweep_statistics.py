@@ -3,6 +3,8 @@
 Intervals are 95 % percentile intervals of a bootstrap over seeds; n counts cells.
 """
 
+import dataclasses
+
 import numpy as np
 
 from experiments import sweep_signs
@@ -50,12 +52,12 @@ def seed_halves(cells: stability.Cells) -> np.ndarray:
 
 
 def can_be_fitted(cells: stability.Cells) -> bool:
-    """Whether each half of the seeds has stable and collapsing cells, at three lags or more, STALE among them."""
+    """Whether each half of the seeds has stable and collapsing cells, at five lags or more on both sides of STALE."""
     half = seed_halves(cells)
     shares = [cells.collapsed[half == i].mean() for i in (0, 1) if (half == i).any()]
     lags = np.unique(cells.max_lag)
     mixed = len(shares) == 2 and all(0 < share < 1 for share in shares)
-    return mixed and len(lags) >= 3 and lags[1] <= STALE < lags[-1]
+    return mixed and len(lags) >= 5 and lags[1] <= STALE < lags[-1]
 
 
 def eta_max(cells: stability.Cells) -> dict[str, float | None]:
@@ -65,17 +67,28 @@ def eta_max(cells: stability.Cells) -> dict[str, float | None]:
 
 
 def slopes(cells: stability.Cells) -> dict[str, dict]:
-    """Slope of log eta_max against log S below and from STALE on, each with its interval."""
+    """Slope of log eta_max against log S below and from STALE on, each with its interval.
+
+    A seed's boundary at one S is known up to a step of the learning-rate grid, so every resample also moves the grid
+    by up to half a step, for each S and drawn seed on its own. Resampled seeds alone would agree to the last digit.
+    """
+    step = np.diff(np.log(np.unique(cells.learning_rate))).mean()
+    rng = np.random.default_rng(1)
     found = {}
     for name, part in (("falling", cells.max_lag <= STALE), ("flat", cells.max_lag >= STALE)):
         inside = cells[part]
 
         def statistic(rows, inside=inside):
-            return np.array(stability.slope_of_eta_max(inside[rows]))
+            drawn = inside[rows]
+            groups = np.cumsum((np.diff(drawn.max_lag, prepend=-1) != 0) | (np.diff(drawn.seed, prepend=-1) != 0))
+            shift = rng.uniform(-step / 2, step / 2, groups[-1] + 1)[groups]
+            return stability.slope_of_eta_max(
+                dataclasses.replace(drawn, learning_rate=drawn.learning_rate * np.exp(shift))
+            )
 
         found[name] = {
             "lags": sorted(set(inside.max_lag)),
-            "slope": float(statistic(np.arange(len(inside)))),
+            "slope": stability.slope_of_eta_max(inside),
             "interval": bootstrap(inside.seed, statistic, RESAMPLES),
             "n": len(inside),
         }

@@ -173,6 +173,10 @@ def cosine_figure(records: list[dict], summary: dict) -> plt.Figure:
             axis.plot(lags, [of_run(r) for r in chosen], "o", color=color, alpha=0.5, label=kind)
         axis.set(xscale="log", xlabel="max_lag S (0 at 0.5)", ylabel=label)
     left.legend()
+    # A ceiling near 0, which batch noise makes of a small one, throws the ratio anywhere.
+    ratios = [sweep_signs.relative_cosine(r) for r in records]
+    outside = sum(not -1 <= ratio <= 3 for ratio in ratios)
+    middle.set(ylim=(-1, 3), title=f"{outside} of {len(ratios)} runs outside the axis")
     both = [r for r in records if r["max_lag"] >= sweep_signs.BOTH_KINDS]
     labels = np.array([r["collapse_step"] is not None for r in both])
     for name, of_run, steps in (
