@@ -31,6 +31,6 @@ setuptools.setup(
         "hf": ["jinja2", "safetensors", "tokenizers"],
         "tasks": ["math-verify", "reasoning-gym"],
         "logging": ["tensorboardX", "wandb"],
-        "reference": ["torch", "transformers"],  # numeric peers, in tests alone
+        "reference": ["gguf", "torch", "transformers"],  # numeric peers, in tests alone
     },
 )
