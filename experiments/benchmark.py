@@ -1,31 +1,37 @@
 """How long a whole learner step takes, where the time goes, and what share of the machine's peak it reaches.
 
-    python -m experiments.benchmark --workdir=DIR
+    python -m experiments.benchmark --workdir=DIR [--preset=llama_1b]
 
+A preset is a config: --preset=NAME stands for --config=experiments/configs/benchmark_NAME.py.
 Times are medians over the config's steps, all ratios are between numbers of one run. The responses have fixed
 length, so that every step is the same work.
 """
 
+import dataclasses
 import json
 import pathlib
+import sys
 import time
 from typing import IO
 
 from ml_collections import ConfigDict
 
 from experiments import cli
+from staleness_grpo.config import ConfigError
 
-VOCAB_SIZE, PROMPT_LENGTH, RESPONSE_LENGTH = 512, 16, 32
 WARM_UP_STEPS = 5
-PEAK_SIZE = 2048  # rows and columns of the matrix product whose speed counts as the machine's peak
+PEAK_SIZE = {"cpu": 2048}  # rows and columns of the matrix product whose speed counts as the machine's peak
+ACCELERATOR_PEAK_SIZE = 8192
+COPY_BYTES = 2**28  # of the array whose scaling counts as the machine's memory bandwidth
 
 
+@dataclasses.dataclass(frozen=True)
 class RandomTokens:
     """A Task of random prompts, of unequal length, and responses of fixed length with rewards that vary."""
 
-    vocab_size = VOCAB_SIZE
-    prompt_length = PROMPT_LENGTH
-    max_response_length = RESPONSE_LENGTH
+    vocab_size: int
+    prompt_length: int
+    max_response_length: int
     pad_token = 0
     end_token = None
     num_prompts = 1 << 20
@@ -37,30 +43,63 @@ class RandomTokens:
         from staleness_grpo.hashing import uniform_integers
         from staleness_grpo.types import Prompts
 
-        positions = np.arange(PROMPT_LENGTH)
-        length_N = 1 + uniform_integers(PROMPT_LENGTH, 0, index_N)
-        mask_NxP = positions >= PROMPT_LENGTH - length_N[:, None]
-        tokens_NxP = uniform_integers(VOCAB_SIZE, 1, np.asarray(index_N)[:, None], positions)
+        positions = np.arange(self.prompt_length)
+        length_N = 1 + uniform_integers(self.prompt_length, 0, index_N)
+        mask_NxP = positions >= self.prompt_length - length_N[:, None]
+        tokens_NxP = uniform_integers(self.vocab_size, 1, np.asarray(index_N)[:, None], positions)
         return Prompts(np.where(mask_NxP, tokens_NxP, 0).astype(np.int32), mask_NxP, np.asarray(index_N, np.int32))
 
     def rewards(self, index_N, tokens_NxGxR, mask_NxGxR):
         """Share of tokens below V / 2."""
-        return (tokens_NxGxR < VOCAB_SIZE // 2).mean(axis=-1, dtype="float32")
+        return (tokens_NxGxR < self.vocab_size // 2).mean(axis=-1, dtype="float32")
 
 
-def matmul_peak() -> float:
-    """FLOP/s of the fastest of 10 float32 matrix products."""
-    import jax
-    import jax.numpy as jnp
+def validate(config: ConfigDict) -> None:
+    """Refuses a config that cannot be run; the vocabulary is the benchmark's, not a task's. Raises ConfigError."""
+    general = config.copy_and_resolve_references()
+    general.policy.vocab_chunks = 1
+    cli.validate_on_this_machine(general)
+    vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
+    if chunks < 1 or vocab_size % chunks:
+        raise ConfigError("policy.vocab_chunks", chunks, f"give a divisor of benchmark.vocab_size={vocab_size}")
 
-    a = jax.random.normal(jax.random.key(0), (PEAK_SIZE, PEAK_SIZE), jnp.float32)
-    product = jax.jit(lambda a: a @ a)
+
+def fastest(function, argument) -> float:
+    """Seconds of the fastest of 10 calls."""
     times = []
     for _ in range(10):
         start = time.perf_counter()
-        product(a).block_until_ready()
+        function(argument).block_until_ready()
         times.append(time.perf_counter() - start)
-    return 2 * PEAK_SIZE**3 / min(times)
+    return min(times)
+
+
+def matmul_peak(dtype: str) -> float:
+    """FLOP/s of the fastest of 10 matrix products of this dtype."""
+    import jax
+
+    size = PEAK_SIZE.get(jax.default_backend(), ACCELERATOR_PEAK_SIZE)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    return 2 * size**3 / fastest(jax.jit(lambda a: a @ a), a)
+
+
+def memory_bandwidth() -> float:
+    """Bytes/s read and written by the fastest of 10 scalings of a large array."""
+    import jax
+    import jax.numpy as jnp
+
+    return 2 * COPY_BYTES / fastest(jax.jit(lambda x: 2 * x), jnp.ones(COPY_BYTES // 4, jnp.float32))
+
+
+def bytes_per_sampled_token(policy_config, task: RandomTokens, num_responses: int) -> float:
+    """What sampling must read at least for each token: the weights, shared by the batch, and its keys and values."""
+    import jax.numpy as jnp
+
+    cfg = policy_config
+    itemsize = jnp.dtype(cfg.dtype).itemsize
+    cached = task.prompt_length / 2 + task.max_response_length / 2  # positions on average; a group shares its prompt
+    keys_and_values = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * cached
+    return itemsize * (matmul_flops_per_token(cfg) / 2 / num_responses + keys_and_values)
 
 
 def matmul_flops_per_token(policy_config) -> int:
@@ -81,7 +120,8 @@ def measure(config: ConfigDict, records: IO[str]) -> dict:
     from staleness_grpo.rollouts import TRAINING
     from staleness_grpo.staleness.ring_buffer import RingBuffer
 
-    run = train.build(config, RandomTokens())
+    task = RandomTokens(**config.benchmark)
+    run = train.build(config, task)
     generator, buffer = run.generator, RingBuffer(0, config.num_prompts)
     slots = np.arange(config.num_prompts)
     clocks = []
@@ -108,10 +148,13 @@ def measure(config: ConfigDict, records: IO[str]) -> dict:
     step_seconds = np.median(parts.sum(axis=1))
     sampling, update = np.median(parts[:, 1]), np.median(parts[:, 3])
     host = np.median(parts[:, [0, 2, 4]].sum(axis=1))
-    peak = matmul_peak()
+    peak, bandwidth = matmul_peak(config.policy.dtype), memory_bandwidth()
 
     per_token = matmul_flops_per_token(generator.policy.config)
-    tokens = config.num_prompts * (PROMPT_LENGTH + config.group_size * (RESPONSE_LENGTH - 1))
+    tokens = config.num_prompts * (task.prompt_length + config.group_size * (task.max_response_length - 1))
+    num_responses = config.num_prompts * config.group_size
+    sampled = num_responses * task.max_response_length / sampling
+    bound = bandwidth / bytes_per_sampled_token(generator.policy.config, task, num_responses)
     return {
         "step_seconds": step_seconds,
         "step_seconds_quartiles": np.quantile(parts.sum(axis=1), [0.25, 0.75]),
@@ -124,6 +167,9 @@ def measure(config: ConfigDict, records: IO[str]) -> dict:
         "peak_flops": peak,
         "peak_share_of_update": 3 * per_token * tokens / update / peak,  # a backward pass is two forward passes
         "peak_share_of_sampling": per_token * tokens / sampling / peak,
+        "memory_bandwidth": bandwidth,
+        "sampled_tokens_per_second": sampled,
+        "bandwidth_bound_share_of_sampling": sampled / bound,
         "peak_share_of_step": 4 * per_token * tokens / step_seconds / peak,
         "steps": config.steps,
     }
@@ -145,4 +191,6 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, default_config="experiments/configs/benchmark.py")
+    presets = cli.ROOT / "experiments" / "configs"
+    sys.argv = [f"--config={presets}/benchmark_{arg[9:]}.py" if arg[:9] == "--preset=" else arg for arg in sys.argv]
+    cli.run(main, default_config="experiments/configs/benchmark.py", validate=validate)

@@ -5,6 +5,8 @@
 Hardware: 2 CPU cores, nothing else running. Under a minute.
 """
 
+from ml_collections import ConfigDict
+
 from staleness_grpo import config as config_lib
 
 
@@ -15,4 +17,5 @@ def get_config():
     config.policy.update(dict(d_model=128, num_heads=4, num_kv_heads=4, head_dim=32, d_ff=512))
     config.optimizer.name = "adamw"
     config.warm_start.steps = 0
+    config.benchmark = ConfigDict(dict(vocab_size=512, prompt_length=16, max_response_length=32))
     return config

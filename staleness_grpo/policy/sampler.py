@@ -59,6 +59,8 @@ def sample(
     Returns:
       Responses with `behavior_logprobs` of float32 or better, 0 on the padding.
     """
+    # To the dtype of the products once, and not again for every token: reading the weights is most of a token's time.
+    params = jax.tree.map(lambda leaf: leaf.astype(policy.config.dtype), params)
     shape = (prompts.tokens_NxP.shape[0], group_size, max_length)
     keys_NxG = response_keys(key, steps_N, slots_N, group_size)
     hidden_NxE, prefix = policy.prefill(params, prompts.tokens_NxP, prompts.mask_NxP)
