@@ -1,4 +1,4 @@
-"""The S x eta map over 600 steps, and whole maps for cyclic refresh, SGD and three-digit sums.
+"""The S x eta map over 600 steps, and whole maps for cyclic refresh, SGD and sums of three one-digit terms.
 
     python -m experiments.sweep --config=experiments/configs/scaling_laws_full.py --workdir=results/scaling_laws_full
 
@@ -21,6 +21,11 @@ def get_config():
             sweep=dict(learning_rates=(0.0032, 0.0064, 0.0128, 0.0256, 0.0512, 0.1024, 0.2048)),
         ),
         synchronous_start=dict(lag=dict(start="synchronous"), sweep=dict(max_lags=(16, 32, 64))),
-        three_digits=dict(task=dict(num_digits=3)),
+        sgd_cyclic=dict(
+            lag=dict(schedule="cyclic"),
+            optimizer=dict(name="sgd"),
+            sweep=dict(learning_rates=(0.0032, 0.0064, 0.0128, 0.0256, 0.0512, 0.1024, 0.2048)),
+        ),
+        three_terms=dict(task=dict(num_terms=3, num_digits=1)),
     )
     return config
