@@ -9,14 +9,14 @@ update without running it and needs a CPU only; see README for what it says.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import llama
+from experiments import llama_shapes
 
 
 def get_config():
     """bfloat16 products, float32 master weights, rematerialised, logits in 16 parts of the vocabulary."""
-    config = llama.at_size()
+    config = llama_shapes.at_size()
     config.update(dict(steps=10, num_prompts=2, group_size=4, microbatch_prompts=1))
-    config.policy.update(llama.LLAMA_32_1B)
+    config.policy.update(llama_shapes.LLAMA_32_1B)
     config.warm_start.steps = 0
     config.benchmark = ConfigDict(dict(vocab_size=128_256, prompt_length=128, max_response_length=1024))
     return config
