@@ -24,6 +24,7 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
+        "pebble>=5.0",
         "rich",
     ],
     extras_require={

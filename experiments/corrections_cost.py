@@ -28,7 +28,7 @@ def cost_records(config: ConfigDict) -> Iterator[dict]:
         baseline = runs[corrections_stability.BASELINE]
         slots = np.arange(config.stability.num_prompts)
         generated = baseline.generator.generate(baseline.state.params, 0, np.zeros_like(slots), slots)
-        batch = jax.device_put(next(generated)[2])
+        batch = jax.device_put(next(generated)[2].result())
         rng = np.random.default_rng(config.seed)
         for number in range(-1, config.cost.num_rounds):  # the first compiles, and is not kept
             for method in rng.permutation(list(runs)):

@@ -8,6 +8,7 @@ and ends with exit code 75. A run whose loss, gradient or parameters stop being 
 in its last record and in summary.json.
 """
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -27,10 +28,10 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     if (workdir / "summary.json").exists():
         print(f"finished already: {workdir / 'summary.json'}")
         return
-    with Preemption() as preemption:
+    with Preemption() as preemption, contextlib.ExitStack() as stack:
         metrics.write_run_files(workdir, config)
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config)
-        run = train.build(config)
+        run = stack.enter_context(contextlib.closing(train.build(config)))
         records = resume(run, checkpoints, workdir)
         writer = metrics.MetricsWriter(workdir / "metrics.jsonl", num_kept=len(records))
         with metrics.Progress("learner steps", config.steps, done=len(records)) as progress:
@@ -44,7 +45,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
             sys.exit(EXIT_CODE)
         summary = summarize(records)
         if not summary["collapsed"]:
-            summary["final_eval_reward"] = run.generator.evaluate(run.state.params, config.steps)
+            summary["final_eval_reward"] = run.generator.evaluate(run.state.params, config.steps)["eval_reward"]
         if config.save_policy:
             huggingface.save(workdir / "policy", run.generator.policy, run.state.params, config.policy.checkpoint)
         metrics.write_json(workdir / "summary.json", summary)

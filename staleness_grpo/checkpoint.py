@@ -31,7 +31,7 @@ from staleness_grpo.types import LearnerState, Prompts, PyTree, Responses, Rollo
 
 FORMAT = 1
 PARTIAL, REFUSED = ".partial", ".refused"
-NOT_HASHED = ("mesh", "checkpoint")  # sections that change where and how often a run computes, not what
+NOT_HASHED = ("mesh", "checkpoint", "rewards")  # sections that change where and how often a run computes, not what
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -263,10 +263,7 @@ _ROLLOUT = Rollout(
 
 def _flat_groups(steps_K, slots_K, versions_K, groups: PyTree | None) -> dict[str, np.ndarray]:
     """Unread groups as named arrays."""
-    names = _by_path(_ROLLOUT)
-    leaves = [] if groups is None else jax.tree.leaves(groups)
-    flat = {"steps_K": steps_K, "slots_K": slots_K, "versions_K": versions_K}
-    return flat | dict(zip(names, leaves, strict=groups is not None))
+    return {"steps_K": steps_K, "slots_K": slots_K, "versions_K": versions_K} | _by_path(groups)
 
 
 def _push_all(run, path: pathlib.Path) -> None:
@@ -276,12 +273,14 @@ def _push_all(run, path: pathlib.Path) -> None:
             saved = dict(stored)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    judged_elsewhere = ".reward_outcome_NxG" in saved
+    template = dataclasses.replace(_ROLLOUT, reward_outcome_NxG=0) if judged_elsewhere else _ROLLOUT
     slots_K = saved["slots_K"] - run.first_slot
     own_K = (slots_K >= 0) & (slots_K < run.buffer.num_groups)
     for version in np.unique(saved["versions_K"][own_K]):
         chosen = own_K & (saved["versions_K"] == version)
-        leaves = [saved[name][chosen] for name in _by_path(_ROLLOUT)]
-        groups = jax.tree.unflatten(jax.tree.structure(_ROLLOUT), leaves)
+        leaves = [saved[name][chosen] for name in _by_path(template)]
+        groups = jax.tree.unflatten(jax.tree.structure(template), leaves)
         run.buffer.push(saved["steps_K"][chosen], slots_K[chosen], int(version), groups)
 
 

@@ -74,6 +74,10 @@ def default() -> ConfigDict:
                 seed=0,
             ),
             sampler=dict(temperature=1.0),
+            rewards=dict(  # of tasks that judge text
+                num_workers=2,  # processes
+                time_limit=10.0,  # seconds that one response may take; then its reward is 0
+            ),
             lag=dict(
                 schedule="constant",  # constant, cyclic, uniform; trace: the lags of the file below
                 trace=config_dict.placeholder(str),  # as staleness.trace describes it
@@ -136,6 +140,7 @@ _AT_LEAST = {
     "warm_start.steps": 0,
     "warm_start.batch_size": 1,
     "warm_start.seed": 0,
+    "rewards.num_workers": 1,
     "lag.max_lag": 0,
     "optimizer.warmup_steps": 0,
     "checkpoint.save_every": 1,
@@ -149,6 +154,7 @@ _POSITIVE = (
     "policy.norm_epsilon",
     "warm_start.learning_rate",
     "sampler.temperature",
+    "rewards.time_limit",
     "surrogate.clip_low",
     "surrogate.clip_high",
     "surrogate.std_epsilon",
@@ -398,13 +404,20 @@ def _check_checkpoint(config: ConfigDict) -> None:
 
 
 def _check_task(config: ConfigDict) -> None:
-    from staleness_grpo.tasks import TASKS, make_task
+    from staleness_grpo.policy.huggingface_config import CheckpointError
+    from staleness_grpo.tasks import TASKS, TaskError, make_task
 
     if not isinstance(config.task, ConfigDict) or "name" not in config.task:
         raise ConfigError("task", config.task, "give fields, among them name")
     _require(config.task.name in TASKS, config, "task.name", f"choose one of {', '.join(TASKS)}")
     try:
-        task = make_task(config.task)
+        task = make_task(config.task, config.policy.checkpoint)
+    except TaskError as error:
+        raise ConfigError(f"task.{error.field}", config.task.get(error.field), error.mend) from error
+    except CheckpointError as error:
+        raise ConfigError("policy.checkpoint", config.policy.checkpoint, str(error)) from error
+    except ModuleNotFoundError as error:
+        raise ConfigError("task.name", config.task.name, f"pip install {error.name}, of the extra hf") from error
     except (TypeError, ValueError) as error:  # the task's own words on its own fields
         raise ConfigError("task", dict(config.task), str(error)) from error
     if config.policy.checkpoint is not None:

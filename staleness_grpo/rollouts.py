@@ -12,6 +12,7 @@ from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.hashing import uniform_integers
 from staleness_grpo.policy.sampler import sample
 from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.rewards import Judging, RewardPool
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.types import Prompts, PyTree, Responses, Rollout
 
@@ -20,8 +21,30 @@ TRAINING, EVALUATION = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
+class PendingRollout:
+    """Sampled groups on the host, whose rewards may still be on their way from the worker processes."""
+
+    rollout: Rollout  # without rewards while `judging` is there
+    judging: Judging | None
+
+    def ready(self) -> bool:
+        """Whether `result` returns at once."""
+        return self.judging is None or self.judging.done()
+
+    def result(self) -> Rollout:
+        """The groups with their rewards, which are waited for."""
+        if self.judging is None:
+            return self.rollout
+        rewards_B, outcome_B = self.judging.result()
+        shape = self.rollout.responses.tokens_NxGxR.shape[:2]
+        return dataclasses.replace(
+            self.rollout, rewards_NxG=rewards_B.reshape(shape), reward_outcome_NxG=outcome_B.reshape(shape)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Generator:
-    """Samples responses for (step, slot) pairs from any parameters, and has the task score them on the host."""
+    """Samples responses for (step, slot) pairs from any parameters, and has them scored on the host."""
 
     policy: Policy
     task: Task
@@ -30,11 +53,12 @@ class Generator:
     num_prompts: int  # N, the groups sampled at once
     group_size: int  # G
     temperature: float
+    reward_pool: RewardPool | None = None  # for tasks that judge text
 
     def generate(
         self, params: PyTree, version: int, steps_K: np.ndarray, slots_K: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, Rollout]]:
-        """Yields (steps, slots, Rollout) until all K pairs are done, at most N groups at a time.
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, PendingRollout]]:
+        """Yields (steps, slots, PendingRollout) until all K pairs are done, at most N groups at a time.
 
         A last batch with fewer than N pairs is filled with copies of its first pair, which are dropped again:
         the sampler is compiled for one shape.
@@ -46,15 +70,25 @@ class Generator:
             padded_steps, padded_slots = (np.append(array, np.repeat(array[:1], fill)) for array in (steps, slots))
             prompts = self.prompts(TRAINING, padded_steps, padded_slots)
             responses = self.sample(params, prompts, TRAINING, padded_steps, padded_slots, self.group_size)
-            rollout = self.score(prompts, responses, version)
-            yield steps, slots, rollout if not fill else jax.tree.map(operator.itemgetter(slice(used)), rollout)
+            if fill:
+                prompts, responses = jax.tree.map(
+                    operator.itemgetter(slice(used)), (prompts, jax.device_get(responses))
+                )
+            yield steps, slots, self.start_scoring(prompts, responses, version)
 
-    def evaluate(self, params: PyTree, step: int) -> float:
-        """Mean reward of one sampled response to each of N * G prompts, the same prompts at every step."""
+    def evaluate(self, params: PyTree, step: int) -> dict[str, float]:
+        """`eval_reward`: mean reward of one sampled response to each of N * G prompts, the same at every step.
+
+        With worker processes also `eval_reward_failures`: how many of the rewards failed or timed out.
+        """
         slots = np.arange(self.num_prompts * self.group_size)
         prompts = self.prompts(EVALUATION, np.zeros_like(slots), slots)
         responses = self.sample(params, prompts, EVALUATION, np.full_like(slots, step), slots, 1)
-        return float(np.mean(self.score(prompts, responses, step).rewards_NxG))
+        rollout = self.score(prompts, responses, step)
+        found = {"eval_reward": float(np.mean(rollout.rewards_NxG))}
+        if rollout.reward_outcome_NxG is not None:
+            found["eval_reward_failures"] = np.count_nonzero(rollout.reward_outcome_NxG)
+        return found
 
     def prompts(self, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray) -> Prompts:
         """The prompt of each (step, slot), uniform with replacement and a function of (seed, purpose, step, slot)."""
@@ -82,8 +116,15 @@ class Generator:
             )
 
     def score(self, prompts: Prompts, responses: Responses, version: int) -> Rollout:
-        """Fetches the responses and has the task judge them."""
+        """Fetches the responses and waits for their rewards."""
+        return self.start_scoring(prompts, responses, version).result()
+
+    def start_scoring(self, prompts: Prompts, responses: Responses, version: int) -> PendingRollout:
+        """Fetches the responses and has the task judge them: here, or in the worker processes if there are any."""
         responses = jax.device_get(responses)
-        rewards = self.task.rewards(prompts.index_N, responses.tokens_NxGxR, responses.mask_NxGxR)
+        judged = prompts.index_N, responses.tokens_NxGxR, responses.mask_NxGxR
         versions = np.full(len(prompts.index_N), version, np.int32)
-        return Rollout(prompts=prompts, responses=responses, rewards_NxG=rewards, behavior_version_N=versions)
+        rollout = Rollout(prompts=prompts, responses=responses, rewards_NxG=None, behavior_version_N=versions)
+        if self.reward_pool is not None:
+            return PendingRollout(rollout, self.reward_pool.submit(*self.task.samples(*judged)))
+        return PendingRollout(dataclasses.replace(rollout, rewards_NxG=self.task.rewards(*judged)), None)

@@ -22,12 +22,13 @@ from staleness_grpo.drift import ParameterDrift
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy.configured import make_policy, starting_params
 from staleness_grpo.preemption import Preemption
-from staleness_grpo.rollouts import Generator
+from staleness_grpo.rewards import FAILED, TIMED_OUT, RewardPool
+from staleness_grpo.rollouts import Generator, PendingRollout
 from staleness_grpo.staleness import trace
 from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks import make_task
-from staleness_grpo.tasks.base import Task
+from staleness_grpo.tasks.base import Task, TextTask
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
 
 VITAL = ("loss", "grad_norm", "update_norm", "param_norm")  # a run in which one is not finite has collapsed
@@ -49,6 +50,23 @@ class Run:
     proximal_params: PyTree | None = None
     step: int = 0  # the learner step that is next
     first_slot: int = 0  # of the group slots that this process keeps
+    # (steps, slots, behavior version, groups) whose rewards are on their way; empty in a checkpoint.
+    unjudged: list[tuple[np.ndarray, np.ndarray, int, PendingRollout]] = dataclasses.field(default_factory=list)
+
+    def push_judged(self, needed: int) -> None:
+        """Moves to the buffer every group whose rewards are there, and waits for those that steps <= needed read."""
+        waiting = []
+        for steps, slots, version, pending in self.unjudged:
+            if pending.ready() or steps.min() <= needed:
+                self.buffer.push(steps, slots, version, pending.result())
+            else:
+                waiting.append((steps, slots, version, pending))
+        self.unjudged = waiting
+
+    def close(self) -> None:
+        """Ends the processes that judge rewards."""
+        if self.generator.reward_pool is not None:
+            self.generator.reward_pool.close()
 
 
 def build(config, task: Task | None = None) -> Run:
@@ -58,7 +76,7 @@ def build(config, task: Task | None = None) -> Run:
     unless it has the corpus of a warm start.
     """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
-    task = make_task(config.task) if task is None else task
+    task = make_task(config.task, config.policy.checkpoint) if task is None else task
     policy = make_policy(config.policy, task.vocab_size)
     params = starting_params(policy, task, config, mesh)
     optimizer = learner.make_optimizer(config.optimizer, config.correction)
@@ -68,11 +86,14 @@ def build(config, task: Task | None = None) -> Run:
         policy, surrogate, config.sampler.temperature, config.correction, config.microbatch_prompts
     )
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
+    pool = RewardPool(task.verify, **config.rewards) if isinstance(task, TextTask) else None
     updates_per_batch = config.updates_per_batch
     schedule = lag_schedule(config)
     return Run(
         mesh=mesh,
-        generator=Generator(policy, task, mesh, config.seed, temperature=config.sampler.temperature, **size),
+        generator=Generator(
+            policy, task, mesh, config.seed, temperature=config.sampler.temperature, reward_pool=pool, **size
+        ),
         schedule=schedule,
         update=learner.make_update(loss_fn, optimizer, state, mesh),
         cosine_ceiling=learner.make_cosine_ceiling(loss_fn, config.num_prompts // updates_per_batch),
@@ -108,12 +129,16 @@ def train(
     for step in range(run.step, config.steps):
         if preemption is not None and preemption.requested(step):
             break
-        snapshot = checkpoints.snapshot(run) if checkpoints is not None and checkpoints.due(step) else None
+        snapshot = None
+        if checkpoints is not None and checkpoints.due(step):
+            run.push_judged(needed=config.steps)
+            snapshot = checkpoints.snapshot(run)
         steps_K, slots_K = run.schedule.due(step, config.steps)
         if drift and np.any(steps_K > step):
             drift.remember(step, run.state.params)
-        for steps, slots, rollout in run.generator.generate(run.state.params, step, steps_K, slots_K):
-            run.buffer.push(steps, slots, step, rollout)
+        for steps, slots, pending_rollout in run.generator.generate(run.state.params, step, steps_K, slots_K):
+            run.unjudged.append((steps, slots, step, pending_rollout))
+        run.push_judged(needed=step)
         rollout, lag_N = run.buffer.pop(step, run.schedule.behavior_versions(step))
 
         record = {
@@ -123,6 +148,9 @@ def train(
             "lag_max": lag_N.max(),
             "lag_histogram": np.bincount(lag_N, minlength=run.schedule.max_lag + 1),
         } | ({"lags": lag_N} if config.metrics.lags else {})
+        if rollout.reward_outcome_NxG is not None:
+            record["reward_errors"] = np.count_nonzero(rollout.reward_outcome_NxG == FAILED)
+            record["reward_timeouts"] = np.count_nonzero(rollout.reward_outcome_NxG == TIMED_OUT)
         batch = jax.device_put(rollout, mesh_lib.batch_sharding(run.mesh))
         with jax.set_mesh(run.mesh):
             if run.proximal_logprobs is not None:
@@ -132,7 +160,7 @@ def train(
                 batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=proximal_logprobs)
             drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
             if config.eval_every and step % config.eval_every == 0:
-                record["eval_reward"] = run.generator.evaluate(run.state.params, step)
+                record |= run.generator.evaluate(run.state.params, step)
                 if run.cosine_ceiling is not None:
                     record["gradient_cosine_ceiling"] = run.cosine_ceiling(run.state.params, batch)
             run.state, on_device = run.update(run.state, batch)
@@ -152,6 +180,7 @@ def train(
         if finished["collapsed"]:
             return
     if checkpoints is not None:
+        run.push_judged(needed=config.steps)
         checkpoints.save(checkpoints.snapshot(run))
         checkpoints.wait()
 

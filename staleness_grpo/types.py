@@ -54,6 +54,8 @@ class Rollout:
     # Like behavior_logprobs, under the policy at the start of the rollout batch. None where a batch is learned from in
     # one optimizer update: then the learner's own policy is the proximal one.
     proximal_logprobs_NxGxR: Array | None = None
+    # int8, for rewards judged in worker processes, `rewards.OUTCOMES`: 0 judged; 1 failed, 2 timed out, with reward 0.
+    reward_outcome_NxG: Array | None = None
 
 
 @jax.tree_util.register_dataclass

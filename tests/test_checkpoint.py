@@ -164,7 +164,7 @@ def test_the_newest_are_kept_and_partial_ones_go(built, tmp_path):
 
 def test_a_buffer_of_lag_64_takes_its_contents_and_little_more(built, tmp_path):
     buffer = RingBuffer(max_lag=64, num_groups=4)
-    rollout = next(built.generator.generate(built.state.params, 0, np.zeros(4, int), np.arange(4)))[2]
+    rollout = next(built.generator.generate(built.state.params, 0, np.zeros(4, int), np.arange(4)))[2].result()
     for step in range(1, 65):
         buffer.push(np.full(4, step), np.arange(4), 0, rollout)
     run = dataclasses.replace(built, buffer=buffer)

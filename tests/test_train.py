@@ -55,8 +55,8 @@ def test_lag_zero_through_the_buffer_is_bitwise_the_loop_without_one():
     losses = []
     for step in range(config.steps):
         steps = np.full_like(slots, step)
-        ((_, _, rollout),) = plain_loop.generator.generate(plain_loop.state.params, step, steps, slots)
-        batch = jax.device_put(rollout, mesh_lib.batch_sharding(plain_loop.mesh))
+        ((_, _, pending),) = plain_loop.generator.generate(plain_loop.state.params, step, steps, slots)
+        batch = jax.device_put(pending.result(), mesh_lib.batch_sharding(plain_loop.mesh))
         with jax.set_mesh(plain_loop.mesh):
             plain_loop.state, metrics = plain_loop.update(plain_loop.state, batch)
         losses.append(float(metrics["loss"]))
@@ -169,12 +169,12 @@ def test_prompts_and_noise_do_not_know_the_version():
     run = train.build(tiny_config())
     slots = np.arange(4)
     at_0, at_7 = (
-        next(run.generator.generate(run.state.params, version, np.full(4, 9), slots))[2] for version in (0, 7)
+        next(run.generator.generate(run.state.params, version, np.full(4, 9), slots))[2].result() for version in (0, 7)
     )
     chex.assert_trees_all_equal(at_0.prompts, at_7.prompts)
     chex.assert_trees_all_equal(at_0.responses, at_7.responses)
     np.testing.assert_array_equal(at_7.behavior_version_N, 7)
-    other_step = next(run.generator.generate(run.state.params, 0, np.full(4, 10), slots))[2]
+    other_step = next(run.generator.generate(run.state.params, 0, np.full(4, 10), slots))[2].result()
     assert np.any(other_step.responses.tokens_NxGxR != at_0.responses.tokens_NxGxR)
 
 
@@ -188,17 +188,21 @@ def test_evaluation_has_prompts_and_noise_of_its_own():
         sampled = [generator.sample(params, prompts, purpose, np.full_like(slots, t), slots, 1) for t in range(4)]
         return [float(generator.score(prompts, responses, 0).rewards_NxG.mean()) for responses in sampled]
 
-    assert [generator.evaluate(params, step) for step in range(4)] == rewards(EVALUATION) != rewards(TRAINING)
+    assert (
+        [generator.evaluate(params, step)["eval_reward"] for step in range(4)]
+        == rewards(EVALUATION)
+        != rewards(TRAINING)
+    )
 
 
 def test_a_partial_batch_is_filled_and_cut_again():
     run = train.build(tiny_config())
     steps, slots = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 0, 2])
-    whole, rest = run.generator.generate(run.state.params, 0, steps, slots)
+    _, rest = run.generator.generate(run.state.params, 0, steps, slots)
     np.testing.assert_array_equal(rest[1], [0, 2])
-    assert len(rest[2].rewards_NxG) == 2
-    again = next(run.generator.generate(run.state.params, 0, np.full(4, 1), np.arange(4)))[2]
-    np.testing.assert_array_equal(rest[2].responses.tokens_NxGxR, again.responses.tokens_NxGxR[[0, 2]])
+    assert len(rest[2].result().rewards_NxG) == 2
+    again = next(run.generator.generate(run.state.params, 0, np.full(4, 1), np.arange(4)))[2].result()
+    np.testing.assert_array_equal(rest[2].result().responses.tokens_NxGxR, again.responses.tokens_NxGxR[[0, 2]])
 
 
 def test_records_carry_the_field_names():

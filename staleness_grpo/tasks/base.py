@@ -1,6 +1,7 @@
 """The Task protocol: prompts by index, rewards on the host. A task has no state and no global registry."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,6 +27,14 @@ class Task(Protocol):
         """The prompts with these indices, left-padded."""
         ...
 
+    def decode(self, tokens: np.ndarray) -> str:
+        """Tokens as text, for people."""
+        ...
+
+
+class ArrayTask(Task, Protocol):
+    """A task whose rewards are a function of arrays, so that a whole training can be compiled with it."""
+
     def rewards(self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray) -> np.ndarray:
         """Rewards [N, G], float32, of the responses to the prompts with these indices."""
         ...
@@ -35,13 +44,22 @@ class Task(Protocol):
         ...
 
     def judge(self, key: Array, tokens_NxGxR: Array, mask_NxGxR: Array) -> Array:
-        """The rewards [N, G] again, from `answer_key` and traceable: for a training compiled as a whole."""
+        """The rewards [N, G] again, from `answer_key` and traceable."""
         ...
 
     def answer(self, index: int) -> np.ndarray:
-        """The answer key: tokens (with the end token, if there is one) of a response of highest reward."""
+        """Tokens (with the end token, if there is one) of a response of highest reward."""
         ...
 
-    def decode(self, tokens: np.ndarray) -> str:
-        """Tokens as text, for people."""
+
+@runtime_checkable
+class TextTask(Task, Protocol):
+    """A task whose responses are judged as text, by a verifier that runs in worker processes (see `rewards`)."""
+
+    verify: Callable[[str, Any], float]  # (response, reference) -> reward; importable by name
+
+    def samples(
+        self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray
+    ) -> tuple[list[str], list[Any]]:
+        """(responses, references), B = N * G of each: the text of every response, and what it is compared with."""
         ...

@@ -8,6 +8,7 @@ from staleness_grpo.policy import tokenizer as tokenizer_lib
 from staleness_grpo.policy.huggingface_config import CheckpointError
 
 tokenizers = pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+from tests import byte_tokenizer  # noqa: E402
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}\n"
@@ -21,19 +22,8 @@ CHAT = [{"role": "system", "content": "Add. "}, {"role": "user", "content": "1 +
 @pytest.fixture
 def folder(tmp_path):
     """A tokenizer of single bytes, with a chat template and two stop tokens."""
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocab = {text: i for i, text in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>"])
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    texts = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token={"content": "</s>"},
-                 pad_token="<pad>", chat_template=TEMPLATE)  # fmt: skip
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(texts))
+    byte_tokenizer.write(tmp_path, TEMPLATE)
     (tmp_path / "config.json").write_text(json.dumps(dict(eos_token_id=7, bos_token_id=0)))
-    (tmp_path / "generation_config.json").write_text(json.dumps(dict(eos_token_id=[1, 5])))
     return tmp_path
 
 

@@ -1,0 +1,96 @@
+"""Rewards judged in worker processes: the device does not wait for them, and no sample can stop a run.
+
+A verifier may raise, hang, or take its process down with it. Such a sample is reported on stderr, scored 0 and marked.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import multiprocessing
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pebble
+
+Verifier = Callable[[str, Any], float]  # (response, reference) -> reward; importable by name in another process
+OUTCOMES = JUDGED, FAILED, TIMED_OUT = range(3)
+MOST_REPORTS = 10  # lines on stderr
+pebble.CONSTS.term_timeout = 0.1  # seconds between SIGTERM, which its workers ignore here, and SIGKILL
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """The rewards of some samples, on their way."""
+
+    futures: list[concurrent.futures.Future]
+    time_limit: float
+    report: Callable[[str], None]
+
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+        return all(future.done() for future in self.futures)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rewards, float32; outcomes, int8, of OUTCOMES), in the order of the samples."""
+        pairs = [self._one(future) for future in self.futures]
+        return np.array([reward for reward, _ in pairs], np.float32), np.array([kind for _, kind in pairs], np.int8)
+
+    def _one(self, future) -> tuple[float, int]:
+        try:
+            reward = float(future.result())
+            if math.isfinite(reward):
+                return reward, JUDGED
+            self.report(f"gave {reward}")
+        except concurrent.futures.TimeoutError:
+            self.report(f"took longer than {self.time_limit:g} s")
+            return 0.0, TIMED_OUT
+        except Exception as error:  # whatever a verifier raises, ProcessExpired where its process died
+            self.report(f"failed: {type(error).__name__}: {error}")
+        return 0.0, FAILED
+
+
+class RewardPool:
+    """Worker processes that run one verifier, each sample within a time limit.
+
+    Args:
+      verify: a Verifier; it is pickled, so no lambda.
+      num_workers: processes, started at the first `submit`.
+      time_limit: seconds that one sample may take; its process is ended then, and another started.
+    """
+
+    def __init__(self, verify: Verifier, num_workers: int, time_limit: float):
+        pickle.dumps(verify)  # raises here, and not once for every sample
+        self._verify, self._time_limit = verify, time_limit
+        # Spawned: a fork of a process with JAX's threads can deadlock. SIGTERM, which schedulers send to all processes
+        # of a job, is the run's to answer: a worker that died of it would change a reward.
+        self._pool = pebble.ProcessPool(
+            max_workers=num_workers,
+            context=multiprocessing.get_context("spawn"),
+            initializer=signal.signal,
+            initargs=(signal.SIGTERM, signal.SIG_IGN),
+        )
+        self._reported: set[str] = set()
+
+    def submit(self, responses_B: Sequence[str], references_B: Sequence[Any]) -> Judging:
+        """Starts judging B responses, each beside what its problem says of the answer."""
+        futures = [
+            self._pool.schedule(self._verify, args=pair, timeout=self._time_limit)
+            for pair in zip(responses_B, references_B, strict=True)
+        ]
+        return Judging(futures, self._time_limit, self._report)
+
+    def close(self) -> None:
+        """Ends the workers; what they have not judged is dropped."""
+        self._pool.stop()
+        self._pool.join()
+
+    def _report(self, what: str) -> None:
+        """One line for each kind of failure: a broken verifier fails on every sample alike."""
+        what = " ".join(what.split())
+        if what not in self._reported and len(self._reported) < MOST_REPORTS:
+            self._reported.add(what)
+            print(f"a reward function {what}; scored 0, and counted in metrics.jsonl", file=sys.stderr, flush=True)

@@ -1,0 +1,91 @@
+"""What a response is worth, against answers judged by hand."""
+
+import fractions
+import subprocess
+import sys
+
+import pytest
+
+from staleness_grpo.tasks import verifiers
+
+
+def test_verifiers_import_no_jax():
+    """A worker process starts in a tenth of a second without it, and holds no memory for it."""
+    code = "import sys; from staleness_grpo.tasks import verifiers; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("She has 3 + 4 = 7 apples.", 7),
+        ("so 12 dogs, 30 cats\n#### 42", 42),
+        ("#### 5 of the 9", 5),  # what follows the marker, and not what comes last
+        ("#### none", None),
+        (r"\boxed{12} and then \boxed{1,234.50}", fractions.Fraction(2469, 2)),
+        (r"of 8, \boxed{$-3$} remain 100", -3),
+        ("It costs $1,200.", 1200),
+        ("one half is 1/2", fractions.Fraction(1, 2)),
+        ("divided by nothing: 3/0", 3),
+        (".5", fractions.Fraction(1, 2)),
+        ("no idea", None),
+        ("", None),
+    ],
+)
+def test_the_final_number(text, expected):
+    assert verifiers.final_number(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "expected"),
+    [("It is 72.0", "72", 1.0), ("It is 72, not 71", "72", 0.0), ("no number", "72", 0.0), ("1,200", "1200", 1.0)],
+)
+def test_number(response, reference, expected):
+    assert verifiers.number(response, reference) == expected
+
+
+def test_exact():
+    assert verifiers.exact(" Paris\n", "Paris") == 1.0
+    assert verifiers.exact("paris", "Paris") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "expected"),
+    [
+        (r"The answer is $\frac{1}{2}$.", "0.5", 1.0),
+        (r"so \boxed{x^2 + 2x + 1}", "(x+1)^2", 1.0),
+        (r"so \boxed{\{1, 2\}}", r"\{2, 1\}", 1.0),
+        ("The final answer is 72.", "72", 1.0),
+        (r"so \boxed{73}", "72", 0.0),
+        ("I do not know", "72", 0.0),
+    ],
+)
+def test_math_verify(response, reference, expected):
+    pytest.importorskip("math_verify", reason="the extra tasks is not installed")
+    assert verifiers.math_verify(response, reference) == expected
+
+
+def test_reasoning_gym_judges_what_stands_between_the_tags():
+    library = pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
+    options = (("size", 3), ("seed", 1))
+    entry = library.create_dataset("chain_sum", **dict(options))[2]
+    right = entry["answer"]
+
+    def score(response):
+        return verifiers.reasoning_gym(response, entry, dataset="chain_sum", options=options)
+
+    assert score(f"I think. <answer>{right}</answer>") == score(f" {right}\n") == 1.0
+    assert score(f"{right} <answer>{int(right) + 1}</answer>") < 0.1
+    assert score("") < 0.1
+
+
+def test_stories():
+    words = ("friend", "happy", "play", "smile")
+    assert verifiers.story_mentions("A friend! They PLAY, she smiles. My friend.", words) == 0.5  # 'smiles' is another
+    assert verifiers.story_mentions("", words) == 0.0
+    assert verifiers.story_short_sentences("He ran. She ran very very very far away! Oh", 3) == pytest.approx(1 / 3)
+    assert verifiers.story_short_sentences('He ran. "Go!" ', 3) == 1.0
+    assert verifiers.story_short_sentences("no end", 3) == verifiers.story_short_sentences("", 3) == 0.0
+    assert verifiers.story_short_sentences("... He ran.", 3) == 0.5  # an empty sentence is none
+    assert verifiers.story_dialogue('He said, "Hi!"', None) == 1.0
+    assert verifiers.story_dialogue('He said, "Hi!', None) == verifiers.story_dialogue('"" "!"', None) == 0.0

@@ -1,0 +1,96 @@
+"""Rewards judged in real worker processes: whatever a verifier does, the others are judged and the run goes on."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from staleness_grpo.rewards import FAILED, JUDGED, TIMED_OUT, RewardPool
+
+
+def badly_behaved(response: str, reference: str) -> float:
+    """A verifier that a response can break in every way."""
+    if response == "raise":
+        raise ValueError("cannot read\nthis")
+    if response == "hang":
+        while True:
+            time.sleep(1)
+    if response == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if response == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if response == "nan":
+        return float("nan")
+    return float(response == reference)
+
+
+def test_a_broken_sample_is_scored_zero_and_said_and_the_rest_is_judged(capfd):
+    pool = RewardPool(badly_behaved, num_workers=2, time_limit=1.0)
+    try:
+        responses = ["a", "raise", "b", "hang", "a", "die", "raise", "nan", "terminate", "a"]
+        judging = pool.submit(responses, ["a"] * 8 + ["terminate", "a"])
+        rewards, outcomes = judging.result()
+        assert judging.done()
+        np.testing.assert_array_equal(rewards, np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 1], np.float32))
+        kinds = [JUDGED, FAILED, JUDGED, TIMED_OUT, JUDGED, FAILED, FAILED, FAILED, JUDGED, JUDGED]
+        np.testing.assert_array_equal(outcomes, kinds)
+        assert rewards.dtype == np.float32 and outcomes.dtype == np.int8
+        again, _ = pool.submit(["a", "b"], ["a", "a"]).result()  # the pool is whole again
+        np.testing.assert_array_equal(again, [1, 0])
+    finally:
+        pool.close()
+    said = capfd.readouterr().err.splitlines()
+    assert sum("ValueError: cannot read this" in line for line in said) == 1  # once, on one line
+    for part in ("took longer than 1 s", "ProcessExpired", "gave nan"):
+        assert sum(part in line for line in said) == 1
+
+
+def test_a_verifier_that_cannot_be_sent_to_a_worker_is_refused_at_once():
+    with pytest.raises(Exception, match="pickle"):
+        RewardPool(lambda response, reference: 1.0, num_workers=1, time_limit=1.0)
+
+
+OWNER = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from staleness_grpo.rewards import RewardPool
+from test_rewards import badly_behaved
+if __name__ == "__main__":
+    pool = RewardPool(badly_behaved, num_workers=1, time_limit=60.0)
+    pool.submit(["a"], ["a"]).result()
+    import multiprocessing
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_killed_run(tmp_path):
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER.format(folder=str(pathlib.Path(__file__).parent)))
+    owner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    workers = []
+    try:
+        workers = [int(pid) for pid in owner.stdout.readline().split()]
+        assert workers and all(map(runs, workers))
+        owner.kill()
+        owner.wait(timeout=10)
+        deadline = time.monotonic() + 20
+        while any(map(runs, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(runs, workers))
+    finally:
+        owner.kill()
+        owner.communicate()
+        for pid in filter(runs, workers):
+            os.kill(pid, signal.SIGKILL)
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and it is not just waiting to be collected."""
+    status = pathlib.Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
