@@ -66,9 +66,7 @@ def validate(config: ConfigDict) -> None:
             require(sweep[flag] >= 1, f"sweep.{flag}", "give a number >= 1")
         require(sweep.num_workers >= 0, "sweep.num_workers", "give a number >= 0")
         require(variant.lag.schedule in SCHEDULES, "lag.schedule", f"choose one of {', '.join(SCHEDULES)}")
-        require(
-            variant.task.get("name") not in TEXT_TASKS, "task.name", "a sweep compiles rewards: give arithmetic"
-        )
+        require(variant.task.get("name") not in TEXT_TASKS, "task.name", "a sweep compiles rewards: give arithmetic")
         require(variant.policy.checkpoint is None, "policy.checkpoint", "a sweep makes its policies: leave it unset")
         require(variant.microbatch_prompts == 0, "microbatch_prompts", "a sweep takes each batch at once: give 0")
         require(variant.updates_per_batch == 1, "updates_per_batch", "a sweep takes one update per batch: give 1")

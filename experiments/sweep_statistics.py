@@ -165,6 +165,7 @@ def rules(cells: stability.Cells) -> dict:
             "log_likelihood": fit.log_likelihood,
             "held_out_log_likelihood": held_out.log_likelihood,
             "held_out_balanced_accuracy": held_out.balanced_accuracy,
+            "held_out_balanced_accuracy_all_horizons": held_out.balanced_accuracy_all_horizons,
             "n": len(cells),
         }
     return found

@@ -109,6 +109,8 @@ def default() -> ConfigDict:
             ),
             metrics=dict(
                 lags=False,  # the lag of every group in every record: what staleness.trace makes a trace of
+                paired_every=0,  # learner steps between comparisons of a batch's gradient with a fresh one's; 0: never
+                paired_blocks=0,  # parts of whole groups that their intervals are made of; 0: each group is one
                 parameter_drift=True,  # keeps the parameters of every version in flight, up to S + 1 copies
             ),
             checkpoint=dict(
@@ -141,6 +143,8 @@ _AT_LEAST = {
     "warm_start.batch_size": 1,
     "warm_start.seed": 0,
     "rewards.num_workers": 1,
+    "metrics.paired_every": 0,
+    "metrics.paired_blocks": 0,
     "lag.max_lag": 0,
     "optimizer.warmup_steps": 0,
     "checkpoint.save_every": 1,
@@ -294,6 +298,19 @@ def _check_combinations(config: ConfigDict) -> None:
         config,
         "optimizer.weight_decay",
         f"optimizer.name={config.optimizer.name} ignores it: give 0, or optimizer.name=adamw",
+    )
+    blocks = config.metrics.paired_blocks
+    _require(
+        blocks == 0 or (blocks > 1 and config.num_prompts % blocks == 0),
+        config,
+        "metrics.paired_blocks",
+        f"give 0, or a divisor of num_prompts={config.num_prompts} above 1",
+    )
+    _require(
+        config.metrics.paired_every == 0 or updates == 1,
+        config,
+        "metrics.paired_every",
+        f"a batch is compared as a whole: give 0, or updates_per_batch=1 in place of {updates}",
     )
     total = sum(field(config, flag) for flag in _FRACTIONS)
     _require(

@@ -83,18 +83,41 @@ def surrogate_loss(
     `correction` is `config.correction`; without it, the plain clip of GRPO. With `microbatch_prompts` the policy runs
     on that many groups at a time, in both passes: see `in_microbatches`.
     """
-    name = "grpo_clip" if correction is None else correction.name
-    overrides = {} if correction is None else registry.chosen(registry.CORRECTIONS[name].objective, correction)
-    token_objective = registry.bind(name, surrogate, overrides)
-
-    def whole(params, prompts, tokens_NxGxR, mask_NxGxR):
-        return response_logprobs(policy, params, prompts, tokens_NxGxR, mask_NxGxR, temperature)
-
-    logprobs_of = in_microbatches(whole, microbatch_prompts) if microbatch_prompts else whole
+    loss_of_logprobs = logprobs_loss(surrogate, correction)
+    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts)
 
     def loss_fn(params, rollout):
         responses = rollout.responses
         policy_logprobs, entropy = logprobs_of(params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR)
+        return loss_of_logprobs(policy_logprobs, entropy, rollout)
+
+    return loss_fn
+
+
+def logprobs_function(
+    policy: Policy, temperature: float, microbatch_prompts: int
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(params, prompts, tokens_NxGxR, mask_NxGxR) -> (log pi of the tokens, entropy), both [N, G, R]."""
+
+    def logprobs_of(params, prompts, tokens_NxGxR, mask_NxGxR):
+        return response_logprobs(policy, params, prompts, tokens_NxGxR, mask_NxGxR, temperature)
+
+    return in_microbatches(logprobs_of, microbatch_prompts) if microbatch_prompts else logprobs_of
+
+
+def logprobs_loss(
+    surrogate: SurrogateConfig, correction=None
+) -> Callable[[Array, Array, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
+    """The same loss as a function of what the policy says: (policy_logprobs, entropy, rollout) -> (loss, diagnostics).
+
+    It takes the advantages within groups, and the length normalization and the correction over the whole batch.
+    """
+    name = "grpo_clip" if correction is None else correction.name
+    overrides = {} if correction is None else registry.chosen(registry.CORRECTIONS[name].objective, correction)
+    token_objective = registry.bind(name, surrogate, overrides)
+
+    def loss_of_logprobs(policy_logprobs, entropy, rollout):
+        responses = rollout.responses
         rewards = jnp.asarray(rollout.rewards_NxG, policy_logprobs.dtype)
         advantages = group_advantages(rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon)
         behavior_logprobs, mask = responses.behavior_logprobs_NxGxR, responses.mask_NxGxR
@@ -117,7 +140,7 @@ def surrogate_loss(
         }
         return loss, diagnostics
 
-    return loss_fn
+    return loss_of_logprobs
 
 
 def in_microbatches(function: Callable, microbatch_prompts: int) -> Callable:
@@ -138,6 +161,57 @@ def in_microbatches(function: Callable, microbatch_prompts: int) -> Callable:
         return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(num_prompts, *leaf.shape[2:]), results)
 
     return mapped
+
+
+def make_paired_gram(
+    policy: Policy,
+    surrogate: SurrogateConfig,
+    temperature: float,
+    correction,
+    microbatch_prompts: int,
+    num_blocks: int,
+) -> Callable[[PyTree, Rollout, Rollout], Array]:
+    """Jitted (params, stale rollout, fresh rollout) -> inner products of the gradients of blocks of groups, [4, J, J].
+
+    The N groups are cut into J = `num_blocks` blocks. A block's gradient is J times its part of the gradient of the
+    whole batch's surrogate, so that the blocks' mean is H, whatever the length normalization or the correction takes
+    from the batch. With s_i of the stale and f_i of the fresh rollout the four matrices are those of `bias.paired`:
+    (s_i - f_i) . (s_j - f_j), s_i . s_j, f_i . f_j, and s_i . f_j. Memory: 3 J gradients.
+    """
+    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts)
+    loss_of_logprobs = logprobs_loss(surrogate, correction)
+
+    def block_gradients(params, rollout):
+        batch = rollout.prompts, rollout.responses.tokens_NxGxR, rollout.responses.mask_NxGxR
+        logprobs, entropy = logprobs_of(params, *batch)
+        cotangent = jax.grad(lambda x: -num_blocks * loss_of_logprobs(x, entropy, rollout)[0])(logprobs)
+        # Block i takes every J-th group, so that a batch sharded in blocks stays sharded in every block.
+        blocks = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, num_blocks, *leaf.shape[1:]).swapaxes(0, 1), (batch, cotangent)
+        )
+
+        def one(block):
+            inputs, cotangent = block
+            _, pull = jax.vjp(lambda p: logprobs_of(p, *inputs)[0], params)
+            return pull(cotangent)[0]
+
+        return jax.lax.map(one, blocks)
+
+    def products(a, b):
+        parts = [
+            jnp.matmul(x.reshape(num_blocks, -1), y.reshape(num_blocks, -1).T, precision="highest")
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        ]
+        return sum(parts)
+
+    @jax.jit
+    def paired_gram(params, stale, fresh):
+        stale, fresh = block_gradients(params, stale), block_gradients(params, fresh)
+        bias = jax.tree.map(jnp.subtract, stale, fresh)
+        pairs = ((bias, bias), (stale, stale), (fresh, fresh), (stale, fresh))
+        return jnp.stack([products(*pair) for pair in pairs])
+
+    return paired_gram
 
 
 def make_scorer(policy: Policy, temperature: float) -> Callable[[PyTree, Rollout], Array]:

@@ -90,6 +90,16 @@ class Generator:
             found["eval_reward_failures"] = np.count_nonzero(rollout.reward_outcome_NxG)
         return found
 
+    def answer_again(self, params: PyTree, prompts: Prompts, step: int) -> Rollout:
+        """What `params` answer to the prompts of this learner step's batch, with the noise that it was sampled with.
+
+        On the devices, sharded like the batch itself. Under the parameters that generated it, the batch again.
+        """
+        slots_N = np.arange(self.num_prompts)
+        prompts = jax.device_get(prompts)
+        responses = self.sample(params, prompts, TRAINING, np.full_like(slots_N, step), slots_N, self.group_size)
+        return jax.device_put(self.score(prompts, responses, step), mesh_lib.batch_sharding(self.mesh))
+
     def prompts(self, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray) -> Prompts:
         """The prompt of each (step, slot), uniform with replacement and a function of (seed, purpose, step, slot)."""
         return self.task.prompts(uniform_integers(self.task.num_prompts, self.seed, purpose, steps_N, slots_N))

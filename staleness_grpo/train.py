@@ -44,6 +44,7 @@ class Run:
     update: Callable[[LearnerState, Rollout], tuple[LearnerState, dict]]
     cosine_ceiling: Callable | None
     proximal_logprobs: Callable[[PyTree, Rollout], Array] | None  # for more than one update per rollout batch
+    paired_gram: Callable[[PyTree, Rollout, Rollout], Array] | None
     buffer: RingBuffer
     drift: ParameterDrift | None
     state: LearnerState
@@ -85,6 +86,12 @@ def build(config, task: Task | None = None) -> Run:
     loss_fn = learner.surrogate_loss(
         policy, surrogate, config.sampler.temperature, config.correction, config.microbatch_prompts
     )
+    paired_gram = None
+    if config.metrics.paired_every:
+        num_blocks = config.metrics.paired_blocks or config.num_prompts
+        paired_gram = learner.make_paired_gram(
+            policy, surrogate, config.sampler.temperature, config.correction, config.microbatch_prompts, num_blocks
+        )
     size = dict(num_prompts=config.num_prompts, group_size=config.group_size)
     pool = RewardPool(task.verify, **config.rewards) if isinstance(task, TextTask) else None
     updates_per_batch = config.updates_per_batch
@@ -98,6 +105,7 @@ def build(config, task: Task | None = None) -> Run:
         update=learner.make_update(loss_fn, optimizer, state, mesh),
         cosine_ceiling=learner.make_cosine_ceiling(loss_fn, config.num_prompts // updates_per_batch),
         proximal_logprobs=learner.make_scorer(policy, config.sampler.temperature) if updates_per_batch > 1 else None,
+        paired_gram=paired_gram,
         buffer=RingBuffer(schedule.max_lag, schedule.num_groups),
         drift=ParameterDrift(state.params, schedule.max_lag) if config.metrics.parameter_drift else None,
         state=state,
@@ -163,6 +171,9 @@ def train(
                 record |= run.generator.evaluate(run.state.params, step)
                 if run.cosine_ceiling is not None:
                     record["gradient_cosine_ceiling"] = run.cosine_ceiling(run.state.params, batch)
+            if run.paired_gram is not None and step % config.metrics.paired_every == 0:
+                fresh = run.generator.answer_again(run.state.params, batch.prompts, step)
+                record["paired_gram"] = run.paired_gram(run.state.params, batch, fresh)
             run.state, on_device = run.update(run.state, batch)
         run.step = step + 1
 

@@ -35,6 +35,15 @@ def models() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def data() -> pathlib.Path:
+    """The folder of datasets: $STALENESS_GRPO_DATA, or one beside the repository. Skips without."""
+    folder = pathlib.Path(os.environ.get("STALENESS_GRPO_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no datasets: set STALENESS_GRPO_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def run_on_devices() -> Callable[..., str]:
     """Runs Python code on simulated devices: in its own process, as their number is fixed at start-up."""
 

@@ -6,6 +6,7 @@
 The package has the weights as GGUF, quantized; they are written out as a checkpoint folder in float32.
 """
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -13,6 +14,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from staleness_grpo import config as config_lib
 from staleness_grpo import train
@@ -112,49 +114,26 @@ def test_logits_are_those_of_transformers_and_it_knows_the_capital_of_france(fol
     assert "Paris" in answer  # weights permuted wrongly agree with transformers all the same, but know nothing
 
 
-class Sums:
-    """The chain sums of reasoning-gym as a Task."""
-
-    prompt_length, max_response_length, num_prompts = 96, 12, 64
-
-    def __init__(self, tokenizer):
-        reasoning_gym = pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
-        self.tokenizer, self.vocab_size = tokenizer, 49_152
-        self.pad_token, self.end_token = tokenizer.pad_token, tokenizer.stop_tokens
-        self.problems = reasoning_gym.create_dataset("chain_sum", seed=0, size=self.num_prompts)
-
-    def prompts(self, index_N):
-        tokens = np.full((len(index_N), self.prompt_length), self.pad_token, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, index in enumerate(index_N):
-            question = self.problems[int(index)]["question"] + " Answer with the number alone."
-            encoded = self.tokenizer.encode_chat([{"role": "user", "content": question}])[-self.prompt_length :]
-            tokens[row, -len(encoded) :], mask[row, -len(encoded) :] = encoded, True
-        return Prompts(tokens, mask, np.asarray(index_N, np.int32))
-
-    def rewards(self, index_N, tokens_NxGxR, mask_NxGxR):
-        texts = [[self.tokenizer.decode(t[m]) for t, m in zip(*rows, strict=True)]
-                 for rows in zip(tokens_NxGxR, mask_NxGxR, strict=True)]  # fmt: skip
-        self.last = texts
-        return np.array(
-            [[self.problems.score_answer(text, self.problems[int(i)]) for text in row]
-             for i, row in zip(index_N, texts, strict=True)], np.float32
-        )  # fmt: skip
-
-
 def test_a_few_updates_on_chain_sums(folder):
-    task = Sums(tokenizer_lib.load(folder))
+    pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
     config = config_lib.default()
+    config.task = ConfigDict(
+        dict(
+            name="reasoning_gym", dataset="chain_sum", size=64, seed=0, chat=True, max_response_length=12,
+            prompt="{prompt} Answer with the number alone.",
+        )
+    )  # fmt: skip
     config.update(dict(steps=3, num_prompts=4, group_size=4, microbatch_prompts=2, eval_every=0))
     config.policy.update(dict(checkpoint=str(folder), vocab_chunks=8, remat=True))
     config.optimizer.learning_rate = 1e-5
     config.lag.max_lag = 1
     config_lib.validate(config, 1)
-    records = list(train.train(train.build(config, task), config))
+    with contextlib.closing(train.build(config)) as run:
+        records = list(train.train(run, config))
     print()
     for record in records:
         print({name: record[name] for name in ("reward", "loss", "grad_norm", "approx_kl", "lag_max", "time_step")})
-    print(task.last[0])
+    assert [(record["reward_errors"], record["reward_timeouts"]) for record in records] == [(0, 0)] * 3
     assert len(records) == 3 and not any(record["collapsed"] for record in records)
     assert records[0]["approx_kl"] < 1e-6 < records[-1]["approx_kl"]  # sampler and learner agree; then it moved
     assert max(record["grad_norm"] for record in records) > 0  # some group had right and wrong answers

@@ -1,0 +1,21 @@
+"""Gradient bias of stale rollouts on two-digit addition, against fresh ones with common random numbers.
+
+    python -m experiments.paired_bias --workdir=results/paired_bias
+
+Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from staleness_grpo import config as config_lib
+
+
+def get_config():
+    """Trainings of 80 learner steps at seven lags and three learning rates, compared every fourth step."""
+    config = config_lib.default()
+    config.steps = 80
+    config.eval_every = 5
+    config.num_prompts = 32
+    config.metrics.paired_every = 4
+    config.paired = ConfigDict(dict(max_lags=(0, 1, 2, 4, 8, 16, 32), learning_rates=(2.5e-4, 5e-4, 1e-3)))
+    return config

@@ -1,0 +1,30 @@
+"""A pretrained language model on a laptop: rewards and gradient bias of stories260k by lag.
+
+    python -m experiments.paired_bias --config=experiments/configs/stories260k_cpu.py --workdir=DIR \
+        --config.policy.checkpoint=FOLDER
+
+FOLDER holds the 260k-parameter Llama of the tinyllamas family (MIT licence) as config.json, model.safetensors and
+tokenizer.json. It goes on with openings of stories, and is rewarded for each of four words that it uses. The same
+config with `experiments.train` is one of these trainings.
+
+Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from staleness_grpo import config as config_lib
+
+
+def get_config():
+    """Trainings of 100 learner steps at six lags, compared with fresh rollouts every fourth step."""
+    config = config_lib.default()
+    config.steps = 100
+    config.eval_every = 5
+    config.num_prompts = 16
+    config.group_size = 8
+    config.warm_start.steps = 0
+    config.optimizer.learning_rate = 1e-4
+    config.metrics.paired_every = 4
+    config.task = ConfigDict(dict(name="stories", rule="mentions", max_response_length=48))
+    config.paired = ConfigDict(dict(max_lags=(0, 1, 2, 4, 8, 32), learning_rates=(1e-4,)))
+    return config

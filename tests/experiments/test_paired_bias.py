@@ -1,0 +1,83 @@
+"""The paired bias as a command: trainings, cells, summary, figure; a second call; refusals."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import cli, paired_bias, paired_summary
+from staleness_grpo import metrics
+from staleness_grpo.config import ConfigError
+
+CONFIGS = cli.ROOT / "experiments" / "configs"
+
+
+def tiny():
+    config = cli.load_config(CONFIGS / "paired_bias.py")
+    config.update(dict(steps=12, num_prompts=4, group_size=4, eval_every=6))
+    config.warm_start.steps = 0
+    config.metrics.paired_every = 2
+    config.policy.update(dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16))
+    config.task = dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8)
+    config.paired.update(dict(max_lags=(0, 4), learning_rates=(0.01,)))
+    return config
+
+
+def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_path, capsys):
+    config = tiny()
+    paired_bias.main(config, tmp_path)
+    first = (tmp_path / "cells.jsonl").read_bytes()
+    assert "finished already" not in capsys.readouterr().out
+    paired_bias.main(config, tmp_path)
+    assert capsys.readouterr().out.count("finished already") == 2
+    assert (tmp_path / "cells.jsonl").read_bytes() == first
+    synchronous, stale = metrics.read_jsonl(tmp_path / "cells.jsonl")
+    assert synchronous["bias_norm"] == 0 and synchronous["bias_norm_interval"] == [0, 0]
+    assert (synchronous["num_comparisons"], synchronous["first_step"]) == (6, 0)
+    assert (stale["num_comparisons"], stale["first_step"], stale["num_groups"]) == (4, 4, 16)
+    assert stale["bias_norm_interval"][1] > 0 and stale["drift"] > 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["claims"][0]["holds"] and summary["claims"][0]["measured"] == 0
+    for name in ("paired_bias.png", "paired_bias.pdf", "config.json", "environment.json", "S4-eta0.01/metrics.jsonl"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
+    cells = [
+        {"max_lag": lag, "s_eta": lag * 1e-3, "bias_norm": 3 * lag**1.5, "clip_fraction": 0.0}
+        for lag in (1, 2, 4, 8, 16)
+    ]
+    cells.append({"max_lag": 0, "s_eta": 0.0, "bias_norm": 0.0, "clip_fraction": 0.0})
+    cells.append({"max_lag": 64, "s_eta": 0.064, "bias_norm": 3.0, "clip_fraction": 0.2})
+    found = paired_summary.slope(cells, "s_eta")
+    np.testing.assert_allclose(found["unclipped"]["slope"], 1.5, rtol=1e-12)
+    np.testing.assert_allclose(found["unclipped"]["interval"], [1.5, 1.5], rtol=1e-9)
+    assert found["unclipped"]["n"] == 5 and found["all"]["n"] == 6 and found["all"]["slope"] < 1.5
+    assert paired_summary.slope(cells[:3], "s_eta") == {"all": None, "unclipped": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("paired.max_lags", (), "paired.max_lags"),
+        ("paired.learning_rates", (1e-3, 1e-3), "paired.learning_rates"),
+        ("metrics.paired_every", 0, "metrics.paired_every"),
+        ("metrics.paired_blocks", 3, "metrics.paired_blocks"),
+        ("metrics.paired_blocks", 1, "metrics.paired_blocks"),
+        ("paired.max_lags", (0, 10), "steps"),
+        ("lag.schedule", "uniform", "lag.schedule"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_flag(field, value, flag):
+    config = tiny()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=f"^--config.{flag}="):
+        paired_bias.validate(config)
+
+
+def test_one_update_for_each_batch():
+    config = tiny()
+    config.updates_per_batch = 2
+    config.paired.max_lags = (1, 4)
+    with pytest.raises(ConfigError, match=r"^--config.metrics.paired_every="):
+        paired_bias.validate(config)
