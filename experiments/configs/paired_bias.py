@@ -11,11 +11,10 @@ from staleness_grpo import config as config_lib
 
 
 def get_config():
-    """Trainings of 80 learner steps at seven lags and three learning rates, compared every fourth step."""
+    """Trainings of 80 learner steps at seven lags and two learning rates, compared at every step."""
     config = config_lib.default()
     config.steps = 80
     config.eval_every = 5
-    config.num_prompts = 32
-    config.metrics.paired_every = 4
-    config.paired = ConfigDict(dict(max_lags=(0, 1, 2, 4, 8, 16, 32), learning_rates=(2.5e-4, 5e-4, 1e-3)))
+    config.metrics.paired_every = 1
+    config.paired = ConfigDict(dict(max_lags=(0, 1, 2, 4, 8, 16, 32), learning_rates=(1e-4, 4e-4)))
     return config

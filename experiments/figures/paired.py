@@ -47,8 +47,19 @@ def draw(workdir: pathlib.Path) -> pathlib.Path:
         axes[0, 1].legend()
         axes[1, 0].axhline(1, color="0.7", linewidth=0.8, zorder=0)
         for axis in (axes[0, 1], axes[0, 2], axes[1, 0]):
-            axis.set_xticks(lags[1:] if lags[0] == 0 else lags, [str(lag) for lag in lags if lag], minor=False)
+            axis.xaxis.set_major_locator(matplotlib.ticker.FixedLocator([lag for lag in lags if lag]))
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        for ticks in (
+            axes[0, 1].yaxis,
+            axes[0, 2].yaxis,
+            *(t for axis in axes[1, 1:] for t in (axis.xaxis, axis.yaxis)),
+        ):
+            if ticks.get_scale() == "log":
+                low, high = ticks.get_view_interval()
+                ticks.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,)))
+                ticks.set_major_formatter("{x:g}")
+                ticks.set_minor_formatter(matplotlib.ticker.NullFormatter())
     return style.save(figure, workdir / "paired_bias")
 
 

@@ -121,6 +121,7 @@ def test_a_few_updates_on_chain_sums(folder):
         dict(
             name="reasoning_gym", dataset="chain_sum", size=64, seed=0, chat=True, max_response_length=12,
             prompt="{prompt} Answer with the number alone.",
+            options=dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1),
         )
     )  # fmt: skip
     config.update(dict(steps=3, num_prompts=4, group_size=4, microbatch_prompts=2, eval_every=0))
