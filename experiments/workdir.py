@@ -10,7 +10,7 @@ from staleness_grpo import metrics
 from staleness_grpo.config import FlagError
 
 # Where a training is computed, and how often it is saved: a run may go on on other devices.
-MAY_DIFFER = ("mesh.", "checkpoint.")
+MAY_DIFFER = ("mesh.", "checkpoint.", "rewards.")
 
 
 def check_workdir(workdir: str | None, config: ConfigDict) -> pathlib.Path:

@@ -81,7 +81,7 @@ class Checkpoints:
     def snapshot(self, run) -> Snapshot:
         """The run as it stands between two learner steps. Nothing is waited for: copies are made on the device."""
         tree = run_arrays(run, self._copy(run.state))  # the state itself is donated to the next update
-        return Snapshot(run.step, _by_path(tree), _flat_groups(*run.buffer.unread()), tuple(_drift_versions(run)))
+        return Snapshot(run.step, _by_path(tree), _flat_groups(run), tuple(_drift_versions(run)))
 
     def save(self, snapshot: Snapshot) -> None:
         """Starts writing; returns at once unless the last save is still being written.
@@ -261,9 +261,10 @@ _ROLLOUT = Rollout(
 )  # the names of the arrays of buffer_*.npz; proximal log-probabilities are computed when a group is read
 
 
-def _flat_groups(steps_K, slots_K, versions_K, groups: PyTree | None) -> dict[str, np.ndarray]:
-    """Unread groups as named arrays."""
-    return {"steps_K": steps_K, "slots_K": slots_K, "versions_K": versions_K} | _by_path(groups)
+def _flat_groups(run) -> dict[str, np.ndarray]:
+    """Unread groups as named arrays, with the slots that they have among all processes'."""
+    steps_K, places_K, versions_K, groups = run.buffer.unread()
+    return {"steps_K": steps_K, "slots_K": run.own_slots[places_K], "versions_K": versions_K} | _by_path(groups)
 
 
 def _push_all(run, path: pathlib.Path) -> None:
@@ -275,13 +276,13 @@ def _push_all(run, path: pathlib.Path) -> None:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     judged_elsewhere = ".reward_outcome_NxG" in saved
     template = dataclasses.replace(_ROLLOUT, reward_outcome_NxG=0) if judged_elsewhere else _ROLLOUT
-    slots_K = saved["slots_K"] - run.first_slot
-    own_K = (slots_K >= 0) & (slots_K < run.buffer.num_groups)
+    own_K = np.isin(saved["slots_K"], run.own_slots)
+    places_K = np.searchsorted(run.own_slots, saved["slots_K"])
     for version in np.unique(saved["versions_K"][own_K]):
         chosen = own_K & (saved["versions_K"] == version)
         leaves = [saved[name][chosen] for name in _by_path(template)]
         groups = jax.tree.unflatten(jax.tree.structure(template), leaves)
-        run.buffer.push(saved["steps_K"][chosen], slots_K[chosen], int(version), groups)
+        run.buffer.push(saved["steps_K"][chosen], places_K[chosen], int(version), groups)
 
 
 def _digests(folder: pathlib.Path) -> dict[str, list]:

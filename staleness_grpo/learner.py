@@ -70,7 +70,7 @@ def init_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Me
     if params is None:
         shardings = mesh_lib.parameter_shardings(jax.eval_shape(fresh, key), mesh)
         return jax.jit(fresh, out_shardings=shardings)(key)
-    params = jax.device_put(params, mesh_lib.parameter_shardings(params, mesh))
+    params = mesh_lib.put(params, mesh_lib.parameter_shardings(params, mesh))
     shardings = mesh_lib.parameter_shardings(jax.eval_shape(create, params), mesh)
     return jax.jit(create, out_shardings=shardings)(params)
 

@@ -7,6 +7,8 @@ heads, feed-forward features and the vocabulary.
 import math
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,6 +72,76 @@ def parameter_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Group slots, the leading axis of every batch, split over `data` and `fsdp`."""
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def row_owners(mesh: Mesh, num_rows: int) -> np.ndarray:
+    """The process [num_rows] that keeps each row of a batch.
+
+    Raises:
+      ValueError: if a row is split over processes, which a `tensor` axis across them would do.
+    """
+    owners = np.full(num_rows, -1)
+    for device, (rows, *_) in batch_sharding(mesh).devices_indices_map((num_rows,)).items():
+        if np.any((owners[rows] >= 0) & (owners[rows] != device.process_index)):
+            raise ValueError("the tensor axis of the mesh goes across processes: give a divisor of a process's devices")
+        owners[rows] = device.process_index
+    return owners
+
+
+def own_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
+    """The rows that this process keeps of a batch, in order; all of them if it is alone."""
+    return np.flatnonzero(row_owners(mesh, num_rows) == jax.process_index())
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Host arrays that every process has as a whole, on the devices of all."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def one(leaf, sharding):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: one(leaf, shardings), tree)
+    return jax.tree.map(one, tree, shardings)
+
+
+def put_own_rows(tree: PyTree, mesh: Mesh, num_rows: int) -> PyTree:
+    """A batch of `num_rows` on the devices of all processes, from the rows that each of them keeps."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    place = np.full(num_rows, -1)
+    rows = own_rows(mesh, num_rows)
+    place[rows] = np.arange(len(rows))
+
+    def one(leaf):
+        shape = (num_rows, *leaf.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: leaf[place[index[0]]])
+
+    return jax.tree.map(one, tree)
+
+
+def get_own_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The rows of a batch on the devices that this process keeps, on the host."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def one(leaf):
+        found = np.empty(leaf.shape, leaf.dtype)
+        for shard in leaf.addressable_shards:
+            found[shard.index] = shard.data
+        return found[own_rows(mesh, len(leaf))]
+
+    return jax.tree.map(one, tree)
+
+
+def sum_over_processes(values: np.ndarray) -> np.ndarray:
+    """The sum of every process's values, in float32 if there are several."""
+    if jax.process_count() == 1:
+        return values
+    return multihost_utils.process_allgather(values.astype(np.float32)).sum(axis=0)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

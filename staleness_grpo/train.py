@@ -50,7 +50,6 @@ class Run:
     state: LearnerState
     proximal_params: PyTree | None = None
     step: int = 0  # the learner step that is next
-    first_slot: int = 0  # of the group slots that this process keeps
     # (steps, slots, behavior version, groups) whose rewards are on their way; empty in a checkpoint.
     unjudged: list[tuple[np.ndarray, np.ndarray, int, PendingRollout]] = dataclasses.field(default_factory=list)
 
@@ -59,10 +58,15 @@ class Run:
         waiting = []
         for steps, slots, version, pending in self.unjudged:
             if pending.ready() or steps.min() <= needed:
-                self.buffer.push(steps, slots, version, pending.result())
+                self.buffer.push(steps, np.searchsorted(self.own_slots, slots), version, pending.result())
             else:
                 waiting.append((steps, slots, version, pending))
         self.unjudged = waiting
+
+    @property
+    def own_slots(self) -> np.ndarray:
+        """The group slots that this process keeps in its buffer, in order: all of them if it is alone."""
+        return mesh_lib.own_rows(self.mesh, self.schedule.num_groups)
 
     def close(self) -> None:
         """Ends the processes that judge rewards."""
@@ -99,14 +103,21 @@ def build(config, task: Task | None = None) -> Run:
     return Run(
         mesh=mesh,
         generator=Generator(
-            policy, task, mesh, config.seed, temperature=config.sampler.temperature, reward_pool=pool, **size
+            policy,
+            task,
+            mesh,
+            config.seed,
+            temperature=config.sampler.temperature,
+            updates_per_batch=updates_per_batch,
+            reward_pool=pool,
+            **size,
         ),
         schedule=schedule,
         update=learner.make_update(loss_fn, optimizer, state, mesh),
         cosine_ceiling=learner.make_cosine_ceiling(loss_fn, config.num_prompts // updates_per_batch),
         proximal_logprobs=learner.make_scorer(policy, config.sampler.temperature) if updates_per_batch > 1 else None,
         paired_gram=paired_gram,
-        buffer=RingBuffer(schedule.max_lag, schedule.num_groups),
+        buffer=RingBuffer(schedule.max_lag, len(mesh_lib.own_rows(mesh, schedule.num_groups))),
         drift=ParameterDrift(state.params, schedule.max_lag) if config.metrics.parameter_drift else None,
         state=state,
     )
@@ -147,7 +158,9 @@ def train(
         for steps, slots, pending_rollout in run.generator.generate(run.state.params, step, steps_K, slots_K):
             run.unjudged.append((steps, slots, step, pending_rollout))
         run.push_judged(needed=step)
-        rollout, lag_N = run.buffer.pop(step, run.schedule.behavior_versions(step))
+        versions_N = run.schedule.behavior_versions(step)
+        rollout, _ = run.buffer.pop(step, versions_N[run.own_slots])
+        lag_N = step - versions_N  # of all processes' groups; each one's buffer has just asserted its own
 
         record = {
             "step": step,
@@ -157,9 +170,10 @@ def train(
             "lag_histogram": np.bincount(lag_N, minlength=run.schedule.max_lag + 1),
         } | ({"lags": lag_N} if config.metrics.lags else {})
         if rollout.reward_outcome_NxG is not None:
-            record["reward_errors"] = np.count_nonzero(rollout.reward_outcome_NxG == FAILED)
-            record["reward_timeouts"] = np.count_nonzero(rollout.reward_outcome_NxG == TIMED_OUT)
-        batch = jax.device_put(rollout, mesh_lib.batch_sharding(run.mesh))
+            counts = [np.count_nonzero(rollout.reward_outcome_NxG == kind) for kind in (FAILED, TIMED_OUT)]
+            counts = mesh_lib.sum_over_processes(np.array(counts))
+            record |= zip(("reward_errors", "reward_timeouts"), counts.astype(int), strict=True)
+        batch = mesh_lib.put_own_rows(rollout, run.mesh, run.schedule.num_groups)
         with jax.set_mesh(run.mesh):
             if run.proximal_logprobs is not None:
                 if step % config.updates_per_batch == 0:
@@ -172,7 +186,7 @@ def train(
                 if run.cosine_ceiling is not None:
                     record["gradient_cosine_ceiling"] = run.cosine_ceiling(run.state.params, batch)
             if run.paired_gram is not None and step % config.metrics.paired_every == 0:
-                fresh = run.generator.answer_again(run.state.params, batch.prompts, step)
+                fresh = run.generator.answer_again(run.state.params, step)
                 record["paired_gram"] = run.paired_gram(run.state.params, batch, fresh)
             run.state, on_device = run.update(run.state, batch)
         run.step = step + 1

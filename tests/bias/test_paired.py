@@ -83,7 +83,7 @@ def sampled_gram(task, policy, params, behavior_params, objective):
         prompts = generator.prompts(TRAINING, np.full_like(slots, step), slots)
         batch = [np.full_like(slots, step), slots, 3]
         stale = generator.score(prompts, generator.sample(behavior_params, prompts, TRAINING, *batch), 0)
-        fresh = generator.answer_again(params, prompts, step)
+        fresh = generator.answer_again(params, step)
         found.append(np.asarray(paired_gram(params, stale, fresh)))
     return np.array(found)
 
@@ -115,7 +115,7 @@ def test_the_blocks_gradients_average_to_that_of_the_batch():
     prompts = generator.prompts(TRAINING, slots * 0, slots)
     responses = generator.sample(behavior_params, prompts, TRAINING, slots * 0, slots, 3)
     stale = generator.score(prompts, responses, 0)
-    fresh = generator.answer_again(params, prompts, 0)
+    fresh = generator.answer_again(params, 0)
     correction = config_lib.default().correction
     correction.name = "m2po_authors"  # its mask depends on the whole batch
     loss = jax.jit(jax.grad(lambda p, batch: learner.surrogate_loss(policy, objective, 1.0, correction)(p, batch)[0]))
