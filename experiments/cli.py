@@ -9,6 +9,7 @@ names the flag, the value and a mend. A mistake of the program itself ends in a 
 import contextlib
 import difflib
 import errno
+import os
 import pathlib
 import re
 import runpy
@@ -27,6 +28,7 @@ from staleness_grpo.config import FlagError
 ROOT = pathlib.Path(__file__).parents[1]
 # What the person at the keyboard can mend, unlike other errors of the operating system.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+HOST_FLAGS = ("coordinator", "num_processes", "process_id", "heartbeat")
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -42,6 +44,7 @@ def run(
     *,
     default_config: str = "experiments/configs/arithmetic.py",
     validate: Callable[[ConfigDict], None] = validate_on_this_machine,
+    several_processes: bool = False,
 ) -> NoReturn:
     """Parses sys.argv, checks it, calls main(config, workdir), and exits.
 
@@ -50,9 +53,12 @@ def run(
         a mistyped flag costs no second.
       default_config: the config file without --config, from the repository's root.
       validate: raises FlagError for a config that cannot be run.
+      several_processes: whether it can run as several processes; then there are flags for that.
     """
 
     def flags_parser(argv):
+        if several_processes:
+            define_host_flags(flags.FLAGS)
         with _exits_in_one_line():
             parse(argv, flags.FLAGS, ROOT / default_config)
         return argv[:1]
@@ -61,9 +67,30 @@ def run(
         del argv
         logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that it does not find
         with _exits_in_one_line(flags.FLAGS.workdir):
+            if several_processes:
+                join_hosts(flags.FLAGS)
             execute(main, flags.FLAGS.config, flags.FLAGS.workdir, validate)
 
     app.run(absl_main, flags_parser=flags_parser)
+
+
+def define_host_flags(flag_values: flags.FlagValues) -> None:
+    """The flags of a run of several processes."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; auto: as JAX finds it.", flag_values=flag_values)
+    flags.DEFINE_integer("num_processes", None, "Processes of this run.", flag_values=flag_values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "heartbeat", 60, "Seconds after which a silent process is given up.", flag_values=flag_values, lower_bound=5
+    )
+
+
+def join_hosts(flag_values: flags.FlagValues) -> None:
+    """Starts JAX as one of several processes, if flags or environment say so. Raises FlagError."""
+    from staleness_grpo import distributed
+
+    hosts = distributed.find({name: flag_values[name].value for name in distributed.VARIABLES}, os.environ)
+    if hosts is not None:
+        distributed.start(hosts, flag_values.heartbeat)
 
 
 def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pathlib.Path) -> None:
@@ -82,8 +109,9 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
     try:
         positional = flag_values(list(argv))[1:]
     except flags.UnrecognizedFlagError as error:
-        close = difflib.get_close_matches(error.flagname, ["config", "workdir"], n=1)
-        mend = f"did you mean --{close[0]}?" if close else "the flags are --config, --config.FIELD and --workdir"
+        names = [name for name in ("config", "workdir", *HOST_FLAGS) if name in flag_values]
+        close = difflib.get_close_matches(error.flagname, names, n=1)
+        mend = f"did you mean --{close[0]}?" if close else f"the flags are --config.FIELD, --{', --'.join(names)}"
         raise FlagError(error.flagname, _value(error.flagvalue), f"unknown flag: {mend}") from error
     except flags.Error as error:
         # "flag --config.steps=abc: invalid literal for int()", or a sentence that names the flag.
@@ -147,7 +175,16 @@ def execute(
     from staleness_grpo import compile_cache  # JAX, from here on
 
     compile_cache.enable(ROOT / ".cache" / "jax")
-    main(config, folder)
+    try:
+        main(config, folder)
+    except Exception as error:
+        import jax
+
+        from staleness_grpo import distributed
+
+        if jax.process_count() == 1 or isinstance(error, FlagError):
+            raise
+        distributed.end_without_the_others(error)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from staleness_grpo.bias import paired
 
 COMMAND = "python -m experiments.paired_bias --workdir=DIR"
-CLIPPED = 0.001  # clip fraction above which a cell counts as clipped
+CLIPPED = 0.1  # clip fraction from which a cell counts as clipped, the level of R_batch in the scaling laws
 RESAMPLES = 1000
 
 

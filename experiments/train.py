@@ -21,6 +21,8 @@ from staleness_grpo.config import FlagError
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Trains, or goes on training, and writes the records as they come. Raises FlagError for an unusable checkpoint."""
+    import jax
+
     from staleness_grpo import checkpoint, metrics, train
     from staleness_grpo.policy import huggingface
     from staleness_grpo.preemption import EXIT_CODE, Preemption
@@ -29,17 +31,21 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
         print(f"finished already: {workdir / 'summary.json'}")
         return
     with Preemption() as preemption, contextlib.ExitStack() as stack:
-        metrics.write_run_files(workdir, config)
+        first = jax.process_index() == 0  # of several processes the one that writes the records
+        if first:
+            metrics.write_run_files(workdir, config)
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config)
         run = stack.enter_context(contextlib.closing(train.build(config)))
         records = resume(run, checkpoints, workdir)
-        writer = metrics.MetricsWriter(workdir / "metrics.jsonl", num_kept=len(records))
+        writer = metrics.MetricsWriter(workdir / "metrics.jsonl", num_kept=len(records)) if first else None
         with metrics.Progress("learner steps", config.steps, done=len(records)) as progress:
             for record in train.train(run, config, checkpoints, preemption):
-                writer.write(record)
+                if writer is not None:
+                    writer.write(record)
                 records.append(metrics.plain(record))
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
-        writer.close()
+        if writer is not None:
+            writer.close()
         if run.step < config.steps and not (records and records[-1]["collapsed"]):
             print(f"SIGTERM: saved before step {run.step}; the same command goes on from there", file=sys.stderr)
             sys.exit(EXIT_CODE)
@@ -48,8 +54,10 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
             summary["final_eval_reward"] = run.generator.evaluate(run.state.params, config.steps)["eval_reward"]
         if config.save_policy:
             huggingface.save(workdir / "policy", run.generator.policy, run.state.params, config.policy.checkpoint)
-        metrics.write_json(workdir / "summary.json", summary)
-    print(f"{workdir / 'summary.json'}: {summary}")
+        if first:
+            metrics.write_json(workdir / "summary.json", summary)
+    if first:
+        print(f"{workdir / 'summary.json'}: {summary}")
 
 
 def resume(run, checkpoints, workdir: pathlib.Path) -> list[dict]:
@@ -85,4 +93,4 @@ def summarize(records: list[dict]) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several_processes=True)

@@ -372,6 +372,14 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
         f"mesh.{largest}",
         f"data * fsdp * tensor is {needed}: make that at most {num_devices}, the devices there are",
     )
+    import jax
+
+    if jax.process_count() > 1:
+        mend = f"{jax.process_count()} processes have {num_devices} devices: make data * fsdp * tensor as many"
+        _require(needed == num_devices, config, f"mesh.{largest}", mend)
+        local = jax.local_device_count()
+        mend = f"give a divisor of the {local} devices of a process, so that no response is split over two"
+        _require(local % mesh.tensor == 0, config, "mesh.tensor", mend)
     shards = mesh.data * mesh.fsdp
     _require(
         config.num_prompts // config.updates_per_batch % shards == 0,

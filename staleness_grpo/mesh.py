@@ -137,6 +137,11 @@ def get_own_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+def get_whole(leaf: jax.Array) -> np.ndarray:
+    """An array on the host of every process; all of them must ask for it."""
+    return np.asarray(leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True))
+
+
 def sum_over_processes(values: np.ndarray) -> np.ndarray:
     """The sum of every process's values, in float32 if there are several."""
     if jax.process_count() == 1:

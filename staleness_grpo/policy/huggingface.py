@@ -87,9 +87,12 @@ def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str
     """Writes a folder that `load`, and the `transformers` library, read as the same policy, in `param_dtype`.
 
     `source` is the checkpoint folder that the policy was loaded from, if any: its tokenizer, its generation settings
-    and what else its config.json says go along. The folder is made; files of the same names are replaced.
+    and what else its config.json says go along. The folder is made; files of the same names are replaced. Of several
+    processes all call this, and the first one writes.
     """
     from safetensors.numpy import save_file
+
+    first = jax.process_index() == 0
 
     folder = pathlib.Path(folder)
     config = write_config(policy.config, {} if source is None else read_json(pathlib.Path(source) / "config.json"))
@@ -100,9 +103,12 @@ def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str
                                               for i in range(len(shards))]  # fmt: skip
     weight_map = {}
     for file, shard in zip(files, shards, strict=True):
-        tensors = {stored_name(path): to_stored(path, np.asarray(jax.device_get(leaf))) for path, leaf in shard}
-        save_file(tensors, folder / file, metadata={"format": "pt"})  # transformers wants to read the format
+        tensors = {stored_name(path): to_stored(path, mesh_lib.get_whole(leaf)) for path, leaf in shard}
+        if first:
+            save_file(tensors, folder / file, metadata={"format": "pt"})  # transformers wants to read the format
         weight_map |= dict.fromkeys(tensors, file)
+    if not first:
+        return
     if len(shards) > 1:
         total = sum(leaf.nbytes for _, leaf in leaves)
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
