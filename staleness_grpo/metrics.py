@@ -30,7 +30,7 @@ def plain(value):
 def write_json(path: pathlib.Path, value) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
     path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.partial")  # jobs may share a folder
     temporary.write_text(json.dumps(plain(value), indent=2) + "\n")
     temporary.replace(path)
 

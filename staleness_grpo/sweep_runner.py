@@ -45,6 +45,13 @@ class CellFile:
             os.fsync(file.fileno())
         self.records[record["cell"]] = plain(record)
 
+    def merge(self, path: pathlib.Path) -> None:
+        """Adds the whole records of another file, which is left as it is."""
+        whole = pathlib.Path(path).read_bytes()
+        for record in map(json.loads, whole[: whole.rfind(b"\n") + 1].splitlines()):
+            if record["cell"] not in self.records:
+                self.append(record)
+
     def sort(self, names: list[str]) -> None:
         """Puts the records into the grid's order, whatever order the workers finished in."""
         temporary = self._path.with_suffix(".partial")

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# A sweep as an array of N tasks, each with its share of the cells, and a job with the figures when all are done.
+#   bash launch/slurm/sweep.sh N [sbatch options] -- --workdir=DIR [--config=FILE.py ...]
+# What stands after the -- goes to experiments.sweep. Prints the ids of the array and of the last job.
+shares=$1
+case $shares in
+  '' | *[!0-9]* | 0) echo "N=$shares: give the number of tasks: bash launch/slurm/sweep.sh N [options] -- --workdir=DIR" >&2
+                     exit 2 ;;
+esac
+shift
+options=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  options+=("$1")
+  shift
+done
+if [ $# -eq 0 ]; then
+  echo "there is no -- before the arguments of experiments.sweep: bash launch/slurm/sweep.sh N -- --workdir=DIR" >&2
+  exit 2
+fi
+shift
+
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
+array=$(sbatch --parsable "${options[@]}" --array="1-$shares" launch/slurm/sweep_share.sh "$@") || exit
+figures=$(sbatch --parsable "${options[@]}" --dependency="afterok:$array" launch/slurm/sweep_figures.sh "$@") || exit
+echo "$array $figures"
