@@ -45,14 +45,15 @@ def claims(summary: dict) -> list[dict]:
     """The paper's claims beside what was measured, for the main map and for every other one that was fitted."""
     rows = map_claims(summary) + sign_claims(summary)
     for name, found in summary["variants"].items():
-        pair = [found[kind]["collapsed"] for kind in ("main", "variant")]
-        rows.append(
-            (
-                f"{name}: at least as many of the same cells collapse as on the main map (main, {name})",
-                "",
-                pair, None, found["variant"]["n"], pair[1] >= pair[0],
-            )
-        )  # fmt: skip
+        if found["main"]["n"]:  # SGD has learning rates of its own
+            pair = [found[kind]["collapsed"] for kind in ("main", "variant")]
+            rows.append(
+                (
+                    f"{name}: at least as many of the same cells collapse as on the main map (main, {name})",
+                    "",
+                    pair, None, found["variant"]["n"], pair[1] >= pair[0],
+                )
+            )  # fmt: skip
         if "rules" in found:
             rows += [(f"{name}: {row[0]}", *row[1:]) for row in map_claims(found)]
     names = ("claim", "paper", "measured", "interval", "n", "holds")
