@@ -16,5 +16,6 @@ def get_config():
     config.steps = 80
     config.eval_every = 5
     config.metrics.paired_every = 1
+    config.metrics.paired_blocks = 16  # of 4 groups: intervals as from 64, a sixteenth of the records
     config.paired = ConfigDict(dict(max_lags=(0, 1, 2, 4, 8, 16, 32), learning_rates=(1e-4, 4e-4)))
     return config

@@ -64,11 +64,13 @@ def draw(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def errorbars(axis, cells: list[dict], x: str, y: str, color: str, label: str) -> None:
-    """Estimates with their intervals."""
+    """Estimates with their intervals. A norm whose estimate is 0 has no place on a log axis: its upper bound, as v."""
     for cell in cells:
         low, high = cell[f"{y}_interval"]
         axis.plot([cell[x]] * 2, [low, high], color=color, linewidth=1)
-    values = np.array([cell[y] for cell in cells])
+        if cell[y] == 0:
+            axis.plot(cell[x], high, "v", color=color, markersize=4, markerfacecolor="none")
+    values = np.array([cell[y] if cell[y] != 0 else np.nan for cell in cells])
     axis.plot([cell[x] for cell in cells], values, "o-", color=color, label=label, markersize=4, linewidth=1)
 
 

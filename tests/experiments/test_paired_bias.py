@@ -16,7 +16,7 @@ def tiny():
     config = cli.load_config(CONFIGS / "paired_bias.py")
     config.update(dict(steps=12, num_prompts=4, group_size=4, eval_every=6))
     config.warm_start.steps = 0
-    config.metrics.paired_every = 2
+    config.metrics.update(dict(paired_every=2, paired_blocks=0))
     config.policy.update(dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16))
     config.task = dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8)
     config.paired.update(dict(max_lags=(0, 4), learning_rates=(0.01,)))
