@@ -17,19 +17,22 @@ import pathlib
 import re
 import shutil
 import sys
-import threading
 import zipfile
 from collections.abc import Callable
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from staleness_grpo import metrics
+from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.types import LearnerState, Prompts, PyTree, Responses, Rollout
 
-FORMAT = 1
+FORMAT = 2
 PARTIAL, REFUSED = ".partial", ".refused"
 NOT_HASHED = ("mesh", "checkpoint", "rewards")  # sections that change where and how often a run computes, not what
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -44,8 +47,9 @@ class Snapshot:
     """A run as it was before learner step `step`."""
 
     step: int
-    arrays: dict[str, jax.Array]  # by path within the run
-    buffer: dict[str, np.ndarray]  # unread groups of this process's slots, leaves [K, ...]
+    tree: PyTree  # of `run_arrays`
+    buffer: RingBuffer  # with the unread groups of this process's slots
+    own_slots: np.ndarray
     drift_versions: tuple[int, ...]
 
 
@@ -70,8 +74,8 @@ class Checkpoints:
         self._described = {"format": FORMAT, "config_hash": config_hash(config), **metrics.environment()}
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing: futures.Future | None = None
         self._latest = -1  # the step saved or restored last
 
     def due(self, step: int) -> bool:
@@ -81,7 +85,7 @@ class Checkpoints:
     def snapshot(self, run) -> Snapshot:
         """The run as it stands between two learner steps. Nothing is waited for: copies are made on the device."""
         tree = run_arrays(run, self._copy(run.state))  # the state itself is donated to the next update
-        return Snapshot(run.step, _by_path(tree), _flat_groups(run), tuple(_drift_versions(run)))
+        return Snapshot(run.step, tree, run.buffer.copy(), run.own_slots, tuple(_drift_versions(run)))
 
     def save(self, snapshot: Snapshot) -> None:
         """Starts writing; returns at once unless the last save is still being written.
@@ -93,19 +97,15 @@ class Checkpoints:
         if snapshot.step == self._latest:
             return
         self._latest = snapshot.step
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
-        self._thread.start()
+        self._writing = self._writer.submit(self._write, snapshot)
         if jax.process_count() > 1:
             self.wait()
 
     def wait(self) -> None:
         """Waits for a save that is being written, and raises what went wrong in it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def _write(self, snapshot: Snapshot) -> None:
         partial = self.folder / (step_name(snapshot.step) + PARTIAL)
@@ -114,8 +114,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore wrap what the system says in errors of their own
             shutil.rmtree(partial, ignore_errors=True)
             if not any(words in str(error) for words in FULL):
-                self._failure = error
-                return
+                raise
             kept = f"step {max(self.steps())} is kept" if self.steps() else "there is none yet"
             reason = next(words for words in FULL if words in str(error))
             print(f"checkpoint of step {snapshot.step} not saved ({reason}): {kept}; the run goes on", file=sys.stderr)
@@ -126,14 +125,15 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         _barrier(f"folder {snapshot.step}")
-        np.savez(partial / f"buffer_{jax.process_index()}.npz", **snapshot.buffer)
-        self._orbax.save(partial / "arrays", args=ocp.args.StandardSave(snapshot.arrays))
+        np.savez(partial / f"buffer_{jax.process_index()}.npz", **_flat_groups(snapshot))
+        arrays = _by_path(_stacked(snapshot.tree))
+        self._orbax.save(partial / "arrays", args=ocp.args.StandardSave(arrays))
         _barrier(f"files {snapshot.step}")
         if first:
             manifest = self._described | {
                 "step": snapshot.step,
                 "drift_versions": snapshot.drift_versions,
-                "arrays": {path: [leaf.shape, str(leaf.dtype)] for path, leaf in snapshot.arrays.items()},
+                "arrays": {path: [leaf.shape, str(leaf.dtype)] for path, leaf in arrays.items()},
                 "files": _digests(partial),
             }
             metrics.write_json(partial / "manifest.json", manifest)
@@ -211,17 +211,22 @@ class Checkpoints:
 
     def _load(self, run, manifest: dict) -> None:
         folder = self.folder / step_name(manifest["step"])
-        tree = run_arrays(run, run.state, manifest["drift_versions"])
-        abstract = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for path, leaf in _by_path(tree).items()
-        }
+        versions = manifest["drift_versions"]
+        tree = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            run_arrays(run, run.state),
+        )
+        if versions:
+            tree["drift_versions"] = jax.tree.map(lambda leaf: _of_versions(leaf, len(versions)), tree["state"].params)
+        abstract = _by_path(tree)
         restored = self._orbax.restore(folder / "arrays", args=ocp.args.StandardRestore(abstract))
         tree = jax.tree.unflatten(jax.tree.structure(tree), [restored[path] for path in abstract])
         run.state, run.step, self._latest = tree["state"], manifest["step"], manifest["step"]
         if run.drift is not None:
             run.drift.start = tree["drift_start"]
-            run.drift.versions = tree["drift_versions"]
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, run.state.params)
+            take = jax.jit(lambda stacked, k: jax.tree.map(lambda leaf: leaf[k], stacked), out_shardings=shardings)
+            run.drift.versions = {v: take(tree["drift_versions"], k) for k, v in enumerate(versions)}
         run.proximal_params = tree.get("proximal_params")
         for path in sorted(folder.glob("buffer_*.npz")):
             _push_all(run, path)
@@ -236,15 +241,37 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def run_arrays(run, state: LearnerState, drift_versions=None) -> PyTree:
-    """All arrays of a run that live on the devices; with `drift_versions`, as a template for those versions."""
+def run_arrays(run, state: LearnerState) -> PyTree:
+    """All arrays of a run that live on the devices; `drift_versions` is a list of trees, if any are kept."""
     tree = {"state": state}
     if run.drift is not None:
-        kept = run.drift.versions if drift_versions is None else dict.fromkeys(drift_versions, state.params)
-        tree |= {"drift_start": run.drift.start, "drift_versions": kept}
+        tree["drift_start"] = run.drift.start
+        if run.drift.versions:
+            tree["drift_versions"] = [run.drift.versions[version] for version in _drift_versions(run)]
     if run.proximal_logprobs is not None:
         tree["proximal_params"] = state.params if run.proximal_params is None else run.proximal_params
     return tree
+
+
+def _stacked(tree: PyTree) -> PyTree:
+    """With the K drift versions as one tree of leaves [K, ...]: Orbax takes its time for each array, however small."""
+    if "drift_versions" not in tree:
+        return tree
+    return tree | {"drift_versions": jax.tree.map(_stack, *tree["drift_versions"])}
+
+
+def _stack(*leaves: jax.Array) -> jax.Array:
+    """Arrays of one sharding as one of leaves [K, ...]; on the host, where no new K has to be compiled."""
+    described = _of_versions(leaves[0], len(leaves))
+    shards = zip(*(leaf.addressable_shards for leaf in leaves), strict=True)
+    parts = [jax.device_put(np.stack([shard.data for shard in same]), same[0].device) for same in shards]
+    return jax.make_array_from_single_device_arrays(described.shape, described.sharding, parts)
+
+
+def _of_versions(leaf, count: int) -> jax.ShapeDtypeStruct:
+    """What `count` versions of this parameter are when stacked."""
+    mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+    return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=NamedSharding(mesh, P(None, *spec)))
 
 
 def _drift_versions(run) -> list[int]:
@@ -261,10 +288,10 @@ _ROLLOUT = Rollout(
 )  # the names of the arrays of buffer_*.npz; proximal log-probabilities are computed when a group is read
 
 
-def _flat_groups(run) -> dict[str, np.ndarray]:
-    """Unread groups as named arrays, with the slots that they have among all processes'."""
-    steps_K, places_K, versions_K, groups = run.buffer.unread()
-    return {"steps_K": steps_K, "slots_K": run.own_slots[places_K], "versions_K": versions_K} | _by_path(groups)
+def _flat_groups(snapshot: Snapshot) -> dict[str, np.ndarray]:
+    """Unread groups as named arrays [K, ...], with the slots that they have among all processes'."""
+    steps_K, places_K, versions_K, groups = snapshot.buffer.unread()
+    return {"steps_K": steps_K, "slots_K": snapshot.own_slots[places_K], "versions_K": versions_K} | _by_path(groups)
 
 
 def _push_all(run, path: pathlib.Path) -> None:

@@ -140,6 +140,14 @@ class RingBuffer:
             groups = jax.tree.unflatten(self._treedef, [storage[cells] for storage in self._leaves])
         return self._step_SxN[cells], cells[1], self._version_SxN[cells], groups
 
+    def copy(self) -> "RingBuffer":
+        """A buffer with the same contents, which later calls on this one leave alone. No Python work for each group."""
+        twin = RingBuffer(self.max_lag, self.num_groups)
+        twin._step_SxN, twin._version_SxN = self._step_SxN.copy(), self._version_SxN.copy()
+        twin._last_read, twin._treedef = self._last_read, self._treedef
+        twin._leaves = [storage.copy() for storage in self._leaves]
+        return twin
+
     def _checked_leaves(self, groups: PyTree, num_pushed: int) -> list[np.ndarray]:
         """The leaves of a push, after checking that they fit the storage, which the first push shapes."""
         leaves, treedef = jax.tree.flatten(groups)

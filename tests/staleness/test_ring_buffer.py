@@ -167,3 +167,19 @@ def test_what_waits_can_be_pushed_again_into_another_buffer():
         number += generate(buffer, step, number)
         promised = schedule.behavior_versions(step)
         np.testing.assert_array_equal(buffer.pop(step, promised)[0]["x"], other.pop(step, promised)[0]["x"])
+
+
+def test_a_copy_keeps_what_it_was_made_of():
+    """It holds the same groups, and takes no part in what is pushed into and popped from the first one later."""
+    buffer = RingBuffer(max_lag=1, num_groups=2)
+    buffer.push([0, 0], [0, 1], 0, payload([0, 0], [0, 1], 0))
+    before = buffer.unread()
+    twin = buffer.copy()
+    assert jax.tree.all(jax.tree.map(np.array_equal, twin.unread(), before))
+    buffer.pop(0, [0, 0])
+    buffer.push([2, 2], [0, 1], 1, payload([2, 2], [0, 1], 1))  # into the row that step 0 had
+    assert jax.tree.all(jax.tree.map(np.array_equal, twin.unread(), before))
+    groups, _ = twin.pop(0, [0, 0])
+    assert np.array_equal(groups["id"], before[3]["id"])
+    with pytest.raises(OverwriteError):
+        twin.push([0, 0], [0, 1], 0, payload([0, 0], [0, 1], 0))
