@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from staleness_grpo.types import PyTree
+from staleness_grpo.types import Array, PyTree
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -137,9 +137,10 @@ def get_own_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(one, tree)
 
 
-def get_whole(leaf: jax.Array) -> np.ndarray:
+def get_whole(leaf: Array) -> np.ndarray:
     """An array on the host of every process; all of them must ask for it."""
-    return np.asarray(leaf if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True))
+    elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if elsewhere else leaf)
 
 
 def sum_over_processes(values: np.ndarray) -> np.ndarray:
