@@ -4,6 +4,7 @@ Axes: `data` and `fsdp` split the batch's group slots; `fsdp` also splits every 
 heads, feed-forward features and the vocabulary.
 """
 
+import functools
 import math
 
 import jax
@@ -74,8 +75,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
+@functools.cache  # asked for at every step, and slow to tell
 def row_owners(mesh: Mesh, num_rows: int) -> np.ndarray:
-    """The process [num_rows] that keeps each row of a batch.
+    """The process [num_rows] that keeps each row of a batch; not to be written to.
 
     Raises:
       ValueError: if a row is split over processes, which a `tensor` axis across them would do.
@@ -85,12 +87,16 @@ def row_owners(mesh: Mesh, num_rows: int) -> np.ndarray:
         if np.any((owners[rows] >= 0) & (owners[rows] != device.process_index)):
             raise ValueError("the tensor axis of the mesh goes across processes: give a divisor of a process's devices")
         owners[rows] = device.process_index
+    owners.flags.writeable = False
     return owners
 
 
+@functools.cache
 def own_rows(mesh: Mesh, num_rows: int) -> np.ndarray:
-    """The rows that this process keeps of a batch, in order; all of them if it is alone."""
-    return np.flatnonzero(row_owners(mesh, num_rows) == jax.process_index())
+    """The rows that this process keeps of a batch, in order, all of them if it is alone; not to be written to."""
+    rows = np.flatnonzero(row_owners(mesh, num_rows) == jax.process_index())
+    rows.flags.writeable = False
+    return rows
 
 
 def put(tree: PyTree, shardings: PyTree) -> PyTree:
