@@ -16,7 +16,7 @@ from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.rollouts import TRAINING, Generator
 from tests.bias import problems
 
-GROUPS, COMPARISONS = 32, 60
+GROUPS, COMPARISONS = 32, 80
 
 
 def brute_force(stale, fresh):

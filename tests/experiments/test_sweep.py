@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import nbformat
 import numpy as np
 import pytest
 
-from experiments import sweep_grid, sweep_statistics, sweep_summary
+from experiments import sweep, sweep_grid, sweep_statistics, sweep_summary
 from experiments.configs import scaling_laws, scaling_laws_full
 from experiments.figures import scaling
-from staleness_grpo import metrics
-from staleness_grpo.config import ConfigError
+from staleness_grpo import metrics, sweep_runner
+from staleness_grpo.config import ConfigError, FlagError
 from tests.conftest import ROOT
 
 LAGS = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -183,6 +184,38 @@ def test_bad_sweeps_are_refused_by_flag(field, value, named):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=f"^--config.{named}="):
         sweep_grid.validate(config)
+
+
+@pytest.mark.parametrize("value", ["", "3", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b"])
+def test_a_share_that_is_none_is_refused(value):
+    with pytest.raises(FlagError, match=f"^--share={re.escape(value)}: give I/N"):
+        sweep.Share.parse(value)
+
+
+def test_shares_run_every_cell_once_and_are_gathered(tmp_path, monkeypatch):
+    """A share that is run again, or after the whole, runs nothing; a share that is missing is made up for."""
+    config = scaling_laws.get_config()
+    config.sweep.update(dict(max_lags=(0, 1), learning_rates=(1e-3, 2e-3), seeds=(0, 1)))
+    ran = []
+
+    def run_cells(cells, **settings):
+        ran.extend(cells)
+        return ({"cell": cell, "steps_run": 1} for cell in reversed(cells))
+
+    monkeypatch.setattr(sweep_runner, "run_cells", run_cells)
+    names = list(sweep_grid.cells(config))
+    for index in (2, 3, 2):
+        records = sweep.run_map("main", config, tmp_path, sweep.Share(index, 3))
+        assert [record["cell"] for record in records] == names[index - 1 :: 3]
+    assert ran == names[1::3] + names[2::3]
+    parts = {path: path.read_bytes() for path in tmp_path.glob("cells.share-*")}
+    records = sweep.run_map("main", config, tmp_path)
+    assert [record["cell"] for record in records] == names and sorted(ran) == sorted(names)
+    assert sweep.run_map("main", config, tmp_path, sweep.Share(1, 3)) == [] and len(ran) == len(names)
+    assert parts == {path: path.read_bytes() for path in parts}
+    (tmp_path / "alone").mkdir()
+    sweep.run_map("main", config, tmp_path / "alone")
+    assert (tmp_path / "alone" / "cells.jsonl").read_bytes() == (tmp_path / "cells.jsonl").read_bytes()
 
 
 TINY = """
