@@ -11,7 +11,7 @@ from staleness_grpo import config as config_lib
 
 
 def get_config():
-    """224 trainings of 300 learner steps, and two small maps for what the start and the schedule do.
+    """384 trainings of 300 learner steps, and two small maps for what the start and the schedule do.
 
     The learning rates end where synchronous training starts to fail: at 5.6e-3 two of four runs with S = 0 collapse,
     and those with S > 0 after 15 steps whatever S, which is Adam's first updates and not staleness.
@@ -22,8 +22,8 @@ def get_config():
     config.sweep = ConfigDict(
         dict(
             max_lags=(0, 1, 2, 4, 8, 16, 32, 64),
-            learning_rates=(5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3),
-            seeds=(0, 1, 2, 3),
+            learning_rates=(3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3),
+            seeds=(0, 1, 2, 3, 4, 5),
             num_warm_starts=2,  # seed s starts from warm start s modulo this
             horizons=(100, 200, 300),  # learner steps up to which a run is looked at
             freeze_after=60,  # learner steps below a quarter of the peak pass rate, after which a cell ends

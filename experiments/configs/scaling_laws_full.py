@@ -9,11 +9,11 @@ from experiments.configs import scaling_laws
 
 
 def get_config():
-    """Twice the default's horizon, one learning rate more, and every variant on the whole grid."""
+    """Twice the default's horizon, four seeds, and every variant on the whole grid."""
     config = scaling_laws.get_config()
     config.steps = 600
     config.sweep.horizons = (100, 300, 600)
-    config.sweep.learning_rates = (3.5e-4, *config.sweep.learning_rates)
+    config.sweep.seeds = (0, 1, 2, 3)
     config.variants = dict(
         cyclic=dict(lag=dict(schedule="cyclic")),
         sgd=dict(

@@ -20,8 +20,9 @@ def warm_start(policy: Policy, task, config) -> PyTree:
 
     The corpus may be wrong on purpose (config fractions): a policy that is right too often leaves reinforcement
     learning nothing to raise. The learning rate falls to 0 by a cosine. The result is kept in the user's cache
-    folder under a hash of the policy, task and warm-start settings, of the library versions, and of the code that
-    made it: another order of sums changes the last bits, and near the edge of stability those change a whole run.
+    folder under a hash of the policy, task and warm-start settings, of the library versions, of XLA's flags and cores,
+    and of the code that made it: another order of sums changes the last bits, and near the edge of stability those
+    change a whole run.
     """
     settings = {
         "code": code_digest(),
@@ -30,6 +31,8 @@ def warm_start(policy: Policy, task, config) -> PyTree:
         "warm_start": config.warm_start.to_dict(),
         "jax": jax.__version__,
         "backend": jax.default_backend(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "cores": len(os.sched_getaffinity(0)),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "warm_start" / f"{digest}.npz"
