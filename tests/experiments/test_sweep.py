@@ -227,7 +227,8 @@ def get_config():
     config.warm_start.steps = 0
     config.policy.update(dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16))
     config.task = ConfigDict(dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8))
-    config.sweep.update(dict(max_lags=(0, 1, 2, 4, 8, 16), learning_rates=(1e-3, 1e-2, 1e-1), num_workers=2))
+    config.sweep.update(dict(max_lags=(0, 1, 2, 4, 8, 16), learning_rates=(1e-3, 1e-2, 1e-1), seeds=(0, 1, 2, 3)))
+    config.sweep.num_workers = 2
     config.variants = ConfigDict()
     return config
 """
