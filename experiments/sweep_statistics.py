@@ -24,7 +24,8 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict:
         "num_collapsed": sum(record["collapse_step"] is not None for record in records),
         "horizons": horizons,
     }
-    cells = stability.at_horizons(records, horizons)
+    all_cells = stability.at_horizons(records, horizons)
+    cells = all_cells[all_cells.max_lag >= 1]
     last = cells[cells.horizon == max(horizons)]
     if not can_be_fitted(last):
         return summary
@@ -37,7 +38,7 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict:
         "by_horizon": {str(t): found for t, found in by_horizon.items()},
         "collapse_time": collapse_time(records),
         "collapse_step_times_eta": by_lag(records),
-        "rules": rules(cells),
+        "rules": rules(all_cells),
         **constants(records),
         "cosine": sweep_signs.cosine(records),
         "alarms": {sign: sweep_signs.alarm(records, sign) for sign in sweep_signs.SIGNS},
@@ -154,10 +155,11 @@ def collapse_time(records: list[dict]) -> dict:
 
 
 def rules(cells: stability.Cells) -> dict:
-    """Each rule's fit to all seeds, and how it does on the half of the seeds that it was not fitted to."""
+    """Each rule's fit to all seeds where S >= 1, and how it does on the half of the seeds that it was not fitted to."""
     found = {}
+    stale = cells[cells.max_lag >= 1]
     for name in stability.RULES:
-        fit = stability.fit_rule(name, cells)
+        fit = stability.fit_rule(name, stale)
         held_out = stability.cross_validate(name, cells, seed_halves(cells))
         found[name] = {
             "parameters": fit.parameters,
@@ -165,8 +167,8 @@ def rules(cells: stability.Cells) -> dict:
             "log_likelihood": fit.log_likelihood,
             "held_out_log_likelihood": held_out.log_likelihood,
             "held_out_balanced_accuracy": held_out.balanced_accuracy,
-            "held_out_balanced_accuracy_all_horizons": held_out.balanced_accuracy_all_horizons,
-            "n": len(cells),
+            "held_out_balanced_accuracy_stale": held_out.balanced_accuracy_stale,
+            "n": len(stale),
         }
     return found
 

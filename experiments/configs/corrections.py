@@ -19,6 +19,7 @@ def get_config():
     stability.sweep.max_lags = (8, 32)
     stability.sweep.learning_rates = (7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3)
     stability.sweep.seeds = (0, 1, 2, 3)
+    stability.steps = 300
     stability.sweep.horizons = (300,)
     return ConfigDict(
         dict(

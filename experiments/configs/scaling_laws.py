@@ -11,12 +11,13 @@ from staleness_grpo import config as config_lib
 
 
 def get_config():
-    """384 trainings of 300 learner steps, and two small maps for what the start and the schedule do.
+    """384 trainings of 600 learner steps, and two small maps for what the start and the schedule do.
 
     The learning rates end where synchronous training starts to fail: at 5.6e-3 two of four runs with S = 0 collapse,
     and those with S > 0 after 15 steps whatever S, which is Adam's first updates and not staleness.
     """
     config = config_lib.default()
+    config.steps = 600
     config.eval_every = 5
     config.num_prompts = 32  # twice the steps/s of 64, and the same two regimes
     config.sweep = ConfigDict(
@@ -25,7 +26,7 @@ def get_config():
             learning_rates=(3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3),
             seeds=(0, 1, 2, 3, 4, 5),
             num_warm_starts=2,  # seed s starts from warm start s modulo this
-            horizons=(100, 200, 300),  # learner steps up to which a run is looked at
+            horizons=(100, 300, 600),  # learner steps up to which a run is looked at
             freeze_after=60,  # learner steps below a quarter of the peak pass rate, after which a cell ends
             chunk_size=1,  # cells vectorized together in a worker; more pays on an accelerator alone
             num_workers=0,  # processes; 0: one for each core

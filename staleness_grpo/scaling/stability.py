@@ -17,7 +17,7 @@ from staleness_grpo.scaling.censored import Fit, fit_threshold, probit_log_likel
 class Cells:
     """n cells, each a run looked at up to a horizon."""
 
-    max_lag: np.ndarray  # S >= 1
+    max_lag: np.ndarray  # S; the rules are fitted where S >= 1, and at S = 0 their staleness bound is infinite
     learning_rate: np.ndarray
     horizon: np.ndarray  # T, learner steps
     collapsed: np.ndarray  # bool, by step T
@@ -31,12 +31,11 @@ class Cells:
 
 
 def at_horizons(cells: list[dict], horizons: tuple[int, ...]) -> Cells:
-    """Looks at every record with S >= 1 up to each horizon. Raises ValueError for a run shorter than a horizon."""
+    """Looks at every record up to each horizon. Raises ValueError for a run shorter than a horizon."""
     rows = [
         (r["max_lag"], r["learning_rate"], t, r["collapse_step"] is not None and r["collapse_step"] < t, r["seed"])
         for r in cells
         for t in horizons
-        if r["max_lag"] >= 1
     ]
     shortest = min(record["steps"] for record in cells)
     if max(horizons) > shortest:
@@ -45,8 +44,13 @@ def at_horizons(cells: list[dict], horizons: tuple[int, ...]) -> Cells:
     return Cells(lags.astype(float), rates, steps.astype(float), collapsed.astype(bool), seeds)
 
 
+def _log_lag(cells):
+    with np.errstate(divide="ignore"):
+        return np.log(cells.max_lag)
+
+
 def _staleness(parameters, cells):
-    return parameters[0] - np.log(cells.max_lag)
+    return parameters[0] - _log_lag(cells)
 
 
 def _horizon(parameters, cells):
@@ -61,7 +65,7 @@ def _smooth(parameters, cells):
 
 
 def _power(parameters, cells):
-    return parameters[0] - parameters[1] * np.log(cells.max_lag) - parameters[2] * np.log(cells.horizon)
+    return parameters[0] - parameters[1] * _log_lag(cells) - parameters[2] * np.log(cells.horizon)
 
 
 # log eta_max of each rule from its parameters; log A and log B come first where a rule has them.
@@ -126,21 +130,21 @@ def balanced_accuracy(rule: str, fit: Fit, cells: Cells) -> float:
 class HeldOut:
     """How a rule does on cells that it was not fitted to."""
 
-    log_likelihood: float  # summed over the folds and horizons
+    log_likelihood: float  # of the cells with S >= 1, summed over the folds and horizons
     balanced_accuracy: float  # mean over the folds, each run once: as stable or collapsing by the longest horizon
-    balanced_accuracy_all_horizons: float  # the same with each run once for each horizon
+    balanced_accuracy_stale: float  # the same without the synchronous cells, which are the easy ones
 
 
 def cross_validate(rule: str, cells: Cells, fold: np.ndarray) -> HeldOut:
-    """Fits a rule to all folds but one, for each fold [n], and judges it on that one."""
-    likelihoods, accuracies, accuracies_all = [], [], []
+    """Fits a rule to the cells with S >= 1 of all folds but one, for each fold [n], and judges it on that one."""
+    stale, last = cells.max_lag >= 1, cells.horizon == cells.horizon.max()
+    likelihoods, accuracies, accuracies_stale = [], [], []
     for label in np.unique(fold):
-        inside = cells[fold == label]
-        fit = fit_rule(rule, cells[fold != label])
-        likelihoods.append(log_likelihood(rule, fit, inside))
-        accuracies.append(balanced_accuracy(rule, fit, inside[inside.horizon == cells.horizon.max()]))
-        accuracies_all.append(balanced_accuracy(rule, fit, inside))
-    return HeldOut(float(np.sum(likelihoods)), float(np.mean(accuracies)), float(np.mean(accuracies_all)))
+        fit = fit_rule(rule, cells[(fold != label) & stale])
+        likelihoods.append(log_likelihood(rule, fit, cells[(fold == label) & stale]))
+        accuracies.append(balanced_accuracy(rule, fit, cells[(fold == label) & last]))
+        accuracies_stale.append(balanced_accuracy(rule, fit, cells[(fold == label) & last & stale]))
+    return HeldOut(float(np.sum(likelihoods)), float(np.mean(accuracies)), float(np.mean(accuracies_stale)))
 
 
 def measured_log_eta_max(cells: Cells) -> dict[float, float]:

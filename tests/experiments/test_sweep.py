@@ -66,9 +66,15 @@ def synthetic_records(seeds=range(4)):
     return records
 
 
+def synthetic_config():
+    config = scaling_laws.get_config()
+    config.steps, config.sweep.horizons = STEPS, (100, 200, STEPS)
+    return config
+
+
 @pytest.fixture(scope="module")
 def summary():
-    config = scaling_laws.get_config()
+    config = synthetic_config()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_statistics, "RESAMPLES", 6)  # a hundred take most of a minute
         records = synthetic_records()
@@ -110,7 +116,7 @@ def test_signs_are_told_from_noise(summary):
 
 def test_a_map_without_a_boundary_is_counted_and_not_fitted():
     records = [record | {"collapse_step": None} for record in synthetic_records(range(2))]
-    summary = sweep_summary.summarize({"main": records}, scaling_laws.get_config())
+    summary = sweep_summary.summarize({"main": records}, synthetic_config())
     assert summary["num_cells"] == len(records) and summary["num_collapsed"] == 0
     assert summary["claims"] == [] and "rules" not in summary
 
@@ -169,7 +175,7 @@ def test_shipped_configs_are_valid_and_their_cells_have_names_of_their_own(confi
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("sweep.max_lags", (0, 300), "sweep.max_lags"),
+        ("sweep.max_lags", (0, 600), "sweep.max_lags"),
         ("sweep.seeds", (), "sweep.seeds"),
         ("sweep.learning_rates", (1e-3, 1e-3), "sweep.learning_rates"),
         ("sweep.chunk_size", 0, "sweep.chunk_size"),

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -62,8 +63,9 @@ def test_horizons_are_looked_up_in_the_records():
         record | {"max_lag": 0, "collapse_step": 5},
     ]
     cells = stability.at_horizons(records, (100, 300))
-    np.testing.assert_array_equal(cells.collapsed, [False, True, False, False])
-    np.testing.assert_array_equal(cells.horizon, [100, 300, 100, 300])
+    np.testing.assert_array_equal(cells.collapsed, [False, True, False, False, True, True])
+    np.testing.assert_array_equal(cells.horizon, [100, 300] * 3)
+    np.testing.assert_array_equal(cells.max_lag, [2, 2, 2, 2, 0, 0])
     with pytest.raises(ValueError, match="600"):
         stability.at_horizons(records, (600,))
 
@@ -74,3 +76,29 @@ def test_balanced_accuracy_weighs_both_kinds_alike():
     assert stability.balanced_accuracy("min", fit, cells) == 1.0
     with pytest.raises(ValueError, match="stable and collapsing"):
         stability.balanced_accuracy("min", fit, cells[cells.collapsed])
+
+
+def test_without_lag_the_staleness_bound_is_infinite():
+    fitted = {"staleness": [-5.0], "min": [-5.0, -1.0], "max": [-5.0, -1.0], "product": [-2.0, 0.5, 0.5]}
+    found = {name: stability.log_eta_max(name, parameters, [0], 300.0)[0] for name, parameters in fitted.items()}
+    assert found == {"staleness": np.inf, "min": -1.0 - np.log(300.0), "max": np.inf, "product": np.inf}
+    for power, expected in ((2.0, np.inf), (-2.0, -1.0 - np.log(300.0))):
+        assert stability.log_eta_max("smooth", [-5.0, -1.0, power], [0], 300.0)[0] == pytest.approx(expected)
+
+
+def test_synchronous_cells_are_judged_but_not_fitted():
+    cells = synthetic(max, range(4))
+    synchronous = dataclasses.replace(
+        cells, max_lag=np.zeros(len(cells)), collapsed=np.arange(len(cells)) < len(cells) / 2
+    )
+    both = stability.Cells(
+        *(
+            np.concatenate([getattr(part, field.name) for part in (cells, synchronous)])
+            for field in dataclasses.fields(cells)
+        )
+    )
+    alone = stability.cross_validate("max", cells, cells.seed % 2)
+    found = stability.cross_validate("max", both, both.seed % 2)
+    assert found.log_likelihood == alone.log_likelihood
+    assert found.balanced_accuracy_stale == alone.balanced_accuracy == alone.balanced_accuracy_stale
+    assert found.balanced_accuracy < alone.balanced_accuracy - 0.1  # a collapse without lag is never foretold
