@@ -17,6 +17,7 @@ from typing import IO
 from ml_collections import ConfigDict
 
 from experiments import cli
+from staleness_grpo import config as config_lib
 from staleness_grpo.config import ConfigError
 
 WARM_UP_STEPS = 5
@@ -55,10 +56,17 @@ class RandomTokens:
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses a config that cannot be run; the vocabulary is the benchmark's, not a task's. Raises ConfigError."""
+    """Refuses a config that cannot be run. Raises ConfigError."""
+    import jax
+
+    validate_for(config, jax.device_count())
+
+
+def validate_for(config: ConfigDict, num_devices: int) -> None:
+    """`config.validate`, with the vocabulary of the benchmark in place of a task's. Raises ConfigError."""
     general = config.copy_and_resolve_references()
     general.policy.vocab_chunks = 1
-    cli.validate_on_this_machine(general)
+    config_lib.validate(general, num_devices)
     vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
     if chunks < 1 or vocab_size % chunks:
         raise ConfigError("policy.vocab_chunks", chunks, f"give a divisor of benchmark.vocab_size={vocab_size}")
@@ -193,4 +201,4 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
 if __name__ == "__main__":
     presets = cli.ROOT / "experiments" / "configs"
     sys.argv = [f"--config={presets}/benchmark_{arg[9:]}.py" if arg[:9] == "--preset=" else arg for arg in sys.argv]
-    cli.run(main, default_config="experiments/configs/benchmark.py", validate=validate)
+    cli.run(main, default_config="experiments/configs/benchmark.py", validate=validate, mesh_may_differ=False)

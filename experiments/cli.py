@@ -45,6 +45,7 @@ def run(
     default_config: str = "experiments/configs/arithmetic.py",
     validate: Callable[[ConfigDict], None] = validate_on_this_machine,
     several_processes: bool = False,
+    mesh_may_differ: bool = True,
 ) -> NoReturn:
     """Parses sys.argv, checks it, calls main(config, workdir), and exits.
 
@@ -54,6 +55,7 @@ def run(
       default_config: the config file without --config, from the repository's root.
       validate: raises FlagError for a config that cannot be run.
       several_processes: whether it can run as several processes; then there are flags for that.
+      mesh_may_differ: whether results on another mesh are as good, so that a workdir may go on there.
     """
 
     def flags_parser(argv):
@@ -69,7 +71,7 @@ def run(
         with _exits_in_one_line(flags.FLAGS.workdir):
             if several_processes:
                 join_hosts(flags.FLAGS)
-            execute(main, flags.FLAGS.config, flags.FLAGS.workdir, validate)
+            execute(main, flags.FLAGS.config, flags.FLAGS.workdir, validate, mesh_may_differ)
 
     app.run(absl_main, flags_parser=flags_parser)
 
@@ -164,9 +166,10 @@ def execute(
     config: ConfigDict,
     workdir: str | None,
     validate: Callable[[ConfigDict], None],
+    mesh_may_differ: bool = True,
 ) -> None:
     """Checks the folder and the config, then runs main. Raises FlagError before anything was written."""
-    folder = check_workdir(workdir, config)
+    folder = check_workdir(workdir, config, mesh_may_differ)
     validate(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,14 @@ LLAMA_32_1B = dict(
     norm_epsilon=1e-5, tie_embeddings=True,
 )  # fmt: skip
 
+LLAMA_32_3B = LLAMA_32_1B | dict(num_layers=28, d_model=3072, num_heads=24, head_dim=128)
+
 
 def at_size():
-    """bfloat16 products, float32 master weights and log-probs, rematerialised, no copies of parameters for metrics."""
+    """bfloat16 products, float32 master weights and log-probs, attention weights rematerialised, no copies of parameters for metrics."""
     config = config_lib.default()
     config.update(dict(eval_every=0))
-    config.policy.update(dict(dtype="bfloat16", remat=True, vocab_chunks=16))
+    config.policy.update(dict(dtype="bfloat16", remat="attention", vocab_chunks=16))
     config.optimizer.update(dict(name="adamw", learning_rate=1e-6, max_grad_norm=1.0))
     config.metrics.parameter_drift = False
     return config

@@ -1,41 +1,87 @@
-"""What memory the update of a config takes on its device, by the compiler's own account; nothing is allocated or run.
+"""What memory a config's programs take on each device, by the compiler's own account; nothing is allocated or run.
 
-    python -m experiments.memory --config=experiments/configs/benchmark_llama_1b.py --workdir=DIR
+    python -m experiments.memory --workdir=DIR [--config.topology=v5p:2x2x1 --config.mesh.fsdp=4]
 
-The config has a section `benchmark` with the shape of the batch. On CPU, where bfloat16 products are computed in
-float32, the temporary arrays come out larger than on an accelerator.
+The config has a section `benchmark` with the shape of the batch, and `topology`: a slice of TPUs, by the name that
+libtpu has for it, whose compiler runs without a TPU (`pip install 'jax[tpu]'`). Unset, it is this machine's devices.
+On a CPU bfloat16 products are computed in float32 and rematerialisation is undone: temporary arrays come out larger.
 """
 
+import importlib.util
+import os
 import pathlib
 
 from ml_collections import ConfigDict
 
 from experiments import cli
-from experiments.benchmark import validate
+from staleness_grpo.config import ConfigError
+
+NO_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of a compiler that knows its device's memory
 
 
-def measure(config: ConfigDict) -> dict:
-    """Bytes of the update's arguments (parameters, optimizer state, batch), of its temporaries, and at its peak."""
+def compile_for(topology: str | None) -> list:
+    """The devices to compile for: those of a slice of TPUs that need not be there, or this machine's.
+
+    Raises:
+      ConfigError: if libtpu is not installed, or knows no such slice.
+    """
+    if topology is None:
+        import jax
+
+        return jax.devices()
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("topology", topology, "pip install 'jax[tpu]', whose compiler needs no TPU, or leave it out")
+    # Or libtpu asks the network what machine this is, and complains that none answers.
+    for name, value in (
+        ("SKIP_MDS_QUERY", "1"),
+        ("ACCELERATOR_TYPE", "v5litepod-1"),
+        ("WORKER_HOSTNAMES", "localhost"),
+    ):
+        os.environ.setdefault(f"TPU_{name}", value)
+    import jax
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")  # or JAX looks for a TPU to run on, since libtpu is installed
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # JaxRuntimeError or NotImplementedError, as libtpu words it
+        reason = str(error).splitlines()[0]
+        raise ConfigError("topology", topology, f"{reason}: give one like v5p:2x2x1, v5e:2x4 or v6e:4x4") from error
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses a config that cannot be compiled. Raises ConfigError."""
+    from experiments.benchmark import validate_for
+
+    validate_for(config, len(compile_for(config.topology)))
+
+
+def programs(config: ConfigDict, mesh) -> tuple[dict, dict]:
+    """The learner state, sharded and abstract, and the lowered programs of a learner step by name.
+
+    `update` and `sampling` are always among them, `paired_gram` if the config compares gradients.
+    """
     import jax
     import jax.numpy as jnp
 
     from staleness_grpo import learner
+    from staleness_grpo import mesh as mesh_lib
+    from staleness_grpo.loss import surrogate_loss
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.configured import make_policy
+    from staleness_grpo.policy.sampler import sample
     from staleness_grpo.types import Prompts, Responses, Rollout
 
-    shape = config.benchmark
+    shape, temperature = config.benchmark, config.sampler.temperature
     policy = make_policy(config.policy, shape.vocab_size)
     optimizer = learner.make_optimizer(config.optimizer, config.correction)
-    loss_fn = learner.surrogate_loss(
-        policy,
-        SurrogateConfig(**config.surrogate.to_dict()),
-        config.sampler.temperature,
-        config.correction,
-        config.microbatch_prompts,
-    )
+    surrogate = SurrogateConfig(**config.surrogate.to_dict())
+    loss_fn = surrogate_loss(policy, surrogate, temperature, config.correction, config.microbatch_prompts)
     n, g, p, r = config.num_prompts, config.group_size, shape.prompt_length, shape.max_response_length
-    array = jax.ShapeDtypeStruct
+
+    def array(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.batch_sharding(mesh))
+
     rollout = Rollout(
         prompts=Prompts(array((n, p), jnp.int32), array((n, p), bool), array((n,), jnp.int32)),
         responses=Responses(array((n, g, r), jnp.int32), array((n, g, r), bool), array((n, g, r), jnp.float32)),
@@ -43,15 +89,84 @@ def measure(config: ConfigDict) -> dict:
         behavior_version_N=array((n,), jnp.int32),
     )
     state = jax.eval_shape(lambda key: learner.initial_state(optimizer, policy.init(key)), jax.random.key(0))
-    update = jax.jit(learner.update_step(loss_fn, optimizer), donate_argnums=0)
-    analysis = update.lower(state, rollout).compile().memory_analysis()
-    kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        mesh_lib.parameter_shardings(state, mesh),
+    )
+    with jax.set_mesh(mesh):
+        lowered = {
+            "update": learner.make_update(loss_fn, optimizer, state, mesh).lower(state, rollout),
+            "sampling": sample.lower(
+                policy,
+                state.params,
+                rollout.prompts,
+                jax.eval_shape(lambda: jax.random.key(0)),
+                array((n,), jnp.int32),
+                array((n,), jnp.int32),
+                temperature,
+                group_size=g,
+                max_length=r,
+                end_token=0,
+                pad_token=0,
+            ),
+        }
+        if config.metrics.paired_every:
+            blocks = config.metrics.paired_blocks or n
+            paired_gram = learner.make_paired_gram(
+                policy, surrogate, temperature, config.correction, config.microbatch_prompts, blocks
+            )
+            lowered["paired_gram"] = paired_gram.lower(state.params, rollout, rollout)
+    return state, lowered
+
+
+def bytes_per_device(tree) -> int:
+    """Of abstract arrays with shardings, on the fullest device."""
+    import math
+
+    import jax
+
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def measure(config: ConfigDict) -> dict:
+    """Bytes on each device: of the learner state, and for each program of a step of its temporaries and at its peak.
+
+    The peak counts the whole learner state, which stays while a program runs, the program's other arguments, its
+    results and temporaries, and its code. Of a program that the compiler knows not to fit there is its reason alone.
+    """
+    import jax
+
+    from staleness_grpo import mesh as mesh_lib
+
+    devices = compile_for(config.topology)
+    mesh = mesh_lib.make_mesh(**config.mesh.to_dict(), devices=devices)
+    state, lowered = programs(config, mesh)
+    state_bytes, params_bytes = bytes_per_device(state), bytes_per_device(state.params)
+    summary = {
+        "device": devices[0].device_kind,
+        "num_devices": mesh.size,
         "num_params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "argument_bytes": analysis.argument_size_in_bytes,
-        "temporary_bytes": analysis.temp_size_in_bytes,
-        "peak_bytes": kept + analysis.temp_size_in_bytes,
+        "state_bytes": state_bytes,
+        "programs": {},
     }
+    for name, program in lowered.items():
+        try:
+            analysis = program.compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            if NO_MEMORY not in str(error):
+                raise
+            summary["programs"][name] = {"refused": str(error).splitlines()[0]}
+            continue
+        resident = state_bytes - (state_bytes if name == "update" else params_bytes)  # beside the program's arguments
+        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        parts = (analysis.argument_size_in_bytes, results, analysis.temp_size_in_bytes)
+        summary["programs"][name] = {
+            "temporary_bytes": analysis.temp_size_in_bytes,
+            "code_bytes": analysis.generated_code_size_in_bytes,
+            "peak_bytes": resident + sum(parts) + analysis.generated_code_size_in_bytes,
+        }
+    return summary
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -64,9 +179,13 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     metrics.write_run_files(workdir, config)
     summary = measure(config)
     metrics.write_json(workdir / "summary.json", summary)
-    for name, value in summary.items():
-        print(f"{name:28s} {value}")
+    print(
+        f"{summary['num_devices']} x {summary['device']}, learner state {summary['state_bytes'] / 1e9:.1f} GB on each"
+    )
+    for name, found in summary["programs"].items():
+        account = found["refused"] if "refused" in found else f"{found['peak_bytes'] / 1e9:.1f} GB at its peak"
+        print(f"{name:12s} {account}")
 
 
 if __name__ == "__main__":
-    cli.run(main, default_config="experiments/configs/benchmark.py", validate=validate)
+    cli.run(main, default_config="experiments/configs/memory_llama_1b.py", validate=validate, mesh_may_differ=False)

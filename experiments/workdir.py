@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 from staleness_grpo import metrics
 from staleness_grpo.config import FlagError
 
-# Where a training is computed, and how often it is saved: a run may go on on other devices.
-MAY_DIFFER = ("mesh.", "checkpoint.", "rewards.")
+# How often a training is saved, and who judges its rewards.
+MAY_DIFFER = ("checkpoint.", "rewards.")
+MESH = "mesh."  # and where it is computed: a run may go on on other devices
 
 
-def check_workdir(workdir: str | None, config: ConfigDict) -> pathlib.Path:
+def check_workdir(workdir: str | None, config: ConfigDict, mesh_may_differ: bool = True) -> pathlib.Path:
     """The results' folder, which need not exist: writable, and free of another config's results. Raises FlagError."""
     if not workdir:
         raise FlagError("workdir", "", "give a folder for the results")
@@ -31,7 +32,7 @@ def check_workdir(workdir: str | None, config: ConfigDict) -> pathlib.Path:
             raise FlagError("workdir", workdir, f"its config.json cannot be read ({error}): give another") from error
         ours = _flat(json.loads(json.dumps(metrics.plain(config.to_dict()))))
         for name in sorted(theirs | ours):
-            if name.startswith(MAY_DIFFER):
+            if name.startswith((*MAY_DIFFER, MESH) if mesh_may_differ else MAY_DIFFER):
                 continue
             there, here = (str(fields[name]) if name in fields else "absent" for fields in (theirs, ours))
             if there != here:

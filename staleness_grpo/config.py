@@ -61,7 +61,7 @@ def default() -> ConfigDict:
                 qk_norm=False,
                 dtype="float32",  # of activations
                 param_dtype="float32",
-                remat=False,  # less memory for a third more work in the update
+                remat="none",  # or "attention" weights alone, or whole "blocks": computed again in the backward pass
                 vocab_chunks=1,  # parts of the vocabulary that log-probabilities are computed in, one after another
             ),
             warm_start=dict(
@@ -254,6 +254,7 @@ def _check_names(config: ConfigDict) -> None:
     from staleness_grpo.objective.corrections.registry import CORRECTIONS
     from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS
     from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+    from staleness_grpo.policy.transformer import REMAT
     from staleness_grpo.staleness.schedule import SCHEDULES, STARTS
 
     choices = {
@@ -265,6 +266,7 @@ def _check_names(config: ConfigDict) -> None:
         "optimizer.name": OPTIMIZERS,
         "policy.dtype": _DTYPES,
         "policy.param_dtype": _DTYPES,
+        "policy.remat": REMAT,
     }
     for flag, names in choices.items():
         _require(field(config, flag) in names, config, flag, f"choose one of {', '.join(filter(None, names))}")

@@ -9,10 +9,10 @@ import optax
 from jax.sharding import Mesh
 
 from staleness_grpo import mesh as mesh_lib
-from staleness_grpo.objective.advantages import group_advantages
+from staleness_grpo.loss import in_parts, logprobs_function, logprobs_loss, scored_batch
 from staleness_grpo.objective.corrections import registry
-from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
-from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS, sequence_ess
+from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
@@ -75,94 +75,6 @@ def init_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Me
     return jax.jit(create, out_shardings=shardings)(params)
 
 
-def surrogate_loss(
-    policy: Policy, surrogate: SurrogateConfig, temperature: float, correction=None, microbatch_prompts: int = 0
-) -> Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
-    """The loss of a Rollout as a function (params, rollout) -> (loss, diagnostics); its gradient is -H.
-
-    `correction` is `config.correction`; without it, the plain clip of GRPO. With `microbatch_prompts` the policy runs
-    on that many groups at a time, in both passes: see `in_microbatches`.
-    """
-    loss_of_logprobs = logprobs_loss(surrogate, correction)
-    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts)
-
-    def loss_fn(params, rollout):
-        responses = rollout.responses
-        policy_logprobs, entropy = logprobs_of(params, rollout.prompts, responses.tokens_NxGxR, responses.mask_NxGxR)
-        return loss_of_logprobs(policy_logprobs, entropy, rollout)
-
-    return loss_fn
-
-
-def logprobs_function(
-    policy: Policy, temperature: float, microbatch_prompts: int
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """(params, prompts, tokens_NxGxR, mask_NxGxR) -> (log pi of the tokens, entropy), both [N, G, R]."""
-
-    def logprobs_of(params, prompts, tokens_NxGxR, mask_NxGxR):
-        return response_logprobs(policy, params, prompts, tokens_NxGxR, mask_NxGxR, temperature)
-
-    return in_microbatches(logprobs_of, microbatch_prompts) if microbatch_prompts else logprobs_of
-
-
-def logprobs_loss(
-    surrogate: SurrogateConfig, correction=None
-) -> Callable[[Array, Array, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
-    """The same loss as a function of what the policy says: (policy_logprobs, entropy, rollout) -> (loss, diagnostics).
-
-    It takes the advantages within groups, and the length normalization and the correction over the whole batch.
-    """
-    name = "grpo_clip" if correction is None else correction.name
-    overrides = {} if correction is None else registry.chosen(registry.CORRECTIONS[name].objective, correction)
-    token_objective = registry.bind(name, surrogate, overrides)
-
-    def loss_of_logprobs(policy_logprobs, entropy, rollout):
-        responses = rollout.responses
-        rewards = jnp.asarray(rollout.rewards_NxG, policy_logprobs.dtype)
-        advantages = group_advantages(rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon)
-        behavior_logprobs, mask = responses.behavior_logprobs_NxGxR, responses.mask_NxGxR
-        loss, diagnostics = corrected_surrogate(
-            policy_logprobs,
-            behavior_logprobs,
-            policy_logprobs if rollout.proximal_logprobs_NxGxR is None else rollout.proximal_logprobs_NxGxR,
-            advantages,
-            mask,
-            surrogate.length_normalization,
-            token_objective,
-        )
-        tokens = jnp.maximum(jnp.sum(mask), 1)
-        diagnostics |= {
-            "sequence_ess": sequence_ess(policy_logprobs, behavior_logprobs, mask),
-            "entropy": jnp.sum(entropy) / tokens,
-            "reward": jnp.mean(rewards),
-            "reward_std_in_group": jnp.mean(jnp.std(rewards, axis=-1)),
-            "response_length": jnp.mean(jnp.sum(mask, axis=-1)),
-        }
-        return loss, diagnostics
-
-    return loss_of_logprobs
-
-
-def in_microbatches(function: Callable, microbatch_prompts: int) -> Callable:
-    """`function(params, *batch)` of groups, applied to `microbatch_prompts` of them at a time, and joined.
-
-    The backward pass runs each part again and adds up the parts' gradients, so that no more than one part's
-    activations exist at once. The surrogate between sees the log-probabilities of all groups, which is why the
-    gradient is that of the whole batch, whatever the length normalization or correction takes from the batch.
-    A batch that the number does not divide is cut into parts of their greatest common divisor.
-    """
-
-    def mapped(params, *batch):
-        num_prompts = len(jax.tree.leaves(batch)[0])
-        num_parts = num_prompts // math.gcd(num_prompts, microbatch_prompts)
-        # Part i takes every num_parts-th group, so that a batch sharded in blocks stays sharded in every part.
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, num_parts, *leaf.shape[1:]).swapaxes(0, 1), batch)
-        results = jax.lax.map(jax.checkpoint(lambda part: function(params, *part)), parts)
-        return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(num_prompts, *leaf.shape[2:]), results)
-
-    return mapped
-
-
 def make_paired_gram(
     policy: Policy,
     surrogate: SurrogateConfig,
@@ -182,20 +94,16 @@ def make_paired_gram(
     loss_of_logprobs = logprobs_loss(surrogate, correction)
 
     def block_gradients(params, rollout):
-        batch = rollout.prompts, rollout.responses.tokens_NxGxR, rollout.responses.mask_NxGxR
+        batch = scored_batch(rollout)
         logprobs, entropy = logprobs_of(params, *batch)
         cotangent = jax.grad(lambda x: -num_blocks * loss_of_logprobs(x, entropy, rollout)[0])(logprobs)
-        # Block i takes every J-th group, so that a batch sharded in blocks stays sharded in every block.
-        blocks = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, num_blocks, *leaf.shape[1:]).swapaxes(0, 1), (batch, cotangent)
-        )
 
         def one(block):
             inputs, cotangent = block
             _, pull = jax.vjp(lambda p: logprobs_of(p, *inputs)[0], params)
             return pull(cotangent)[0]
 
-        return jax.lax.map(one, blocks)
+        return jax.lax.map(one, in_parts((batch, cotangent), num_blocks))
 
     def products(a, b):
         parts = [
@@ -294,9 +202,9 @@ def make_cosine_ceiling(loss_fn, num_prompts: int) -> Callable[[PyTree, Rollout]
 
     @jax.jit
     def ceiling(params: PyTree, rollout: Rollout) -> Array:
-        # Part i takes every num_parts-th group, so that a batch sharded in blocks stays sharded in every part.
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, num_parts, *leaf.shape[1:]).swapaxes(0, 1), rollout)
-        gradients = jax.lax.map(lambda part: jax.grad(loss_fn, has_aux=True)(params, part)[0], parts)
+        gradients = jax.lax.map(
+            lambda part: jax.grad(loss_fn, has_aux=True)(params, part)[0], in_parts(rollout, num_parts)
+        )
         square_of_mean = optax.tree.norm(jax.tree.map(lambda leaf: leaf.mean(axis=0), gradients), squared=True)
         mean_of_squares = optax.tree.norm(gradients, squared=True) / num_parts
         signal = (num_parts * square_of_mean - mean_of_squares) / (num_parts - 1)

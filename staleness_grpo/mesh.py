@@ -6,6 +6,7 @@ heads, feed-forward features and the vocabulary.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -35,18 +36,17 @@ PARAMETER_RULES = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over the first data * fsdp * tensor devices.
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
+    """A mesh over the first data * fsdp * tensor of `devices`, by default of all that there are.
 
     Raises:
       ValueError: if there are fewer devices than that.
     """
+    devices = jax.devices() if devices is None else devices
     needed = data * fsdp * tensor
-    if needed > jax.device_count():
-        raise ValueError(f"the mesh needs {needed} devices, but there are {jax.device_count()}")
-    return jax.make_mesh(
-        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:needed]
-    )
+    if needed > len(devices):
+        raise ValueError(f"the mesh needs {needed} devices, but there are {len(devices)}")
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
 
 
 def parameter_spec(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from staleness_grpo import learner
 from staleness_grpo import mesh as mesh_lib
+from staleness_grpo.loss import surrogate_loss
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.policy.sampler import sample
@@ -126,7 +127,7 @@ def make_cell_program(config, max_lag: int, freeze_after: int) -> Callable[[Cell
     task, policy = sweep_parts(config)
     temperature = config.sampler.temperature
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
-    loss_fn = learner.surrogate_loss(policy, surrogate, temperature, config.correction)
+    loss_fn = surrogate_loss(policy, surrogate, temperature, config.correction)
     cosine_ceiling = learner.make_cosine_ceiling(loss_fn, config.num_prompts)
     every, group_size = config.eval_every, config.group_size
     num_blocks = config.steps // every

@@ -19,6 +19,7 @@ from staleness_grpo import learner
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.checkpoint import Checkpoints
 from staleness_grpo.drift import ParameterDrift
+from staleness_grpo.loss import surrogate_loss
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy.configured import make_policy, starting_params
 from staleness_grpo.preemption import Preemption
@@ -87,7 +88,7 @@ def build(config, task: Task | None = None) -> Run:
     optimizer = learner.make_optimizer(config.optimizer, config.correction)
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(config.seed), params)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
-    loss_fn = learner.surrogate_loss(
+    loss_fn = surrogate_loss(
         policy, surrogate, config.sampler.temperature, config.correction, config.microbatch_prompts
     )
     paired_gram = None

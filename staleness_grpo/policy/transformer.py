@@ -23,6 +23,10 @@ MASKED_SCORE = -1e30  # finite, so that a row without a single visible key stays
 # saves 30 % of the attention's time at 24 and 56 positions and doubles it at 120 (experiments/LOG.md).
 ONE_PRODUCT_POSITIONS = 64
 
+# What the backward pass computes again rather than keeps: nothing; the attention weights, which cost little to compute
+# and, without a fused kernel, the most memory; or all of a block but its input.
+REMAT = ("none", "attention", "blocks")
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -53,7 +57,7 @@ class TransformerConfig:
     qk_norm: bool = False
     dtype: str = "float32"  # of activations; scores, norms and logits are float32 or better
     param_dtype: str = "float32"
-    remat: bool = False  # keep each block's input alone and compute the rest again in the backward pass
+    remat: str = "none"  # a key of REMAT
     vocab_chunks: int = 1  # parts of the vocabulary whose logits a log-probability looks at one after another
 
     def __post_init__(self):
@@ -61,6 +65,8 @@ class TransformerConfig:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions turn pairs of features")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r} is none of {', '.join(REMAT)}")
         if self.vocab_size % self.vocab_chunks:
             raise ValueError(f"vocab_chunks={self.vocab_chunks} does not divide vocab_size={self.vocab_size}")
 
@@ -238,7 +244,8 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, cache_index, axis=3)
         n, g, _, length, _ = q.shape
         q = q.reshape(n, g, cfg.num_kv_heads, -1, length, cfg.head_dim).swapaxes(3, 4)
-        y = attend(q, (k, v), own_mask, prefix, prefix_mask)
+        attention = jax.checkpoint(attend) if cfg.remat == "attention" else attend
+        y = attention(q, (k, v), own_mask, prefix, prefix_mask)
         y = y.transpose(0, 1, 3, 2, 4, 5).reshape(n, g, length, cfg.num_heads, cfg.head_dim)
         return Projection((cfg.d_model,), inputs=2, name="out", **types)(y), (k, v)
 
@@ -272,7 +279,7 @@ class Transformer(nn.Module):
         KeyValues, seen where prefix_mask [N, P].
         """
         cfg = self.config
-        attention, mlp = (nn.remat(Attention), nn.remat(SwiGLU)) if cfg.remat else (Attention, SwiGLU)
+        attention, mlp = (nn.remat(Attention), nn.remat(SwiGLU)) if cfg.remat == "blocks" else (Attention, SwiGLU)
         embedding = self.param(
             "embedding", nn.initializers.normal(cfg.d_model**-0.5), (cfg.vocab_size, cfg.d_model), cfg.param_dtype
         )

@@ -12,6 +12,7 @@ from staleness_grpo import config as config_lib
 from staleness_grpo import learner, train
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.bias import paired
+from staleness_grpo.loss import surrogate_loss
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.rollouts import TRAINING, Generator
 from tests.bias import problems
@@ -118,7 +119,7 @@ def test_the_blocks_gradients_average_to_that_of_the_batch():
     fresh = generator.answer_again(params, 0)
     correction = config_lib.default().correction
     correction.name = "m2po_authors"  # its mask depends on the whole batch
-    loss = jax.jit(jax.grad(lambda p, batch: learner.surrogate_loss(policy, objective, 1.0, correction)(p, batch)[0]))
+    loss = jax.jit(jax.grad(lambda p, batch: surrogate_loss(policy, objective, 1.0, correction)(p, batch)[0]))
     s, f = (problems.flatten(loss(params, batch)) for batch in (stale, fresh))
     paired_gram = learner.make_paired_gram(policy, objective, 1.0, correction, microbatch_prompts=4, num_blocks=4)
     found = paired_gram(params, stale, fresh)

@@ -175,6 +175,22 @@ def test_clip_edges_by_sign_of_the_advantage(name, overrides, log_ratio, advanta
 
 
 @pytest.mark.parametrize("name", registry.CORRECTIONS)
+def test_a_response_reads_the_others_only_where_the_registry_says_so(name):
+    """Or microbatches of it, whose slopes are taken one by one, would have another gradient than the batch."""
+    config, reads = surrogate_config(name), False
+    for drift in (0.08, 0.15, 0.25):  # where clip ranges, budgets and quantiles begin to bind
+        arrays = random_batch(num_responses=70, drift=drift)
+        slopes = ascent(name, arrays, config, {})[1]
+        for shift in (1.0, -1.0, 0.95 * (arrays[1] - arrays[0])):  # far away, and close to the behavior policy
+            policy, proximal = arrays[0].copy(), arrays[2].copy()
+            policy[35:] += np.broadcast_to(shift, policy.shape)[35:]  # the second half of the responses alone
+            proximal[35:] += np.broadcast_to(shift, policy.shape)[35:]
+            moved = ascent(name, (policy, arrays[1], proximal, *arrays[3:]), config, {})[1]
+            reads |= np.any(slopes[:35] != moved[:35])
+    assert reads == registry.CORRECTIONS[name].reads_other_responses
+
+
+@pytest.mark.parametrize("name", registry.CORRECTIONS)
 def test_equals_plain_grpo_on_policy(name):
     """At lag 0 every definition reduces to A grad log pi."""
     _, behavior, _, _, mask = random_batch()

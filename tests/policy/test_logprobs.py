@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from staleness_grpo.learner import surrogate_loss
+from staleness_grpo import config as config_lib
+from staleness_grpo.loss import surrogate_loss
 from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS, SurrogateConfig
 from staleness_grpo.policy.logprobs import (
     chunked_logprobs,
@@ -69,8 +70,8 @@ def test_parts_of_the_vocabulary_give_the_whole_distribution(num_chunks):
         np.testing.assert_array_equal(entropy_slope, 0)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_responses_in_parts_and_rematerialised(tied):
+@pytest.mark.parametrize(("tied", "remat"), [(False, "blocks"), (True, "attention")])
+def test_responses_in_parts_and_rematerialised(tied, remat):
     rollout = rollout_of()
     responses = rollout.responses
     with jax.enable_x64(True):
@@ -86,7 +87,7 @@ def test_responses_in_parts_and_rematerialised(tied):
 
             return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
 
-        ours = evaluate(dataclasses.replace(config, vocab_chunks=3, remat=True))
+        ours = evaluate(dataclasses.replace(config, vocab_chunks=3, remat=remat))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), ours, evaluate(config))
 
 
@@ -96,21 +97,52 @@ def test_responses_in_parts_and_rematerialised(tied):
 )
 def test_microbatches_give_loss_gradient_and_diagnostics_of_the_whole_batch(length_normalization):
     """2 groups at a time of 6, and 4 (cut down to 2): lengths and rewards differ, so that no mean of parts would do."""
+    compare_microbatches(SurrogateConfig(length_normalization=length_normalization), None, (2, 4))
+
+
+def test_microbatches_of_a_correction_that_reads_the_whole_batch():
+    correction = config_lib.default().correction
+    correction.name, correction.second_moment = "m2po_areal", 0.2
+    compare_microbatches(SurrogateConfig(), correction, (2,))
+
+
+def compare_microbatches(surrogate, correction, sizes):
     rollout = rollout_of()
-    surrogate = SurrogateConfig(length_normalization=length_normalization)
     with jax.enable_x64(True):
         policy = Policy(PLAIN)
         params = random_params(policy)
 
         def evaluate(**microbatch):
-            loss_fn = surrogate_loss(policy, surrogate, 1.0, **microbatch)
+            loss_fn = surrogate_loss(policy, surrogate, 1.0, correction, **microbatch)
             return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, rollout)
 
         whole = evaluate()
         assert 0 < whole[0][1]["clip_fraction"] < 1 and np.isfinite(whole[0][0])
-        for size in (2, 4):
+        for size in sizes:
             ours = evaluate(microbatch_prompts=size)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), ours, whole)
+
+
+def test_one_pass_over_the_microbatches_is_enough():
+    """The policy's products are computed once forward, and twice as many backward; before any gradient, never."""
+
+    def products(microbatch_prompts, correction):
+        loss_fn = surrogate_loss(Policy(PLAIN), SurrogateConfig(), 1.0, correction, microbatch_prompts)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss_fn(p, rollout_of())[0]))(random_params(Policy(PLAIN)))
+        return sum(e.primitive.name == "dot_general" for e in equations(jaxpr.jaxpr))
+
+    with jax.enable_x64(True):
+        reading = config_lib.default().correction
+        reading.name = "sat"
+        assert products(2, None) == products(0, None) == products(0, reading) < products(2, reading)
+
+
+def equations(jaxpr):
+    """All of a program, those of its loops and functions among them."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for sub in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(sub)
 
 
 def logits_alive(config, num_tokens_by_vocabulary):
@@ -119,16 +151,8 @@ def logits_alive(config, num_tokens_by_vocabulary):
     rollout = rollout_of(4, 2, 8)
     loss_fn = surrogate_loss(policy, SurrogateConfig(), 1.0)
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss_fn(p, rollout)[0]))(random_params(policy))
-    found = set()
-
-    def walk(jaxpr):
-        for equation in jaxpr.eqns:
-            found.update(v.aval.shape for v in equation.outvars if v.aval.size >= num_tokens_by_vocabulary)
-            for sub in jax.extend.core.jaxprs_in_params(equation.params):
-                walk(sub)
-
-    walk(jaxpr.jaxpr)
-    return found
+    shapes = [v.aval for equation in equations(jaxpr.jaxpr) for v in equation.outvars]
+    return {aval.shape for aval in shapes if aval.size >= num_tokens_by_vocabulary}
 
 
 def test_logits_of_the_whole_batch_never_exist_at_once():

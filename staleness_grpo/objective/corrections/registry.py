@@ -22,36 +22,41 @@ class Correction:
     length_normalization: str | None = None  # the only one that the definition allows; None: any
     normalize_std: bool | None = None  # likewise
     reads_advantage_size: bool = False  # uses more of A than its sign and a factor |A|
+    # Whether a response's slope may depend on other responses' log-probabilities. If not, microbatches take one pass
+    # over the policy in place of two; see `loss.accumulated`.
+    reads_other_responses: bool = True
 
+
+_each = functools.partial(Correction, reads_other_responses=False)
 
 CORRECTIONS: dict[str, Correction] = {
-    "grpo_clip": Correction(clipped.grpo_clip),
-    "dr_grpo": Correction(clipped.grpo_clip, length_normalization="constant", normalize_std=False),
-    "clip_higher": Correction(
+    "grpo_clip": _each(clipped.grpo_clip),
+    "dr_grpo": _each(clipped.grpo_clip, length_normalization="constant", normalize_std=False),
+    "clip_higher": _each(
         functools.partial(clipped.grpo_clip, clip_low=0.2, clip_high=0.28), length_normalization="tokens"
     ),
-    "gspo": Correction(clipped.gspo, length_normalization="response"),
-    "cispo": Correction(clipped.cispo),
-    "decoupled_ppo": Correction(clipped.decoupled_ppo),
+    "gspo": _each(clipped.gspo, length_normalization="response"),
+    "cispo": _each(clipped.cispo),
+    "decoupled_ppo": _each(clipped.decoupled_ppo),
     "sat": Correction(clipped.sat),
     "m2po_authors": Correction(clipped.m2po_authors),
-    "none": Correction(weighted.none),
-    "token_is": Correction(weighted.token_is),
-    "sequence_is": Correction(weighted.sequence_is),
-    "token_tis": Correction(weighted.token_tis),
-    "sequence_tis": Correction(weighted.sequence_tis),
-    "geometric_tis": Correction(weighted.geometric_tis),
-    "aipo": Correction(weighted.aipo),
-    "topr": Correction(weighted.topr),
-    "topr_token": Correction(weighted.topr_token),
-    "topr_geometric": Correction(weighted.topr_geometric),
-    "token_mis": Correction(masked.token_mis),
-    "sequence_mis": Correction(masked.sequence_mis),
-    "negative_mask": Correction(masked.negative_mask),
-    "dppo_tv": Correction(masked.dppo_tv),
+    "none": _each(weighted.none),
+    "token_is": _each(weighted.token_is),
+    "sequence_is": _each(weighted.sequence_is),
+    "token_tis": _each(weighted.token_tis),
+    "sequence_tis": _each(weighted.sequence_tis),
+    "geometric_tis": _each(weighted.geometric_tis),
+    "aipo": _each(weighted.aipo),
+    "topr": _each(weighted.topr),
+    "topr_token": _each(weighted.topr_token),
+    "topr_geometric": _each(weighted.topr_geometric),
+    "token_mis": _each(masked.token_mis),
+    "sequence_mis": _each(masked.sequence_mis),
+    "negative_mask": _each(masked.negative_mask),
+    "dppo_tv": _each(masked.dppo_tv),
     "m2po_areal": Correction(masked.m2po_areal),
-    "mu_grpo": Correction(masked.mu_grpo),
-    "stable_reinforce": Correction(masked.stable_reinforce, reads_advantage_size=True),
+    "mu_grpo": _each(masked.mu_grpo),
+    "stable_reinforce": _each(masked.stable_reinforce, reads_advantage_size=True),
 }
 
 

@@ -1,0 +1,23 @@
+"""Does the paper's grid with Llama-3.2-3B fit? The memory of gsm8k_llama32_3b.py on each of its 16 devices.
+
+    python -m experiments.memory --config=experiments/configs/memory_grid_3b.py --workdir=DIR \
+        --config.topology=v5p:2x2x4
+
+Hardware: a CPU. Outcome: README.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from experiments import llama_shapes
+from experiments.configs import gsm8k_llama32_3b
+from staleness_grpo import config as config_lib
+
+
+def get_config():
+    """The grid's config with the checkpoint's shape in place of the checkpoint, and prompts of up to 320 tokens."""
+    config = gsm8k_llama32_3b.get_config()
+    config.task = config_lib.default().task
+    config.policy.update(llama_shapes.LLAMA_32_3B)
+    config.benchmark = ConfigDict(dict(vocab_size=128_256, prompt_length=320, max_response_length=1024))
+    config.topology = config_dict.placeholder(str)
+    return config
