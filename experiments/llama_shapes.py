@@ -11,7 +11,7 @@ LLAMA_32_3B = LLAMA_32_1B | dict(num_layers=28, d_model=3072, num_heads=24, head
 
 
 def at_size():
-    """bfloat16 products, float32 master weights and log-probs, attention weights rematerialised, no copies of parameters for metrics."""
+    """bfloat16 products, float32 master weights and log-probs, rematerialised; no copies of parameters for metrics."""
     config = config_lib.default()
     config.update(dict(eval_every=0))
     config.policy.update(dict(dtype="bfloat16", remat="attention", vocab_chunks=16))

@@ -10,6 +10,7 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,44 +42,69 @@ class Judging:
 
     def _one(self, future) -> tuple[float, int]:
         try:
-            reward = float(future.result())
-            if math.isfinite(reward):
-                return reward, JUDGED
-            self.report(f"gave {reward}")
+            reward, problem = future.result()
         except concurrent.futures.TimeoutError:
             self.report(f"took longer than {self.time_limit:g} s")
             return 0.0, TIMED_OUT
-        except Exception as error:  # whatever a verifier raises, ProcessExpired where its process died
-            self.report(f"failed: {type(error).__name__}: {error}")
+        except Exception as error:  # ProcessExpired where the process died
+            reward, problem = 0.0, f"failed: {type(error).__name__}: {error}"
+        if problem is None:
+            return reward, JUDGED
+        self.report(problem)
         return 0.0, FAILED
+
+
+_verify: Verifier  # of a worker process, which has one all its life
+
+
+def _start_worker(verify: Verifier) -> None:
+    """Makes this process a worker of a pool."""
+    global _verify
+    # Schedulers and terminals send these to all processes of a job. They are the run's to answer: a worker that died of
+    # one would change a reward.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    _verify = verify
+    try:
+        getattr(verify, "warm_up", lambda: None)()
+    except Exception as error:  # the samples that meet it will tell
+        print(f"a reward function's warm-up failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _judge(response: str, reference: Any) -> tuple[float, str | None]:
+    """The reward, or 0 and what is wrong: plain values, since not everything that is raised or returned can be sent."""
+    try:
+        reward = float(_verify(response, reference))
+    except BaseException as error:  # SystemExit among them, which would end the process, or the run
+        return 0.0, "failed: " + "".join(traceback.format_exception_only(error))
+    return (reward, None) if math.isfinite(reward) else (0.0, f"gave {reward}")
 
 
 class RewardPool:
     """Worker processes that run one verifier, each sample within a time limit.
 
     Args:
-      verify: a Verifier; it is pickled, so no lambda.
+      verify: a Verifier; it is pickled, so no lambda. If it has a method `warm_up`, each process calls that as it
+        starts: imports there do not count against the first sample's time.
       num_workers: processes, started at the first `submit`.
       time_limit: seconds that one sample may take; its process is ended then, and another started.
     """
 
     def __init__(self, verify: Verifier, num_workers: int, time_limit: float):
         pickle.dumps(verify)  # raises here, and not once for every sample
-        self._verify, self._time_limit = verify, time_limit
-        # Spawned: a fork of a process with JAX's threads can deadlock. SIGTERM, which schedulers send to all processes
-        # of a job, is the run's to answer: a worker that died of it would change a reward.
+        self._time_limit = time_limit
         self._pool = pebble.ProcessPool(
             max_workers=num_workers,
-            context=multiprocessing.get_context("spawn"),
-            initializer=signal.signal,
-            initargs=(signal.SIGTERM, signal.SIG_IGN),
+            context=multiprocessing.get_context("spawn"),  # a fork of a process with JAX's threads can deadlock
+            initializer=_start_worker,
+            initargs=(verify,),
         )
         self._reported: set[str] = set()
 
     def submit(self, responses_B: Sequence[str], references_B: Sequence[Any]) -> Judging:
         """Starts judging B responses, each beside what its problem says of the answer."""
         futures = [
-            self._pool.schedule(self._verify, args=pair, timeout=self._time_limit)
+            self._pool.schedule(_judge, args=pair, timeout=self._time_limit)
             for pair in zip(responses_B, references_B, strict=True)
         ]
         return Judging(futures, self._time_limit, self._report)

@@ -1,5 +1,6 @@
 """Rewards judged in real worker processes: whatever a verifier does, the others are judged and the run goes on."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -13,10 +14,32 @@ import pytest
 from staleness_grpo.rewards import FAILED, JUDGED, TIMED_OUT, RewardPool
 
 
+class TwoWords(Exception):
+    """Cannot be unpickled: that calls it with its one argument."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} {second}")
+
+
+class Unreadable(float):
+    """A number that cannot be unpickled."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
 def badly_behaved(response: str, reference: str) -> float:
     """A verifier that a response can break in every way."""
     if response == "raise":
         raise ValueError("cannot read\nthis")
+    if response == "raise two words":
+        raise TwoWords("hello", "world")
+    if response == "exit":
+        sys.exit(3)
+    if response == "time out":
+        raise TimeoutError("of its own")
+    if response == "unreadable":
+        return Unreadable(1.0)
     if response == "hang":
         while True:
             time.sleep(1)
@@ -33,11 +56,13 @@ def test_a_broken_sample_is_scored_zero_and_said_and_the_rest_is_judged(capfd):
     pool = RewardPool(badly_behaved, num_workers=2, time_limit=1.0)
     try:
         responses = ["a", "raise", "b", "hang", "a", "die", "raise", "nan", "terminate", "a"]
-        judging = pool.submit(responses, ["a"] * 8 + ["terminate", "a"])
+        responses += ["raise two words", "exit", "time out", "unreadable", "a"]
+        judging = pool.submit(responses, ["a"] * 8 + ["terminate"] + ["a"] * 6)
         rewards, outcomes = judging.result()
         assert judging.done()
-        np.testing.assert_array_equal(rewards, np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 1], np.float32))
+        np.testing.assert_array_equal(rewards, np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1], np.float32))
         kinds = [JUDGED, FAILED, JUDGED, TIMED_OUT, JUDGED, FAILED, FAILED, FAILED, JUDGED, JUDGED]
+        kinds += [FAILED, FAILED, FAILED, JUDGED, JUDGED]
         np.testing.assert_array_equal(outcomes, kinds)
         assert rewards.dtype == np.float32 and outcomes.dtype == np.int8
         again, _ = pool.submit(["a", "b"], ["a", "a"]).result()  # the pool is whole again
@@ -46,8 +71,39 @@ def test_a_broken_sample_is_scored_zero_and_said_and_the_rest_is_judged(capfd):
         pool.close()
     said = capfd.readouterr().err.splitlines()
     assert sum("ValueError: cannot read this" in line for line in said) == 1  # once, on one line
-    for part in ("took longer than 1 s", "ProcessExpired", "gave nan"):
+    for part in (
+        "longer than 1 s",
+        "ProcessExpired",
+        "gave nan",
+        "TwoWords: hello world",
+        "SystemExit: 3",
+        "of its own",
+    ):
         assert sum(part in line for line in said) == 1
+
+
+@dataclasses.dataclass
+class SlowToStart:
+    """As a verifier that imports a large library."""
+
+    warm: bool = False
+
+    def __call__(self, response: str, reference: str) -> float:
+        return float(self.warm)
+
+    def warm_up(self):
+        time.sleep(1.5)
+        self.warm = True
+
+
+def test_what_a_process_does_as_it_starts_is_not_a_samples_time():
+    pool = RewardPool(SlowToStart(), num_workers=1, time_limit=0.5)
+    try:
+        rewards, outcomes = pool.submit(["a", "b"], ["a", "b"]).result()
+        np.testing.assert_array_equal(rewards, [1, 1])
+        np.testing.assert_array_equal(outcomes, [JUDGED, JUDGED])
+    finally:
+        pool.close()
 
 
 def test_a_verifier_that_cannot_be_sent_to_a_worker_is_refused_at_once():

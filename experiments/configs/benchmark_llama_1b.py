@@ -12,7 +12,7 @@ from experiments import llama_shapes
 
 
 def get_config():
-    """bfloat16 products, float32 master weights, attention weights rematerialised, logits in 16 parts of the vocabulary."""
+    """bfloat16 products, float32 master weights, rematerialised attention, logits in 16 parts of the vocabulary."""
     config = llama_shapes.at_size()
     config.update(dict(steps=10, num_prompts=2, group_size=4, microbatch_prompts=0))
     config.policy.update(llama_shapes.LLAMA_32_1B)

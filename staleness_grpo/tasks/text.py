@@ -5,7 +5,6 @@ every batch its shape.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import itertools
 import json
@@ -187,8 +186,7 @@ def reasoning_gym_task(
         problems = [Problem(entries[i]["question"], entries[i]) for i in range(size)]
     except (TypeError, ValueError, AssertionError) as error:
         raise TaskError("options", f"reasoning-gym refuses them ({error}): leave them out, or mend them") from error
-    verify = functools.partial(verifiers.reasoning_gym, dataset=dataset, options=tuple(settings.items()))
-    return PromptedTask(tokenizer, problems, verify, **prompting)
+    return PromptedTask(tokenizer, problems, verifiers.ReasoningGym(dataset, settings), **prompting)
 
 
 # The openings of the stories that the tinyllamas models were trained on are like these.

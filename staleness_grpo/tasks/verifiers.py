@@ -3,12 +3,17 @@
 Each takes the response and the problem's reference, and returns a reward in [0, 1].
 """
 
+import dataclasses
 import fractions
 import functools
 import re
 from collections.abc import Mapping
+from typing import Any
 
-NUMBER = r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?"
+# 1,200.50 or .5 or 1/2; a minus after a digit, a letter or a bracket is a difference or a range.
+NUMBER = r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
+TYPED = {"\N{MINUS SIGN}": "-", "\\$": "$", "-$": "-", "{,}": ",", "\\,": "", "\\!": ""}  # typeset -> typed, in order
+BOX = "\\boxed{"
 
 
 def exact(response: str, reference: str) -> float:
@@ -19,52 +24,87 @@ def exact(response: str, reference: str) -> float:
 def number(response: str, reference: str) -> float:
     """1 if the response's final number equals the reference's, as numbers: 1,200.00 is 1200, and 1/2 is 0.5.
 
-    The final number is the one in the last \\boxed{}, or the first one after the last '####' (the form of GSM8K's own
-    answers), or the last one of the text.
+    The final number is the last one in the last \\boxed{}, or the first one after the last '####' (the form of GSM8K's
+    own answers), or the last one of the text.
     """
     found, expected = final_number(response), final_number(reference)
     return float(found is not None and found == expected)
 
 
 def final_number(text: str) -> fractions.Fraction | None:
-    """See `number`; None for a text without one."""
-    boxed = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    if boxed:
-        text = boxed[-1]
+    """See `number`; None for a text without one, and for a box without one or without an end."""
+    if BOX in text:
+        text = last_box(text)
     elif "####" in text:
-        marked = re.search(NUMBER, text.rpartition("####")[2])
+        marked = re.search(NUMBER, plain_numbers(text.rpartition("####")[2]))
         text = marked[0] if marked else ""
-    numbers = re.findall(NUMBER, text)
+    numbers = re.findall(NUMBER, plain_numbers(text))
     if not numbers:
         return None
     numerator, _, denominator = numbers[-1].replace(",", "").partition("/")
-    value = fractions.Fraction(numerator)
-    return value / int(denominator) if denominator and int(denominator) else value
+    if denominator and not int(denominator):
+        return None
+    return fractions.Fraction(numerator) / int(denominator or 1)
 
 
-def math_verify(response: str, reference: str) -> float:
+def last_box(text: str) -> str:
+    """What stands in the last \\boxed{}, with braces inside it in pairs; "" if it is not closed."""
+    inside, depth = text.rpartition(BOX)[2], 1
+    for place, character in enumerate(inside):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return inside[:place]
+    return ""
+
+
+def plain_numbers(text: str) -> str:
+    """Typeset numbers as they are typed: minus signs, thin spaces, and LaTeX's {,}, \\frac{1}{2} and \\text{}."""
+    for typeset, typed in TYPED.items():
+        text = text.replace(typeset, typed)
+    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    return re.sub(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}", r"\1", text)
+
+
+class MathVerify:
     """1 if the library math-verify takes the response's final answer, LaTeX or plain, for the reference's."""
-    import math_verify as library
 
-    # Its own time limits are alarms; the pool has one for the whole sample.
-    gold = library.parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
-    found = library.parse(response, parsing_timeout=None)
-    return float(library.verify(gold, found, timeout_seconds=None))
+    def __call__(self, response: str, reference: str) -> float:
+        """See the class."""
+        import math_verify as library
+
+        # Its own time limits are alarms; the pool has one for the whole sample.
+        gold = library.parse(f"\\boxed{{{reference}}}", parsing_timeout=None)
+        found = library.parse(response, parsing_timeout=None)
+        return float(library.verify(gold, found, timeout_seconds=None))
+
+    def warm_up(self) -> None:
+        """Imports the library, and what it imports on the first use."""
+        self("1", "1")
 
 
-def reasoning_gym(response: str, entry: Mapping, *, dataset: str, options: tuple[tuple[str, object], ...]) -> float:
-    """The dataset's own score of what stands in the last <answer></answer>, or of the whole response without one."""
-    from reasoning_gym.utils import extract_answer
+@dataclasses.dataclass(frozen=True)
+class ReasoningGym:
+    """A dataset's own score of what stands in the last <answer></answer>, or of the whole response without one."""
 
-    answer = extract_answer(response)
-    return float(_dataset(dataset, options).score_answer(response.strip() if answer is None else answer, entry))
+    dataset: str
+    options: Mapping[str, Any]
 
+    def __call__(self, response: str, entry: Mapping) -> float:
+        """See the class; `entry` is the dataset's."""
+        from reasoning_gym.utils import extract_answer
 
-@functools.cache
-def _dataset(name: str, options: tuple[tuple[str, object], ...]):
-    import reasoning_gym as library
+        answer = extract_answer(response)
+        return float(self._library_dataset.score_answer(response.strip() if answer is None else answer, entry))
 
-    return library.create_dataset(name, **dict(options))
+    def warm_up(self) -> None:
+        """Imports the library and makes the dataset."""
+        _ = self._library_dataset
+
+    @functools.cached_property
+    def _library_dataset(self):
+        import reasoning_gym as library
+
+        return library.create_dataset(self.dataset, **self.options)
 
 
 def story_mentions(response: str, words: tuple[str, ...]) -> float:
@@ -87,4 +127,4 @@ def story_dialogue(response: str, reference: None) -> float:
     return float(re.search(r'"[^"]*[a-zA-Z][^"]*"', response) is not None)
 
 
-MATHEMATICS = {"exact": exact, "number": number, "math_verify": math_verify}
+MATHEMATICS = {"exact": exact, "number": number, "math_verify": MathVerify()}

@@ -1,6 +1,7 @@
 """What a response is worth, against answers judged by hand."""
 
 import fractions
+import pickle
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ from staleness_grpo.tasks import verifiers
 
 def test_verifiers_import_no_jax():
     """A worker process starts in a tenth of a second without it, and holds no memory for it."""
-    code = "import sys; from staleness_grpo.tasks import verifiers; sys.exit('jax' in sys.modules)"
+    code = "import sys; from staleness_grpo import rewards; from staleness_grpo.tasks import verifiers; "
+    code += "sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -26,7 +28,24 @@ def test_verifiers_import_no_jax():
         (r"of 8, \boxed{$-3$} remain 100", -3),
         ("It costs $1,200.", 1200),
         ("one half is 1/2", fractions.Fraction(1, 2)),
-        ("divided by nothing: 3/0", 3),
+        ("divided by nothing: 3/0", None),
+        (r"\boxed{\frac{1}{2}}", fractions.Fraction(1, 2)),
+        (r"\boxed{5} no: \boxed{\dfrac{7}{2}}", fractions.Fraction(7, 2)),
+        (r"\boxed{\text{18}} dollars, over 3 days", 18),
+        (r"\boxed{18 \text{ dollars}}", 18),
+        (r"it is 5, \boxed{\text{five}}", None),  # the box has no number, and the text is not asked
+        (r"of 12 \boxed{1", None),  # cut off: 1 or 12 or 100
+        (r"\boxed{1{,}200}", 1200),
+        (r"1\,200\,000", 1_200_000),
+        ("\N{MINUS SIGN}5", -5),
+        ("-$5", -5),
+        (r"-\$5.50", fractions.Fraction(-11, 2)),
+        ("10-5", 5),  # a range or a difference
+        ("f(2)-5", 5),
+        ("= -5", -5),
+        ("3,4", 4),  # a list
+        ("1,2345", 2345),
+        ("1,234,567", 1_234_567),
         (".5", fractions.Fraction(1, 2)),
         ("no idea", None),
         ("", None),
@@ -62,17 +81,19 @@ def test_exact():
 )
 def test_math_verify(response, reference, expected):
     pytest.importorskip("math_verify", reason="the extra tasks is not installed")
-    assert verifiers.math_verify(response, reference) == expected
+    assert verifiers.MathVerify()(response, reference) == expected
 
 
 def test_reasoning_gym_judges_what_stands_between_the_tags():
     library = pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
-    options = (("size", 3), ("seed", 1))
-    entry = library.create_dataset("chain_sum", **dict(options))[2]
+    options = {"size": 3, "seed": 1, "operators": ["+"]}  # not hashable
+    entry = library.create_dataset("basic_arithmetic", **options)[2]
     right = entry["answer"]
+    verify = pickle.loads(pickle.dumps(verifiers.ReasoningGym("basic_arithmetic", options)))
+    verify.warm_up()
 
     def score(response):
-        return verifiers.reasoning_gym(response, entry, dataset="chain_sum", options=options)
+        return verify(response, entry)
 
     assert score(f"I think. <answer>{right}</answer>") == score(f" {right}\n") == 1.0
     assert score(f"{right} <answer>{int(right) + 1}</answer>") < 0.1
