@@ -453,6 +453,9 @@ def _check_task(config: ConfigDict) -> None:
         known = make_policy(config.policy, task.vocab_size).config.vocab_size
         mend = f"the task has {task.vocab_size} tokens, the checkpoint {known}: give one with as many"
         _require(task.vocab_size <= known, config, "policy.checkpoint", mend)
+        ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token or 0,)
+        mend = f"the stop and pad tokens {ends}, {task.pad_token} are not all among its {known}: mend generation_config"
+        _require(all(0 <= token < known for token in (*ends, task.pad_token)), config, "policy.checkpoint", mend)
         return
     vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
     _require(vocab_size % chunks == 0, config, "policy.vocab_chunks", f"give a divisor of the vocabulary {vocab_size}")

@@ -87,8 +87,8 @@ def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str
     """Writes a folder that `load`, and the `transformers` library, read as the same policy, in `param_dtype`.
 
     `source` is the checkpoint folder that the policy was loaded from, if any: its tokenizer, its generation settings
-    and what else its config.json says go along. The folder is made; files of the same names are replaced. Of several
-    processes all call this, and the first one writes.
+    and what else its config.json says go along. The folder is made; weights that it holds already, in however many
+    files, are replaced. Of several processes all call this, and the first one writes.
     """
     from safetensors.numpy import save_file
 
@@ -109,11 +109,14 @@ def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str
         weight_map |= dict.fromkeys(tensors, file)
     if not first:
         return
+    for path in (folder / INDEX, *folder.glob("model*.safetensors")):  # older weights, which `load` might prefer
+        if path.name not in files:
+            path.unlink(missing_ok=True)
     if len(shards) > 1:
         total = sum(leaf.nbytes for _, leaf in leaves)
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if source is not None:
+    if source is not None and not folder.samefile(source):
         for pattern in COMPANIONS:
             for path in pathlib.Path(source).glob(pattern):
                 shutil.copyfile(path, folder / path.name)

@@ -31,6 +31,7 @@ FAMILIES = {
 REQUIRED = {
     "attention_bias": False,  # would put a bias on the output projection too
     "hidden_act": "silu",
+    "is_causal": True,
     "mlp_bias": False,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
@@ -94,7 +95,11 @@ def read_config(folder: str | pathlib.Path, **choices) -> TransformerConfig:
 
 def read_rope(fields: dict) -> tuple[float, RopeScaling | None]:
     """theta and the scaling, from `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    spellings = [fields[name] for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
+    old_and_new = [{name: value for name, value in rope.items() if name != "rope_theta"} for rope in spellings]
+    if len(spellings) == 2 and old_and_new[0] != old_and_new[1]:
+        raise CheckpointError("rope_parameters and rope_scaling contradict each other: leave one of them out")
+    rope = spellings[0] if spellings else {}
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:

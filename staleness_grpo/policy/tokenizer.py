@@ -12,7 +12,10 @@ from typing import Any
 
 from staleness_grpo.policy.huggingface_config import CheckpointError, read_json
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+# What chat templates that write the date are told: with today's, a prompt would be another one tomorrow. It is the day
+# that Llama 3's own template falls back on.
+TODAY = datetime.datetime(2024, 7, 26)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +54,31 @@ class Tokenizer:
         """The text of a conversation up to where the assistant answers. Raises CheckpointError as `encode_chat`."""
         if self.chat_template is None:
             raise CheckpointError("the checkpoint has no chat template")
+        from jinja2 import TemplateError
+        from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        class Generation(Extension):
+            """{% generation %}: marks what the assistant said, for training; the text is what stands inside."""
+
+            tags = {"generation"}
+
+            def parse(self, parser):
+                next(parser.stream)
+                return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
         # The settings, and the names beyond Jinja's own, that chat templates are written for.
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+        )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        template = environment.from_string(self.chat_template)
-        return template.render(messages=list(messages), add_generation_prompt=True, **self.special_tokens)
+        environment.globals["strftime_now"] = TODAY.strftime
+        names = dict(messages=list(messages), tools=None, documents=None, add_generation_prompt=True)
+        try:
+            return environment.from_string(self.chat_template).render(**names, **self.special_tokens)
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template cannot be used: {error}") from error
 
 
 def load(folder: str | pathlib.Path) -> Tokenizer:
@@ -81,14 +100,15 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         raise CheckpointError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    texts, generation, config = (
+    special_map, texts, generation, config = (
         read_json(folder / name) if (folder / name).exists() else {}
-        for name in ("tokenizer_config.json", "generation_config.json", "config.json")
+        for name in ("special_tokens_map.json", "tokenizer_config.json", "generation_config.json", "config.json")
     )
-    special = {name: _text(texts[name]) for name in SPECIAL_TOKENS if texts.get(name) is not None}
+    named = special_map | {name: token for name, token in texts.items() if token is not None}
+    special = {name: _text(named[name]) for name in SPECIAL_TOKENS if named.get(name) is not None}
     ids = {name: tokenizer.token_to_id(text) for name, text in special.items()}
     stop = next((found for place in (generation, config) if (found := place.get("eos_token_id")) is not None), None)
-    if stop is None:
+    if stop is None or stop == []:
         raise CheckpointError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
     stop_tokens = (stop,) if isinstance(stop, int) else tuple(stop)
     pad = next((pad for pad in (generation.get("pad_token_id"), ids.get("pad_token")) if pad is not None), None)

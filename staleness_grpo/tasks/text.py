@@ -65,6 +65,9 @@ class PromptedTask:
         self.tokenizer, self.verify, self.max_response_length = tokenizer, verify, max_response_length
         self._references = [problem.reference for problem in problems]
         self._tokens = [_encode(tokenizer, prompt.replace(PLACE, p.prompt), chat, system) for p in problems]
+        if [] in self._tokens:
+            number = self._tokens.index([]) + 1
+            raise TaskError("prompt", f"problem {number} has no tokens to answer: write some text around {PLACE}")
         self.num_prompts = len(problems)
         self.prompt_length = max(map(len, self._tokens))
         self.vocab_size = tokenizer.vocab_size
@@ -86,8 +89,10 @@ class PromptedTask:
     ) -> tuple[list[str], list[Any]]:
         """The text of each response, without its stop token, beside its problem's reference."""
         texts, references = [], []
-        for index, tokens_GxR, mask_GxR in zip(index_N, tokens_NxGxR, mask_NxGxR, strict=True):
-            texts += [self.decode(tokens[mask]) for tokens, mask in zip(tokens_GxR, mask_GxR, strict=True)]
+        # The stop token need not be one of the special ones, which decoding leaves out.
+        written_NxGxR = np.asarray(mask_NxGxR) & ~np.isin(tokens_NxGxR, self.end_token)
+        for index, tokens_GxR, written_GxR in zip(index_N, tokens_NxGxR, written_NxGxR, strict=True):
+            texts += [self.decode(tokens[written]) for tokens, written in zip(tokens_GxR, written_GxR, strict=True)]
             references += [self._references[index]] * len(tokens_GxR)
         return texts, references
 
@@ -119,13 +124,19 @@ def jsonl_task(tokenizer: Tokenizer, *, path: str, verifier: str, **prompting) -
         raise TaskError("verifier", f"choose one of {', '.join(verifiers.MATHEMATICS)}")
     if verifier == "math_verify":
         _require_package("math_verify", "verifier", "math-verify", "or give number")
-    return PromptedTask(tokenizer, read_problems(path), verifiers.MATHEMATICS[verifier], **prompting)
+    problems = read_problems(path)
+    if verifier == "number":
+        for problem in problems:
+            if verifiers.final_number(problem.reference) is None:
+                mend = f"the answer {problem.reference[:40]!r} in task.path has no number: give exact or math_verify"
+                raise TaskError("verifier", mend)
+    return PromptedTask(tokenizer, problems, verifiers.MATHEMATICS[verifier], **prompting)
 
 
 def read_problems(path: str | pathlib.Path) -> list[Problem]:
     """The problems of a file, in its order. Raises TaskError, with the line's number, for one that is none."""
     try:
-        lines = pathlib.Path(path).read_text().splitlines()
+        lines = pathlib.Path(path).read_text().split("\n")  # and not at U+2028, which a JSON string may hold
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise TaskError("path", f"{reason}: give a JSON-lines file of problems") from error

@@ -128,12 +128,14 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path):
     write(tmp_path / "start")
     config = tiny_config(**{"warm_start.steps": 100, "steps": 2, "microbatch_prompts": 2, "save_policy": True})
     config.policy = config_lib.default().policy  # shapes of their own would contradict the checkpoint
-    config.policy.update(dict(checkpoint=str(tmp_path / "start"), vocab_chunks=3, remat=True))
+    config.policy.update(dict(checkpoint=str(tmp_path / "start"), vocab_chunks=3, remat="attention"))
     config.task.update(dict(vocab_size=12, max_response_length=2))
     config_lib.validate(config, 1)
     experiment.main(config, tmp_path / "run")
     policy, params = huggingface.load(tmp_path / "run" / "policy")
-    assert dataclasses.replace(policy.config, vocab_chunks=3, remat=True) == make_policy(config.policy, 12).config
+    assert (
+        dataclasses.replace(policy.config, vocab_chunks=3, remat="attention") == make_policy(config.policy, 12).config
+    )
     start = huggingface.load(tmp_path / "start")[1]
     num_params = sum(leaf.size for leaf in jax.tree.leaves(start))
     assert 0 < distance(params, start) < 2 * 0.021 * num_params**0.5  # two Adam steps of 0.02 for each parameter
@@ -195,9 +197,14 @@ def test_several_files_bfloat16_and_either_spelling_of_rope(tmp_path, monkeypatc
         (dict(architectures=["MistralForCausalLM"]), "MistralForCausalLM is not supported"),
         (dict(architectures=None), "None is not supported"),
         (dict(rope_scaling={"type": "yarn", "factor": 4.0}), "rope_type=yarn"),
-        (dict(rope_parameters={"rope_type": "linear", "factor": 2.0}), "rope_type=linear"),
+        (dict(rope_parameters={"rope_type": "linear", "factor": 2.0}, rope_scaling=None), "rope_type=linear"),
         (dict(rope_scaling={"rope_type": "llama3", "factor": 4.0}), "low_freq_factor.*missing"),
+        (
+            dict(rope_parameters={"rope_type": "default"}, rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+            "contradict each other",
+        ),
         (dict(attention_bias=True), "attention_bias=True"),
+        (dict(is_causal=False), "is_causal=False"),
         (dict(hidden_act="gelu"), "hidden_act=gelu"),
         (dict(use_sliding_window=True), "use_sliding_window"),
         (dict(layer_types=["sliding_attention", "full_attention"]), "layer_types"),
@@ -228,6 +235,18 @@ def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
         huggingface.load(tmp_path / "whole")
     with pytest.raises(CheckpointError, match="qkv_bias and qk_norm"):
         write(tmp_path / "both", TransformerConfig(12, 1, 8, 2, 2, 4, 8, qkv_bias=True, qk_norm=True))
+
+
+def test_saved_over_older_weights_the_new_ones_load(tmp_path, monkeypatch):
+    """Of one file over several, and the other way round; and over the folder that they came from."""
+    policy = Policy(OURS)
+    old, new = (random_params(policy, seed) for seed in (0, 1))
+    for first, second in ((1e9, 1000), (1000, 1e9)):
+        monkeypatch.setattr(huggingface, "SHARD_BYTES", first)
+        huggingface.save(tmp_path, policy, old)
+        monkeypatch.setattr(huggingface, "SHARD_BYTES", second)
+        huggingface.save(tmp_path, policy, new, source=tmp_path)
+        jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path)[1], new)
 
 
 def test_a_stored_copy_of_tied_embeddings_is_accepted(tmp_path):

@@ -125,7 +125,7 @@ def test_a_few_updates_on_chain_sums(folder):
         )
     )  # fmt: skip
     config.update(dict(steps=3, num_prompts=4, group_size=4, microbatch_prompts=2, eval_every=0))
-    config.policy.update(dict(checkpoint=str(folder), vocab_chunks=8, remat=True))
+    config.policy.update(dict(checkpoint=str(folder), vocab_chunks=8, remat="blocks"))
     config.optimizer.learning_rate = 1e-5
     config.lag.max_lag = 1
     config_lib.validate(config, 1)

@@ -47,19 +47,59 @@ def test_text_and_chats_are_those_of_transformers(folder):
     assert ours.encode_chat(CHAT) == theirs(rendered, add_special_tokens=False)["input_ids"]
 
 
+def rendered_by_both(folder, **theirs):
+    """The conversation by the folder's chat template, ours and transformers'."""
+    transformers = pytest.importorskip("transformers", reason="the extra reference is not installed")
+    texts = json.loads((folder / "tokenizer_config.json").read_text())
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), chat_template=texts["chat_template"], **theirs
+    )
+    ours = tokenizer_lib.load(folder).render_chat(CHAT)
+    return ours, fast.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+
+
+def test_what_templates_may_name_and_use(folder):
+    """Special tokens from a file of their own, tools and documents that are none, loop controls, generation blocks."""
+    texts = json.loads((folder / "tokenizer_config.json").read_text())
+    del texts["bos_token"], texts["eos_token"]
+    texts["chat_template"] = (
+        "{{ bos_token }}{{ sep_token }}{% if tools is not none or documents is not none %}tools{% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'system' %}{% continue %}{% endif %}"
+        "{% generation %}{{ message['content'] }}{% endgeneration %}{{ eos_token }}{% endfor %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(texts))
+    special = dict(bos_token="<s>", eos_token="</s>", sep_token="<pad>")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    ours, theirs = rendered_by_both(folder, **special)
+    assert ours == theirs == "<s><pad>1 + 1 = ?</s>"
+
+
+def test_the_prompt_of_tomorrow_is_that_of_today(folder):
+    """Llama 3.2's template writes the date, if it can: runs of two days, or one over midnight, would differ in that."""
+    texts = json.loads((folder / "tokenizer_config.json").read_text())
+    texts["chat_template"] = 'Today: {{ strftime_now("%d %b %Y") if strftime_now is defined else "26 Jul 2024" }}'
+    (folder / "tokenizer_config.json").write_text(json.dumps(texts))
+    assert tokenizer_lib.load(folder).render_chat(CHAT) == "Today: 26 Jul 2024"
+
+
 def test_stop_and_pad_tokens_come_from_where_they_are_said(folder):
     ours = tokenizer_lib.load(folder)
     assert (ours.stop_tokens, ours.pad_token, ours.bos_token) == ((1, 5), 2, 0)
     (folder / "generation_config.json").unlink()
     assert tokenizer_lib.load(folder).stop_tokens == (7,)
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="eos_token_id"):
-        tokenizer_lib.load(folder)
+    for no_token in ("{}", '{"eos_token_id": []}'):
+        (folder / "config.json").write_text(no_token)
+        with pytest.raises(CheckpointError, match="eos_token_id"):
+            tokenizer_lib.load(folder)
 
 
 def test_refusals(folder):
     with pytest.raises(CheckpointError, match="no tools"):
         tokenizer_lib.load(folder).render_chat([{"role": "tool", "content": ""}])
+    for broken in ("{% for %}", "{{ no_such_function() }}"):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": broken}))
+        with pytest.raises(CheckpointError, match="chat template cannot be used"):
+            tokenizer_lib.load(folder).render_chat(CHAT)
     (folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no chat template"):
         tokenizer_lib.load(folder).render_chat(CHAT)

@@ -1,6 +1,8 @@
 """Tasks of text: what is asked, what is judged, what is refused; and a training whose rewards come from workers."""
 
+import dataclasses
 import json
+import shutil
 import threading
 
 import jax
@@ -17,7 +19,7 @@ from staleness_grpo.rewards import FAILED, JUDGED
 from staleness_grpo.tasks import TaskError, make_task, verifiers
 from staleness_grpo.tasks.base import TextTask
 
-pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+tokenizers = pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.policy import huggingface, tokenizer  # noqa: E402
 from staleness_grpo.policy.transformer import Policy, TransformerConfig  # noqa: E402
 from staleness_grpo.tasks import text  # noqa: E402
@@ -73,6 +75,35 @@ def test_prompts_are_the_problems_padded_at_the_left(letters, tmp_path):
     assert texts == ["22", "2", "= 2", ""]
     assert references == ["22", "22", "2", "2"]
     assert [task.verify(*pair) for pair in zip(texts, references, strict=True)] == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_the_stop_token_is_no_part_of_the_text_whatever_it_is(letters, tmp_path):
+    """5 is a letter here, as </s> is in tokenizers that do not mark it as special."""
+    task = jsonl(letters, problems_file(tmp_path, {"prompt": "a", "answer": "2"}), verifier="exact")
+    tokens = np.array([[[*letters.encode("yes", add_special_tokens=False), 5, 2]]])
+    assert letters.decode([5]) and task.samples([0], tokens, tokens != 2)[0] == ["yes"]
+
+
+def test_a_line_may_hold_any_character_of_json(tmp_path):
+    line = json.dumps({"prompt": "a\u2028b", "answer": "1"}, ensure_ascii=False)
+    assert text.read_problems(problems_file(tmp_path, line + "\r"))[0].prompt == "a\u2028b"
+
+
+def test_problems_that_cannot_be_asked_or_judged_are_refused(letters, tmp_path):
+    plain_letters = dataclasses.replace(letters, tokenizer=tokenizers.Tokenizer(letters.tokenizer.model))
+    with pytest.raises(TaskError, match="problem 2 has no tokens"):
+        jsonl(plain_letters, problems_file(tmp_path, *({"prompt": p, "answer": "1"} for p in ("a", ""))))
+    with pytest.raises(TaskError, match="'yes' in task.path has no number") as error:
+        jsonl(letters, problems_file(tmp_path, {"prompt": "a", "answer": "yes"}))
+    assert error.value.field == "verifier"
+
+
+def test_stop_and_pad_tokens_outside_the_vocabulary_are_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    for fields in (dict(eos_token_id=[1, 264]), dict(eos_token_id=1, pad_token_id=264), dict(eos_token_id=-1)):
+        (tmp_path / "copy" / "generation_config.json").write_text(json.dumps(fields))
+        with pytest.raises(ConfigError, match=r"--config.policy.checkpoint=.*not all among its 264"):
+            config_lib.validate(text_config(tmp_path / "copy"), 1)
 
 
 def test_chats_are_written_in_the_checkpoints_template(letters, tmp_path):
