@@ -29,7 +29,7 @@ def facts(synchronous: dict, stale: dict, responses: int) -> list[dict]:
     """
     _, rewards = evaluations(synchronous["records"])
     _, stale_rewards = evaluations(stale["records"])
-    n = TAIL * responses
+    n = min(TAIL, len(rewards), len(stale_rewards)) * responses
     final, stale_final = rewards[-TAIL:].mean(), stale_rewards[-TAIL:].mean()
     max_lag = stale["config"]["lag"]["max_lag"]
     eta = stale["config"]["optimizer"]["learning_rate"]

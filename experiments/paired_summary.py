@@ -1,6 +1,7 @@
 """From trainings with paired comparisons to cells.jsonl and summary.json: the bias by lag, and the claims."""
 
 import dataclasses
+import math
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -13,20 +14,27 @@ RESAMPLES = 1000
 
 
 def cell(config: ConfigDict, records: list[dict], summary: dict) -> dict:
-    """What one training says: the bias over all comparisons at its full lag, and how it went meanwhile."""
+    """What one training says: the bias over all comparisons at its full lag, and how it went meanwhile.
+
+    A training that collapses may end before its full lag, and its last comparison may not be finite: what cannot be
+    estimated is NaN, and what is left out is counted.
+    """
     max_lag = config.lag.max_lag
     compared = [r for r in records if "paired_gram" in r and r["lag_mean"] == max_lag]
-    found = paired.estimate(np.array([record["paired_gram"] for record in compared]))
-    drift = [record["drift_from_behavior"] for record in compared] if config.metrics.parameter_drift else []
+    finite = [r for r in compared if np.all(np.isfinite(np.array(r["paired_gram"], float)))]
+    found = paired.estimate(np.array([r["paired_gram"] for r in finite])) if finite else paired.NOTHING
+    drift = [record["drift_from_behavior"] for record in finite] if config.metrics.parameter_drift else []
     evaluations = [(record["step"], record["eval_reward"]) for record in records if "eval_reward" in record]
     return {
         "max_lag": max_lag,
         "learning_rate": config.optimizer.learning_rate,
         "s_eta": max_lag * config.optimizer.learning_rate,
         **dataclasses.asdict(found),
-        "num_comparisons": len(compared),
-        "first_step": compared[0]["step"],
-        "clip_fraction": float(np.mean([clipped(record) for record in compared])),
+        "num_comparisons": len(finite),
+        "num_not_finite": len(compared) - len(finite),
+        "num_reward_failures": sum(record.get("paired_reward_failures", 0) for record in finite),
+        "first_step": finite[0]["step"] if finite else None,
+        "clip_fraction": float(np.mean([record["clip_fraction"] for record in finite])) if finite else math.nan,
         "drift": float(np.sqrt(np.mean(np.square(drift)))) if drift else None,
         "collapsed": summary["collapsed"],
         "final_eval_reward": summary["final_eval_reward"],
@@ -35,14 +43,9 @@ def cell(config: ConfigDict, records: list[dict], summary: dict) -> dict:
     }
 
 
-def clipped(record: dict) -> float:
-    """Share of tokens whose gradient the clip cuts."""
-    return record["clip_fraction_positive"] + record["clip_fraction_negative"]
-
-
 def summarize(cells: list[dict]) -> dict:
     """The cells side by side, and what they say of the law."""
-    slopes = {name: slope(cells, name) for name in ("s_eta", "drift") if all(cell[name] is not None for cell in cells)}
+    slopes = {name: slope(cells, name) for name in ("s_eta", "drift") if any(cell[name] is not None for cell in cells)}
     return {
         "by_cell": [{k: v for k, v in cell.items() if k not in ("eval_steps", "eval_rewards")} for cell in cells],
         "slopes": slopes,
@@ -55,7 +58,7 @@ def slope(cells: list[dict], abscissa: str) -> dict | None:
 
     By least squares, with a bootstrap over cells. None for fewer than four.
     """
-    usable = [cell for cell in cells if cell["max_lag"] > 0 and cell["bias_norm"] > 0 and cell[abscissa] > 0]
+    usable = [cell for cell in cells if cell["max_lag"] > 0 and cell["bias_norm"] > 0 and cell[abscissa]]
     return {
         "all": _fit(usable, abscissa),
         "unclipped": _fit([c for c in usable if c["clip_fraction"] < CLIPPED], abscissa),
@@ -86,19 +89,21 @@ def claims(cells: list[dict], slopes: dict) -> list[dict]:
     """What should hold, beside what was measured."""
     rows = []
     synchronous = [cell for cell in cells if cell["max_lag"] == 0]
-    if synchronous:
-        largest = max(cell["bias_norm_interval"][1] for cell in synchronous)
+    if any(cell["num_comparisons"] for cell in synchronous):
+        largest = max(cell["bias_norm"] for cell in synchronous if cell["num_comparisons"])
         count = sum(cell["num_comparisons"] for cell in synchronous)
         rows.append(("the bias at lag 0 is exactly 0", "0", largest, None, count, largest == 0.0))
-        for cell in synchronous:
-            first = cell["eval_rewards"][0]
-            rows.append(
-                (
-                    f"S = 0, eta = {cell['learning_rate']:g}: reward rises from {first:.3f}",
-                    "", cell["final_eval_reward"], None, len(cell["eval_rewards"]),
-                    not cell["collapsed"] and cell["final_eval_reward"] > first,
-                )
-            )  # fmt: skip
+    for cell in synchronous:
+        if len(cell["eval_rewards"]) < 2:
+            continue
+        first = cell["eval_rewards"][0]
+        rows.append(
+            (
+                f"S = 0, eta = {cell['learning_rate']:g}: reward rises from {first:.3f}",
+                "", cell["final_eval_reward"], None, len(cell["eval_rewards"]),
+                not cell["collapsed"] and cell["final_eval_reward"] > first,
+            )
+        )  # fmt: skip
     for abscissa, name in (("s_eta", "S eta"), ("drift", "drift from the behavior policy")):
         found = slopes.get(abscissa, {}).get("unclipped")
         if found:

@@ -189,6 +189,8 @@ def train(
             if run.paired_gram is not None and step % config.metrics.paired_every == 0:
                 fresh = run.generator.answer_again(run.state.params, step)
                 record["paired_gram"] = run.paired_gram(run.state.params, batch, fresh)
+                if fresh.reward_outcome_NxG is not None:
+                    record["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)
             run.state, on_device = run.update(run.state, batch)
         run.step = step + 1
 

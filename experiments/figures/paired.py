@@ -26,7 +26,8 @@ def draw(workdir: pathlib.Path) -> pathlib.Path:
         reward.set(
             xlabel="learner step", ylabel="reward of the current policy", title=rf"reward, $\eta$ = {rates[-1]:g}"
         )
-        reward.legend(ncols=2)
+        if any(cell["eval_steps"] for cell in cells):
+            reward.legend(ncols=2)
         panels = (
             (axes[0, 1], "max_lag", "bias_norm", "lag S (optimizer updates)", "bias norm"),
             (axes[0, 2], "max_lag", "relative_bias", "lag S (optimizer updates)", "relative bias"),
@@ -67,6 +68,8 @@ def errorbars(axis, cells: list[dict], x: str, y: str, color: str, label: str) -
     """Estimates with their intervals. A norm whose estimate is 0 has no place on a log axis: its upper bound, as v."""
     for cell in cells:
         low, high = cell[f"{y}_interval"]
+        if high is None:
+            continue
         axis.plot([cell[x]] * 2, [low, high], color=color, linewidth=1)
         if cell[y] == 0:
             axis.plot(cell[x], high, "v", color=color, markersize=4, markerfacecolor="none")

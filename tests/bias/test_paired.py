@@ -54,6 +54,17 @@ def test_estimates_are_those_of_pairs_of_different_groups():
     assert found.bias_norm_interval[0] < found.bias_norm < found.bias_norm_interval[1]
 
 
+def test_too_few_groups_have_no_interval_and_broken_ones_no_estimate():
+    rng = np.random.default_rng(0)
+    products = gram(rng.normal(size=(1, 7, 3)), rng.normal(size=(1, 7, 3)))
+    found = paired.estimate(products)
+    assert np.isfinite(found.bias_norm) and np.all(np.isnan(found.bias_norm_interval))
+    assert np.all(np.isfinite(paired.estimate(np.concatenate([products, products])).bias_norm_interval))
+    products[0, 1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        paired.estimate(products)
+
+
 def test_noise_is_no_bias_and_the_interval_covers_the_truth():
     """A plain |mean d| would be 5 times the truth here: 16 groups, noise of norm 20 each, a bias of norm 1."""
     rng = np.random.default_rng(1)

@@ -42,6 +42,37 @@ def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_
         assert (tmp_path / name).stat().st_size > 0
 
 
+def test_a_training_that_collapses_at_once_is_a_cell_like_the_others(tmp_path):
+    """It never reaches its lag, or its last comparison is not finite; and nothing is evaluated here."""
+    config = tiny()
+    config.eval_every = 0
+    config.paired.learning_rates = (0.01, 1e30)
+    paired_bias.main(config, tmp_path)
+    cells = {(cell["max_lag"], cell["learning_rate"]): cell for cell in metrics.read_jsonl(tmp_path / "cells.jsonl")}
+    assert [cell["collapsed"] for cell in cells.values()] == [False, True, False, True]
+    assert cells[4, 0.01]["bias_norm_interval"][1] > 0
+    lost = cells[4, 1e30]
+    assert (lost["num_comparisons"], lost["bias_norm"], lost["first_step"]) == (0, None, None)
+    claims = json.loads((tmp_path / "summary.json").read_text())["claims"]
+    assert [claim["claim"] for claim in claims] == ["the bias at lag 0 is exactly 0"] and claims[0]["holds"]
+    assert (tmp_path / "paired_bias.png").stat().st_size > 0
+
+
+def test_a_comparison_that_is_not_finite_is_left_out_and_counted():
+    """And the clipped share is that of all tokens, not the sum of the shares of either sign."""
+    rng = np.random.default_rng(0)
+    grams = rng.normal(size=(5, 4, 8, 8)).tolist()
+    grams[3][0][1][2] = None  # as the records write NaN
+    fractions = dict(clip_fraction=0.06, clip_fraction_positive=0.1, clip_fraction_negative=0.03)
+    records = [{"step": k, "lag_mean": 4, "paired_gram": gram, "drift_from_behavior": 2.0, "paired_reward_failures": 1}
+               | fractions for k, gram in enumerate(grams)]  # fmt: skip
+    config = paired_bias.trainings(tiny())["S4-eta0.01"]
+    found = paired_summary.cell(config, records, {"collapsed": False, "final_eval_reward": None})
+    sound = paired_summary.cell(config, records[:3] + records[4:], {"collapsed": False, "final_eval_reward": None})
+    assert (found["num_comparisons"], found["num_not_finite"], found["num_reward_failures"]) == (4, 1, 4)
+    assert found | {"num_not_finite": 0} == sound and found["clip_fraction"] == pytest.approx(0.06)
+
+
 def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
     cells = [
         {"max_lag": lag, "s_eta": lag * 1e-3, "bias_norm": 3 * lag**1.5, "clip_fraction": 0.0}
