@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from staleness_grpo.types import Array, PyTree
 
 AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
 
 # Last names of a parameter's path -> its axes. Optimizer moments end in the same names, so they follow suit.
 # What is not listed (norms, counters) is small and stays whole on every device.
@@ -72,7 +73,19 @@ def parameter_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Group slots, the leading axis of every batch, split over `data` and `fsdp`."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    return NamedSharding(mesh, BATCH)
+
+
+def keep_split(x: Array) -> Array:
+    """x, traced, with its leading axis of group slots over `data` and `fsdp` of the mesh in use; as it is without one.
+
+    Left to itself the partitioner may split a product with weights over `fsdp` along the features that are summed over:
+    every device then has the activations of the whole batch, and adds them up with all others' at every layer.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or batch_shards(mesh) == 1 or len(x) % batch_shards(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
 
 
 @functools.cache  # asked for at every step, and slow to tell

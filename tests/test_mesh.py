@@ -52,6 +52,35 @@ def test_one_and_eight_devices_agree(run_on_devices):
         assert sharded["shards"][name] == sharded["specs"][name][1] // 4, (name, large[name])
 
 
+SPLIT = textwrap.dedent(
+    """
+    import re, jax
+    from staleness_grpo import config, learner, mesh as mesh_lib
+    from staleness_grpo.loss import surrogate_loss
+    from staleness_grpo.objective.surrogate import SurrogateConfig
+    from staleness_grpo.policy.transformer import Policy, TransformerConfig
+    from tests.policy.test_logprobs import rollout_of
+
+    mesh = mesh_lib.make_mesh(fsdp=8)
+    policy = Policy(TransformerConfig(vocab_size=16, num_layers=2, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8,
+                                      d_ff=48))
+    optimizer = learner.make_optimizer(config.default().optimizer)
+    state = learner.init_state(policy, optimizer, mesh, jax.random.key(0))
+    batch = jax.device_put(rollout_of(8, 2, 6), mesh_lib.batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        update = learner.make_update(surrogate_loss(policy, SurrogateConfig(), 1.0), optimizer, state, mesh)
+        program = update.lower(state, batch).compile().as_text()
+    print([len(re.findall(fr"\\[{n},2,5,48\\]|\\[{10 * n},48\\]", program)) for n in (1, 8)])
+    """
+)
+
+
+def test_a_device_computes_its_own_groups_and_no_others(run_on_devices):
+    """With parameters in parts too: weights are what travels, and not the feed-forward features of the whole batch."""
+    own, whole = json.loads(run_on_devices(SPLIT, 8).splitlines()[-1])
+    assert own > 0 and whole == 0
+
+
 def test_rules_follow_names_and_divisibility():
     mesh = mesh_lib.make_mesh()
     key = jax.tree_util.DictKey

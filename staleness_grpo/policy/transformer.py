@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from staleness_grpo.mesh import keep_split
 from staleness_grpo.types import Array, PyTree
 
 MASKED_SCORE = -1e30  # finite, so that a row without a single visible key stays free of NaN
@@ -130,27 +131,33 @@ def attend(q_NxGxKxLxQxH: Array, own: tuple, own_mask: Array, prefix: tuple | No
     exponentiated under a common maximum and divided by their common sum at the end, so that the scores are
     never concatenated. Groups of very short responses go through `attend_as_one`.
     """
-    _, group_size, _, length, _, _ = q_NxGxKxLxQxH.shape
+    n, group_size, k, length, per_kv, h = q_NxGxKxLxQxH.shape
     if prefix is not None and min(group_size, length) > 1 and group_size * length <= ONE_PRODUCT_POSITIONS:
         return attend_as_one(q_NxGxKxLxQxH, own, own_mask, prefix, prefix_mask)
     dtype = q_NxGxKxLxQxH.dtype
     score_dtype = at_least_float32(dtype)
-    q = q_NxGxKxLxQxH * q_NxGxKxLxQxH.shape[-1] ** -0.5
-    blocks = [("ngklqh,ngkch->ngklqc", "ngklqc,ngkch->ngklqh", *own, own_mask[:, :, None, :, None])]
+    q = q_NxGxKxLxQxH * h**-0.5
+
+    def over_own(product, x, y):
+        return jnp.einsum(product, x, y, preferred_element_type=score_dtype)
+
+    def over_prefix(product, x_NxGxKxLxQxC, y_Nx1xKxPxH):
+        # As a product of plain matrices, a prompt's whole group in the rows: XLA on CPU has no other for bfloat16.
+        rows = x_NxGxKxLxQxC.swapaxes(1, 2).reshape(n, k, -1, x_NxGxKxLxQxC.shape[-1])
+        z = jnp.einsum(product, rows, y_Nx1xKxPxH[:, 0], preferred_element_type=score_dtype)
+        return z.reshape(n, k, group_size, length, per_kv, z.shape[-1]).swapaxes(1, 2)
+
+    blocks = [(over_own, "ngklqh,ngkch->ngklqc", "ngklqc,ngkch->ngklqh", *own, own_mask[:, :, None, :, None])]
     if prefix is not None:
-        keys, values = prefix[0][:, 0], prefix[1][:, 0]
         mask = prefix_mask[:, None, None, None, None]
-        blocks.append(("ngklqh,nkph->ngklqp", "ngklqp,nkph->ngklqh", keys, values, mask))
-    scores = [
-        jnp.where(mask, jnp.einsum(product, q, keys, preferred_element_type=score_dtype), MASKED_SCORE)
-        for product, _, keys, _, mask in blocks
-    ]
+        blocks.append((over_prefix, "nkmh,nkph->nkmp", "nkmp,nkph->nkmh", *prefix, mask))
+    scores = [jnp.where(mask, over(product, q, keys), MASKED_SCORE) for over, product, _, keys, _, mask in blocks]
     highest = functools.reduce(jnp.maximum, [jnp.max(block, axis=-1, keepdims=True) for block in scores])
     weights = [jnp.exp(block - jax.lax.stop_gradient(highest)) for block in scores]
     total = sum(jnp.sum(block, axis=-1, keepdims=True) for block in weights)
     y = sum(
-        jnp.einsum(product, weight.astype(dtype), values, preferred_element_type=score_dtype)
-        for weight, (_, product, _, values, _) in zip(weights, blocks, strict=True)
+        over(product, weight.astype(dtype), values)
+        for weight, (over, _, product, _, values, _) in zip(weights, blocks, strict=True)
     )
     return (y / total).astype(dtype)
 
@@ -283,7 +290,7 @@ class Transformer(nn.Module):
         embedding = self.param(
             "embedding", nn.initializers.normal(cfg.d_model**-0.5), (cfg.vocab_size, cfg.d_model), cfg.param_dtype
         )
-        x = jnp.take(embedding, tokens_NxGxL, axis=0).astype(cfg.dtype)
+        x = keep_split(jnp.take(embedding, tokens_NxGxL, axis=0).astype(cfg.dtype))
         keys, values = [], []
         for i in range(cfg.num_layers):
             layer = f"layer_{i}"
@@ -297,9 +304,9 @@ class Transformer(nn.Module):
                 None if prefix is None else (prefix.keys[i], prefix.values[i]),
                 prefix_mask,
             )
-            x = x + y
+            x = keep_split(x + y)
             h = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name=f"{layer}_mlp_norm")(x)
-            x = x + mlp(cfg, name=f"{layer}_mlp")(h)
+            x = keep_split(x + mlp(cfg, name=f"{layer}_mlp")(h))
             keys.append(k)
             values.append(v)
         if last_only:

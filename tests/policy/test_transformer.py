@@ -141,6 +141,29 @@ def test_bfloat16_activations_keep_float32_logits():
     np.testing.assert_allclose(logits, exact, atol=0.1)  # bfloat16 has 8 bits: 0.4 % of logits of order 1
 
 
+@pytest.mark.parametrize(("num_prompts", "group_size", "length"), [(2, 3, 30), (3, 1, 5), (2, 3, 4)])
+def test_gradients_of_several_prompts_in_bfloat16(num_prompts, group_size, length):
+    """Not every product of bfloat16 that XLA can write down has it a program for on CPU."""
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(0, 11, (num_prompts, 5))
+    responses = rng.integers(0, 11, (num_prompts, group_size, length))
+    weights = jnp.asarray(rng.normal(size=(*responses.shape, 11)), jnp.float32)
+
+    def gradient(dtype):
+        policy = Policy(dataclasses.replace(FAMILY["llama"], dtype=dtype, param_dtype="float32"))
+        params = jax.jit(policy.init)(jax.random.key(0))
+        mask = np.ones(prompts.shape, bool)
+
+        def total(params):
+            return jnp.sum(weights * policy.response_logits(params, prompts, mask, responses))
+
+        return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params))])
+
+    half, exact = gradient("bfloat16"), gradient("float32")
+    cosine = half @ exact / np.sqrt((half @ half) * (exact @ exact))
+    assert cosine > 0.999  # 8 bits: each entry is off by about 1 %, at random
+
+
 @pytest.mark.parametrize("wrong", [dict(num_kv_heads=3), dict(head_dim=3)])
 def test_config_refuses(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
