@@ -101,16 +101,16 @@ def make_paired_gram(
         def one(block):
             inputs, cotangent = block
             _, pull = jax.vjp(lambda p: logprobs_of(p, *inputs)[0], params)
-            return pull(cotangent)[0]
+            return mesh_lib.keep_parameters_split(pull(cotangent)[0])
 
         return jax.lax.map(one, in_parts((batch, cotangent), num_blocks))
 
     def products(a, b):
-        parts = [
-            jnp.matmul(x.reshape(num_blocks, -1), y.reshape(num_blocks, -1).T, precision="highest")
-            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        ]
-        return sum(parts)
+        def one(x, y):  # over all axes as they are: joined, they could not stay in parts
+            inner = tuple(range(1, x.ndim))
+            return jnp.tensordot(x, y, axes=(inner, inner), precision="highest")
+
+        return sum(jax.tree.leaves(jax.tree.map(one, a, b)))
 
     @jax.jit
     def paired_gram(params, stale, fresh):

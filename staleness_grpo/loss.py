@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
@@ -153,7 +154,8 @@ def accumulated(logprobs_of: Callable, loss_of_logprobs: Callable, microbatch_pr
             slope = jax.grad(lambda x: loss_of_logprobs(joined(x), jnp.zeros_like(joined(x)), rollout)[0])(
                 elsewhere.at[number].set(logprobs)
             )[number]
-            return jax.tree.map(jnp.add, gradient, pull(slope)[0]), (logprobs, entropy)
+            gradient = jax.tree.map(jnp.add, gradient, pull(slope)[0])
+            return mesh_lib.keep_parameters_split(gradient), (logprobs, entropy)
 
         parts = jnp.arange(num_parts), in_parts(scored_batch(rollout), num_parts)
         gradient, outputs = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)

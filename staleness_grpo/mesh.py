@@ -88,6 +88,16 @@ def keep_split(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def keep_parameters_split(tree: PyTree) -> PyTree:
+    """Traced parameters, or gradients, in parts as `parameter_spec` has them, by the mesh in use; as is without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(leaf, parameter_spec(path, leaf.shape, mesh)), tree
+    )
+
+
 @functools.cache  # asked for at every step, and slow to tell
 def row_owners(mesh: Mesh, num_rows: int) -> np.ndarray:
     """The process [num_rows] that keeps each row of a batch; not to be written to.
