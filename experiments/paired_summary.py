@@ -111,7 +111,7 @@ def claims(cells: list[dict], slopes: dict) -> list[dict]:
             rows.append(
                 (
                     f"slope of log bias against log {name}, cells with a clip fraction below {CLIPPED:g}",
-                    "1: bias of O(S eta)", found["slope"], found["interval"], found["n"], low <= 1 <= high,
+                    "1: bias of O(S eta)", found["slope"], found["interval"], found["n"], 0 < low <= 1 <= high,
                 )
             )  # fmt: skip
     names = ("claim", "paper", "measured", "interval", "n", "holds")

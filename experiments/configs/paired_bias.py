@@ -2,7 +2,7 @@
 
     python -m experiments.paired_bias --workdir=results/paired_bias
 
-Hardware: 2 CPU cores, 4 minutes. The numbers to expect are in experiments/LOG.md.
+Hardware: 2 CPU cores, 2 to 4 minutes. The numbers to expect are in experiments/LOG.md.
 """
 
 from ml_collections import ConfigDict
