@@ -38,10 +38,12 @@ def compile_for(topology: str | None) -> list:
         ("WORKER_HOSTNAMES", "localhost"),
     ):
         os.environ.setdefault(f"TPU_{name}", value)
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so several may compile at once
     import jax
     from jax.experimental import topologies
 
     jax.config.update("jax_platforms", "cpu")  # or JAX looks for a TPU to run on, since libtpu is installed
+    jax.config.update("jax_enable_compilation_cache", False)  # cannot be read back without a TPU
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # JaxRuntimeError or NotImplementedError, as libtpu words it

@@ -3,8 +3,8 @@
     python -m experiments.paired_bias --config=experiments/configs/gsm8k_llama32_3b.py --workdir=DIR \
         --config.policy.checkpoint=FOLDER --config.task.path=FILE.jsonl
 
-Hardware: 16 GPUs or TPU chips with 80 GB each. Run time and outcome: not known, it has not been run (no accelerator
-was at hand).
+Hardware: 16 GPUs or TPU chips with 80 GB each; by a TPU's compiler (memory_grid_3b.py) an update takes 21 GB of each,
+comparing gradients 35 GB. Run time and outcome: not known, it has not been run (no accelerator was at hand).
 """
 
 from experiments.configs import gsm8k_llama32_1b
