@@ -71,14 +71,29 @@ SPLIT = textwrap.dedent(
         update = learner.make_update(surrogate_loss(policy, SurrogateConfig(), 1.0), optimizer, state, mesh)
         program = update.lower(state, batch).compile().as_text()
     print([len(re.findall(fr"\\[{n},2,5,48\\]|\\[{10 * n},48\\]", program)) for n in (1, 8)])
+
+    batch = jax.device_put(rollout_of(32, 2, 6), mesh_lib.batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        paired_gram = learner.make_paired_gram(policy, SurrogateConfig(), 1.0, None, 0, num_blocks=4)
+        program = paired_gram.lower(state.params, batch, batch).compile().as_text()
+        loss_fn = surrogate_loss(policy, SurrogateConfig(), 1.0, None, microbatch_prompts=8)
+        gradient = jax.jit(jax.grad(lambda params, batch: loss_fn(params, batch)[0]))
+        loops = re.findall(r"[^\\n]* while\\(", gradient.lower(state.params, batch).compile().as_text())
+    print([len(re.findall(fr"\\[4,{n},48\\]", program)) for n in (2, 16)], end=" ")
+    print(sum("f32[2,48]" in loop for loop in loops))
     """
 )
 
 
 def test_a_device_computes_its_own_groups_and_no_others(run_on_devices):
     """With parameters in parts too: weights are what travels, and not the feed-forward features of the whole batch."""
-    own, whole = json.loads(run_on_devices(SPLIT, 8).splitlines()[-1])
+    activations, gradients = run_on_devices(SPLIT, 8).splitlines()[-2:]
+    own, whole = json.loads(activations)
     assert own > 0 and whole == 0
+    # Nor are gradients whole: those of the blocks that are compared, [4, E / 8, F], and the one that is accumulated.
+    blocks, accumulated = gradients.rsplit(maxsplit=1)
+    own, whole = json.loads(blocks)
+    assert own > 0 and whole == 0 and int(accumulated) > 0
 
 
 def test_rules_follow_names_and_divisibility():
