@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from experiments import cli, memory
-from staleness_grpo.config import ConfigError
+from experiments.workdir import check_workdir
+from staleness_grpo import metrics
+from staleness_grpo.config import ConfigError, FlagError
 
 LLAMA_1B = cli.ROOT / "experiments/configs/memory_llama_1b.py"
 SMALL = {
@@ -29,6 +31,16 @@ def test_every_program_holds_the_learner_state():
     assert set(summary["programs"]) == {"update", "sampling", "paired_gram"}
     for found in summary["programs"].values():
         assert found["peak_bytes"] > summary["state_bytes"] + found["temporary_bytes"] > summary["state_bytes"]
+
+
+def test_what_was_measured_on_another_mesh_is_another_result(tmp_path):
+    """A training may go on on other devices; what a machine is measured for may not."""
+    config = cli.load_config(LLAMA_1B)
+    metrics.write_run_files(tmp_path, config)
+    config.mesh.fsdp = 4
+    assert check_workdir(str(tmp_path), config) == tmp_path
+    with pytest.raises(FlagError, match=r"mesh.fsdp is 1 there, 4 here"):
+        check_workdir(str(tmp_path), config, mesh_may_differ=False)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

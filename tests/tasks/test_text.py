@@ -206,7 +206,7 @@ def run_of(folder, monkeypatch, **fields):
 
 
 def test_a_training_counts_the_rewards_that_failed(folder, monkeypatch):
-    run, config = run_of(folder, monkeypatch, **{"lag.max_lag": 2})
+    run, config = run_of(folder, monkeypatch, **{"lag.max_lag": 2, "metrics.paired_every": 5})
     seen, update = [], run.update
     run.update = lambda state, batch: (seen.append(jax.device_get(batch)), update(state, batch))[1]
     try:
@@ -225,6 +225,9 @@ def test_a_training_counts_the_rewards_that_failed(folder, monkeypatch):
         assert (record["reward_errors"], record["reward_timeouts"]) == (failed.sum(), 0)
         total += record["reward_errors"]
     assert total > 0
+    # At step 0 nothing is stale, so that the fresh answers it is compared with are the same ones.
+    assert records[0]["paired_reward_failures"] == records[0]["reward_errors"]
+    assert ["paired_reward_failures" in record for record in records] == [step % 5 == 0 for step in range(8)]
     assert "eval_reward_failures" in records[4] and records[4]["lag_max"] == 2
 
 
