@@ -67,9 +67,12 @@ def test_shared_prompts_and_padding_change_nothing(name):
         np.testing.assert_allclose(ours[n], expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("one_product_positions", [0, 12], ids=["apart", "as_one"])
-def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(one_product_positions, monkeypatch):
+@pytest.mark.parametrize(
+    ("one_product_positions", "tile"), [(0, 128), (12, 128), (0, 1)], ids=["apart", "as_one", "in_blocks"]
+)
+def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(one_product_positions, tile, monkeypatch):
     monkeypatch.setattr(transformer, "ONE_PRODUCT_POSITIONS", one_product_positions)
+    monkeypatch.setattr(transformer, "TILE", tile)
     n, g, k, length, q, h, p = 2, 3, 2, 4, 2, 6, 5
     rng = np.random.default_rng(4)
     queries, weights = rng.normal(size=(2, n, g, k, length, q, h))
@@ -90,7 +93,9 @@ def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(one_produ
     with jax.enable_x64(True):
 
         def total(queries, own, prefix):
-            y = transformer.attend(queries, tuple(own), jnp.asarray(own_mask), tuple(prefix), jnp.asarray(prefix_mask))
+            y = transformer.attend_causally(
+                transformer.attend, queries, tuple(own), jnp.asarray(own_mask), tuple(prefix), jnp.asarray(prefix_mask)
+            )
             return jnp.sum(y * weights), y
 
         gradients, ours = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(queries, own, prefix)
@@ -104,6 +109,19 @@ def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(one_produ
             ends.append(np.sum(weights * expected(*moved)))
         # Rounding leaves 1e-16 / 1e-6 of a sum of order 10, truncation less.
         np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), (ends[0] - ends[1]) / 2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("length", "ends"), [(9, [3, 6, 9]), (8, [2, 4, 6, 8]), (3, [1, 2, 3]), (1, [1])])
+def test_a_block_of_queries_is_not_multiplied_with_later_keys(length, ends, monkeypatch):
+    """A NaN among the values spreads to every query it is multiplied with, were its weight 0."""
+    monkeypatch.setattr(transformer, "TILE", 1)
+    x = jnp.ones((1, 1, 1, length, 1, 2))
+    mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    for position in range(length):
+        values = x[..., 0, :].at[:, :, :, position].set(jnp.nan)
+        y = transformer.attend_causally(transformer.attend, x, (x[..., 0, :], values), mask, None, None)
+        reached = [min(end for end in ends if end > query) > position for query in range(length)]
+        np.testing.assert_array_equal(np.isnan(y[0, 0, 0, :, 0, 0]), reached)
 
 
 def test_gradients_through_shared_prompts_match_plain_sequences():
