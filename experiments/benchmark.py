@@ -62,11 +62,11 @@ def validate(config: ConfigDict) -> None:
     validate_for(config, jax.device_count())
 
 
-def validate_for(config: ConfigDict, num_devices: int) -> None:
+def validate_for(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
     """`config.validate`, with the vocabulary of the benchmark in place of a task's. Raises ConfigError."""
     general = config.copy_and_resolve_references()
     general.policy.vocab_chunks = 1
-    config_lib.validate(general, num_devices)
+    config_lib.validate(general, num_devices, platform)
     vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
     if chunks < 1 or vocab_size % chunks:
         raise ConfigError("policy.vocab_chunks", chunks, f"give a divisor of benchmark.vocab_size={vocab_size}")

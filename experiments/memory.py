@@ -55,7 +55,8 @@ def validate(config: ConfigDict) -> None:
     """Refuses a config that cannot be compiled. Raises ConfigError."""
     from experiments.benchmark import validate_for
 
-    validate_for(config, len(compile_for(config.topology)))
+    devices = compile_for(config.topology)
+    validate_for(config, len(devices), devices[0].platform)
 
 
 def programs(config: ConfigDict, mesh) -> tuple[dict, dict]:

@@ -61,6 +61,7 @@ def default() -> ConfigDict:
                 qk_norm=False,
                 dtype="float32",  # of activations
                 param_dtype="float32",
+                attention="xla",  # or "splash", a kernel for TPUs that keeps no attention weights in memory
                 remat="none",  # or "attention" weights alone, or whole "blocks": computed again in the backward pass
                 vocab_chunks=1,  # parts of the vocabulary that log-probabilities are computed in, one after another
             ),
@@ -128,7 +129,7 @@ _AT_LEAST = {
     "seed": 0,
     "steps": 1,
     "num_prompts": 1,
-    "group_size": 1,
+    "group_size": 2,  # a response is judged against the others of its group
     "updates_per_batch": 1,
     "microbatch_prompts": 0,
     "eval_every": 0,
@@ -168,16 +169,20 @@ _POSITIVE = (
 _NOT_NEGATIVE = ("optimizer.max_grad_norm", "optimizer.weight_decay")
 _BELOW_ONE = ("optimizer.b1", "optimizer.b2")  # and not negative
 _FRACTIONS = ("warm_start.fraction_correct", "warm_start.fraction_no_carry", "warm_start.fraction_difference")
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
+# No float16: gradients of single tokens, about 1 / (tokens of the batch), are below its smallest normal number. And
+# parameters of 8 bits would not move: an Adam step of 1e-6 rounds to nothing, and so does a moment's decay by 0.999.
+_DTYPES = ("bfloat16", "float32", "float64")
+_PARAM_DTYPES = ("float32", "float64")
 _LARGEST_SEED = 2**31 - 1
 
 
-def validate(config: ConfigDict, num_devices: int) -> None:
+def validate(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
     """Refuses what cannot be run, or would not mean what it says.
 
     Args:
       config: a config with at least the fields of `default()`; the fields of `task` are the task's own.
       num_devices: devices that a mesh can be made of.
+      platform: that of the devices, by JAX's name for it; by default of those that JAX runs on.
 
     Raises:
       ConfigError: naming the first field found wrong.
@@ -189,6 +194,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _check_trace(config)
     _check_correction(config)
     _check_mesh(config, num_devices)
+    _check_attention(config, platform)
     _check_checkpoint(config)
     _check_task(config)
 
@@ -254,7 +260,7 @@ def _check_names(config: ConfigDict) -> None:
     from staleness_grpo.objective.corrections.registry import CORRECTIONS
     from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS
     from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
-    from staleness_grpo.policy.transformer import REMAT
+    from staleness_grpo.policy.transformer import ATTENTION, REMAT
     from staleness_grpo.staleness.schedule import SCHEDULES, STARTS
 
     choices = {
@@ -265,7 +271,8 @@ def _check_names(config: ConfigDict) -> None:
         "correction.update_rule": (None, *UPDATE_CORRECTIONS),
         "optimizer.name": OPTIMIZERS,
         "policy.dtype": _DTYPES,
-        "policy.param_dtype": _DTYPES,
+        "policy.param_dtype": _PARAM_DTYPES,
+        "policy.attention": ATTENTION,
         "policy.remat": REMAT,
     }
     for flag, names in choices.items():
@@ -288,12 +295,6 @@ def _check_combinations(config: ConfigDict) -> None:
     )
     _require(
         config.lag.max_lag < config.steps, config, "lag.max_lag", f"give a lag below the run's steps={config.steps}"
-    )
-    _require(
-        config.group_size > 1 or not config.surrogate.normalize_std,
-        config,
-        "group_size",
-        "a single response has no standard deviation: give 2 or more, or surrogate.normalize_std=False",
     )
     _require(
         config.optimizer.weight_decay == 0 or config.optimizer.name == "adamw",
@@ -362,6 +363,20 @@ def _check_trace(config: ConfigDict) -> None:
 def _check_correction(config: ConfigDict) -> None:
     for flag, mend in contradictions(config.correction, config.surrogate, default().surrogate):
         raise ConfigError(flag, field(config, flag), mend)
+
+
+def _check_attention(config: ConfigDict, platform: str | None) -> None:
+    if config.policy.attention != "splash":
+        return
+    import jax
+
+    from staleness_grpo.policy import splash
+
+    platform = platform or jax.default_backend()
+    mend = f"this kernel is for TPUs, and the devices are of platform {platform}: choose xla"
+    _require(platform == "tpu", config, "policy.attention", mend)
+    mend = f"policy.attention=splash computes in {' or '.join(splash.DTYPES)}: choose one, or policy.attention=xla"
+    _require(config.policy.dtype in splash.DTYPES, config, "policy.dtype", mend)
 
 
 def _check_mesh(config: ConfigDict, num_devices: int) -> None:

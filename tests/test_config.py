@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -33,7 +34,6 @@ def test_the_default_is_valid(num_devices):
     "overrides",
     [
         {"lag.max_lag": 299, "steps": 300},
-        {"group_size": 1, "surrogate.normalize_std": False},
         {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
         {"surrogate.clip_low": 1.0, "surrogate.clip_high": 3},
         {"correction.name": "token_tis", "correction.cap": 5, "surrogate.clip_low": 0.1},
@@ -56,6 +56,7 @@ NEGATIVE = [(flag, -0.5) for flag in (*config_lib._NOT_NEGATIVE, *config_lib._BE
 UNKNOWN = [
     (flag, "telepathy")
     for flag in (
+        "policy.attention",
         "lag.schedule",
         "lag.start",
         "surrogate.length_normalization",
@@ -92,7 +93,6 @@ OUT_OF_RANGE = [
     ("microbatch_prompts", 3),
     ("policy.vocab_chunks", 5),  # of 14 tokens
     ("lag.max_lag", 1000),
-    ("group_size", 1),
     ("surrogate.clip_low", 1.1),
     ("optimizer.b1", 1.0),
     ("optimizer.b2", 1.5),
@@ -147,12 +147,24 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
             "False: give that",
         ),
         ({"task.num_words": 9}, "task=", "num_words"),
+        ({"policy.attention": "splash"}, "policy.attention=splash", "for TPUs, .* platform cpu: choose xla"),
+        ({"policy.param_dtype": "bfloat16"}, "policy.param_dtype=bfloat16", "one of float32, float64"),
+        ({"policy.dtype": "float16"}, "policy.dtype=float16", "one of bfloat16, float32, float64"),
     ],
 )
 def test_contradictions_between_flags(overrides, named, mend):
     message = refusal(overrides, num_devices=8)
     assert message.startswith(f"--config.{named}")
     assert re.search(mend, message)
+
+
+def test_a_kernel_for_tpus_is_taken_by_tpus():
+    config = config_lib.default()
+    config.policy.attention = "splash"
+    config_lib.validate(config, 1, "tpu")
+    config.policy.dtype = config.policy.param_dtype = "float64"
+    with jax.enable_x64(True), pytest.raises(config_lib.ConfigError, match="dtype=float64: .* float32 or bfloat16"):
+        config_lib.validate(config, 1, "tpu")
 
 
 def test_a_missing_field_is_named():

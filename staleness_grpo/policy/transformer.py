@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from staleness_grpo.mesh import keep_split
+from staleness_grpo.policy import splash
 from staleness_grpo.types import Array, PyTree
 
 MASKED_SCORE = -1e30  # finite, so that a row without a single visible key stays free of NaN
@@ -31,6 +32,8 @@ TILE = 128
 # What the backward pass computes again rather than keeps: nothing; the attention weights, which cost little to compute
 # and, without a fused kernel, the most memory; or all of a block but its input.
 REMAT = ("none", "attention", "blocks")
+# What computes causal attention: XLA, or Splash attention, a kernel for TPUs that keeps no weights in memory.
+ATTENTION = ("xla", "splash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,8 @@ class TransformerConfig:
     qk_norm: bool = False
     dtype: str = "float32"  # of activations; scores, norms and logits are float32 or better
     param_dtype: str = "float32"
-    remat: str = "none"  # a key of REMAT
+    attention: str = "xla"  # one of ATTENTION; a sampled token attends by XLA whichever it is
+    remat: str = "none"  # one of REMAT
     vocab_chunks: int = 1  # parts of the vocabulary whose logits a log-probability looks at one after another
 
     def __post_init__(self):
@@ -70,6 +74,10 @@ class TransformerConfig:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions turn pairs of features")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention={self.attention!r} is none of {', '.join(ATTENTION)}")
+        if self.attention == "splash" and self.dtype not in splash.DTYPES:
+            raise ValueError(f"attention='splash' computes in {' or '.join(splash.DTYPES)}, not dtype={self.dtype!r}")
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat!r} is none of {', '.join(REMAT)}")
         if self.vocab_size % self.vocab_chunks:
@@ -272,10 +280,12 @@ class Attention(nn.Module):
         n, g, _, length, _ = q.shape
         q = q.reshape(n, g, cfg.num_kv_heads, -1, length, cfg.head_dim).swapaxes(3, 4)
         attention = jax.checkpoint(attend) if cfg.remat == "attention" else attend
-        if cache is None:
-            y = attend_causally(attention, q, (k, v), own_mask, prefix, prefix_mask)
-        else:
+        if cache is not None:
             y = attention(q, (k, v), own_mask, prefix, prefix_mask)
+        elif cfg.attention == "splash":
+            y = splash.attend_by_splash(q, (k, v), own_mask, prefix, prefix_mask)
+        else:
+            y = attend_causally(attention, q, (k, v), own_mask, prefix, prefix_mask)
         y = y.transpose(0, 1, 3, 2, 4, 5).reshape(n, g, length, cfg.num_heads, cfg.head_dim)
         return Projection((cfg.d_model,), inputs=2, name="out", **types)(y), (k, v)
 

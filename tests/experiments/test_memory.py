@@ -51,14 +51,35 @@ def test_topology_without_its_compiler_is_refused():
         memory.validate(config)
 
 
-@pytest.mark.slow
-def test_the_1b_shape_with_8_responses_of_1024_tokens_fits_80_gb_for_a_tpu(tmp_path):
-    """By the TPU's own compiler, in a process of its own: two minutes."""
+def compiled_for_a_tpu(workdir, **flags):
+    """summary.json by the TPU's own compiler, in a process of its own."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu, whose compiler needs no TPU, is not installed: pip install 'jax[tpu]'")
-    command = [sys.executable, "-m", "experiments.memory", f"--workdir={tmp_path}", "--config.topology=v5p:2x2x1"]
+    command = [sys.executable, "-m", "experiments.memory", f"--workdir={workdir}", "--config.topology=v5p:2x2x1"]
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
     subprocess.run(command, check=True, cwd=cli.ROOT, env=os.environ | {"XLA_FLAGS": ""}, timeout=1200)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    return json.loads((workdir / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_splash_attention_compiles_for_four_chips_and_keeps_no_weights(tmp_path):
+    """A minute. A kernel is not split by the compiler: it must be called on each chip for what is that chip's."""
+    flags = SMALL | {"num_prompts": 4, "benchmark.max_response_length": 1024, "mesh.fsdp": 2, "mesh.tensor": 2}
+    flags |= {"policy.num_heads": 8, "policy.num_kv_heads": 2, "policy.remat": "none"}
+    temporary = {}
+    for attention in ("xla", "splash"):
+        summary = compiled_for_a_tpu(tmp_path / attention, **flags, **{"policy.attention": attention})
+        assert summary["num_devices"] == 4
+        temporary[attention] = summary["programs"]["update"]["temporary_bytes"]
+    # At least the unmasked half, in bfloat16, of the weights of a chip's 2 prompts with 4 responses and 4 heads.
+    weights = 2 * 4 * 4 * 1024 * 1024 // 2 * 2
+    assert temporary["splash"] < temporary["xla"] - weights
+
+
+@pytest.mark.slow
+def test_the_1b_shape_with_8_responses_of_1024_tokens_fits_80_gb_for_a_tpu(tmp_path):
+    """Two minutes."""
+    summary = compiled_for_a_tpu(tmp_path)
     assert summary["num_params"] == 1_235_814_400  # as the model card counts, embeddings once
     assert summary["state_bytes"] >= 4 * 4 * summary["num_params"]
     assert summary["programs"]["sampling"]["peak_bytes"] < 30e9
