@@ -2,8 +2,8 @@
 
     python -m experiments.NAME --config=FILE.py --workdir=DIR [--config.a.b=value ...]
 
-Exit codes: 0 done; 1 the disk is full; 75 preempted, start it again; 2 bad input, with one line on stderr that
-names the flag, the value and a mend. A mistake of the program itself ends in a traceback.
+Exit codes: 0 done; 1 the disk is full; 75 preempted, start it again; 130 interrupted by Ctrl-C; 2 bad input, with one
+line on stderr that names the flag, the value and a mend. A mistake of the program itself ends in a traceback.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments.workdir import check_workdir
+from experiments.workdir import check_workdir, in_use
 from staleness_grpo import config as config_lib
 from staleness_grpo.config import FlagError
 
@@ -175,16 +175,15 @@ def execute(
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # some file systems, /proc for one, answer so where nothing can be made
         raise FlagError("workdir", workdir, "no folder can be made there: give another") from error
-    from staleness_grpo import compile_cache  # JAX, from here on
+    import jax
+
+    from staleness_grpo import compile_cache, distributed
 
     compile_cache.enable(ROOT / ".cache" / "jax")
     try:
-        main(config, folder)
+        with in_use(folder) if jax.process_index() == 0 else contextlib.nullcontext():
+            main(config, folder)
     except Exception as error:
-        import jax
-
-        from staleness_grpo import distributed
-
         if jax.process_count() == 1 or isinstance(error, FlagError):
             raise
         distributed.end_without_the_others(error)
@@ -198,6 +197,9 @@ def _exits_in_one_line(workdir: str | None = None) -> Iterator[None]:
     except FlagError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"--workdir={workdir}: interrupted; the same command goes on from what is saved there", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         if error.errno not in (*FULL, *FORBIDDEN):
             raise

@@ -3,9 +3,9 @@
     python -m experiments.train --workdir=DIR [--config=FILE.py] [--config.lag.max_lag=16 ...]
 
 A finished workdir is left as it is. An unfinished one goes on from its newest checkpoint, and ends with the records and
-parameters of a run that was never broken off; records after the checkpoint are put aside and made again. SIGTERM saves
-and ends with exit code 75. A run whose loss, gradient or parameters stop being finite ends there, marked as collapsed
-in its last record and in summary.json.
+parameters of a run that was never broken off; records after the checkpoint are put aside and made again. SIGTERM
+and Ctrl-C save and end with exit code 75. A run whose loss, gradient or parameters stop being finite ends there, marked
+as collapsed in its last record and in summary.json.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
         if writer is not None:
             writer.close()
         if run.step < config.steps and not (records and records[-1]["collapsed"]):
-            print(f"SIGTERM: saved before step {run.step}; the same command goes on from there", file=sys.stderr)
+            print(f"saved before step {run.step}; the same command goes on from there", file=sys.stderr)
             sys.exit(EXIT_CODE)
         summary = summarize(records)
         if not summary["collapsed"]:

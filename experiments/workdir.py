@@ -1,8 +1,11 @@
 """The folder of an experiment's results: writable, and of one config alone."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -39,6 +42,27 @@ def check_workdir(workdir: str | None, config: ConfigDict, mesh_may_differ: bool
                 difference = f"{name} is {there} there, {here} here"
                 raise FlagError("workdir", workdir, f"holds another config's results ({difference}): give another")
     return folder
+
+
+@contextlib.contextmanager
+def in_use(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes of this machine out of the folder; the system forgets it when this one ends, or is killed.
+
+    Raises:
+      FlagError: if another process is at work there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            mend = "another process is at work there: wait for its end, or give another folder"
+            raise FlagError("workdir", folder, mend) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flat(config: dict, prefix: str = "") -> dict:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -115,6 +116,7 @@ def _program_fields(config: dict) -> str:
 
 def _start_worker(cores, parent: int, cache_folder: str) -> None:
     """Pins the worker to a core, and ends it when its parent is gone: a killed sweep leaves nothing running."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches it too: one that ends without a traceback of its own
     os.sched_setaffinity(0, {cores.get()})
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_XLA_FLAGS}"
     if cache_folder:

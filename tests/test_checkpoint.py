@@ -16,6 +16,7 @@ import pytest
 
 from experiments import train as experiment
 from staleness_grpo import checkpoint, config, metrics, train
+from staleness_grpo.preemption import Preemption
 from staleness_grpo.staleness.ring_buffer import RingBuffer
 from tests import killing
 from tests.test_train import tiny_config
@@ -67,6 +68,18 @@ def test_killed_then_preempted_ends_as_if_it_never_was(finished, tmp_path):
     for summary in summaries:
         del summary["median_time_step"]
     assert summaries[0] == summaries[1]
+
+
+def test_ctrl_c_is_a_request_and_twice_an_interruption(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with Preemption() as preemption:
+        assert not preemption.requested(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.requested(1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capfd.readouterr().err.startswith("SIGINT: the run is saved after this learner step")
 
 
 @pytest.mark.slow

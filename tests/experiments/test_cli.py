@@ -208,6 +208,23 @@ def test_disk_errors_of_the_run_end_in_one_line(tmp_path, capsys, error, code):
     assert line.count("\n") == 1
 
 
+def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    def execute(main):
+        cli.execute(main, config_lib.default(), str(tmp_path), lambda config: None)
+
+    with pytest.raises(config_lib.FlagError, match="another process is at work there"):
+        execute(lambda *args: execute(lambda *args: None))
+    execute(lambda *args: None)
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end, cli._exits_in_one_line(str(tmp_path)):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    line = capsys.readouterr().err
+    assert line == f"--workdir={tmp_path}: interrupted; the same command goes on from what is saved there\n"
+
+
 def test_other_errors_keep_their_traceback(tmp_path):
     def main(config, workdir):
         (workdir / "absent").read_text()
