@@ -240,6 +240,7 @@ def test_drift_is_measured_from_the_behavior_versions(schedule):
         np.testing.assert_allclose(record["drift_from_behavior"], expected, rtol=1e-5)
         np.testing.assert_allclose(record["drift_from_start"], between[step][0], rtol=1e-5)
         np.testing.assert_allclose(record["update_norm"], between[step + 1][step], rtol=1e-4)
+        np.testing.assert_allclose(record["param_norm"], optax.tree.norm(versions[step]), rtol=1e-5)
     if schedule == "uniform":
         assert any(len(set(versions_N)) > 1 for versions_N in behavior)
 

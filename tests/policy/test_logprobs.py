@@ -70,6 +70,31 @@ def test_parts_of_the_vocabulary_give_the_whole_distribution(num_chunks):
         np.testing.assert_array_equal(entropy_slope, 0)
 
 
+@pytest.mark.parametrize("num_chunks", [1, 64])
+def test_in_bfloat16_only_the_products_are(num_chunks):
+    """Against float64 on the same bfloat16 numbers: log-probs to float32, gradients to few roundings to 8 bits each."""
+    rng = np.random.default_rng(2)
+    size, width, tokens = 512, 64, rng.integers(0, 512, 32)
+    hidden, head = (jnp.asarray(rng.normal(size=(rows, width)), jnp.bfloat16) for rows in (32, size))
+
+    def evaluate(hidden, head):
+        def total(hidden, head):
+            logprobs, entropy = chunked_logprobs(hidden, vocabulary_chunks(head, num_chunks), tokens, 1.0)
+            return jnp.sum(logprobs * jnp.linspace(0.5, 1.5, 32)), (logprobs, entropy)
+
+        gradients, values = jax.jit(jax.grad(total, (0, 1), has_aux=True))(hidden, head)
+        return [np.asarray(x, np.float64) for x in (*values, *gradients)]
+
+    ours = evaluate(hidden, head)
+    with jax.enable_x64(True):
+        exact = evaluate(np.asarray(hidden, np.float64), np.asarray(head, np.float64))
+    for value, expected in zip(ours[:2], exact[:2], strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-4)
+    for gradient, expected in zip(ours[2:], exact[2:], strict=True):
+        error = np.sqrt(np.mean((gradient - expected) ** 2) / np.mean(expected**2))
+        assert error < 2**-8 * 0.75  # a rounding to 8 bits is off by 2**-8 / sqrt(3) at most, and there are two
+
+
 @pytest.mark.parametrize(("tied", "remat"), [(False, "blocks"), (True, "attention")])
 def test_responses_in_parts_and_rematerialised(tied, remat):
     rollout = rollout_of()
@@ -114,13 +139,37 @@ def compare_microbatches(surrogate, correction, sizes):
 
         def evaluate(**microbatch):
             loss_fn = surrogate_loss(policy, surrogate, 1.0, correction, **microbatch)
-            return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, rollout)
+
+            def multiple(params):
+                loss, diagnostics = loss_fn(params, rollout)
+                return 3 * loss, diagnostics
+
+            return jax.jit(jax.value_and_grad(multiple, has_aux=True))(params)
 
         whole = evaluate()
         assert 0 < whole[0][1]["clip_fraction"] < 1 and np.isfinite(whole[0][0])
         for size in sizes:
             ours = evaluate(microbatch_prompts=size)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), ours, whole)
+
+
+def test_diagnostics_are_means_over_tokens_groups_and_responses():
+    rollout = rollout_of()
+    mask, rewards = rollout.responses.mask_NxGxR, rollout.rewards_NxG
+    with jax.enable_x64(True):
+        policy = Policy(PLAIN)
+        params = random_params(policy)
+        diagnostics = jax.jit(surrogate_loss(policy, SurrogateConfig(), 0.8))(params, rollout)[1]
+        responses = rollout.responses.tokens_NxGxR
+        logits = jax.jit(policy.response_logits)(
+            params, rollout.prompts.tokens_NxP, rollout.prompts.mask_NxP, responses
+        )
+    probs = np.exp(np.asarray(logits) / 0.8)
+    probs /= probs.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(diagnostics["entropy"], -(probs * np.log(probs)).sum(axis=-1)[mask].mean(), rtol=1e-12)
+    np.testing.assert_allclose(diagnostics["reward"], rewards.mean(), rtol=1e-12)
+    np.testing.assert_allclose(diagnostics["reward_std_in_group"], np.std(rewards, axis=1).mean(), rtol=1e-12)
+    assert float(diagnostics["response_length"]) == mask.sum() / mask[..., 0].size
 
 
 def test_one_pass_over_the_microbatches_is_enough():

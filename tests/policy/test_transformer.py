@@ -159,6 +159,24 @@ def test_bfloat16_activations_keep_float32_logits():
     np.testing.assert_allclose(logits, exact, atol=0.1)  # bfloat16 has 8 bits: 0.4 % of logits of order 1
 
 
+def test_scores_and_norms_of_bfloat16_are_float32():
+    """Each of its numbers is rounded once, where a sum or an exponential in 8 bits would be off by more."""
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(rng.normal(size=(256, 64)) + 1, jnp.bfloat16)
+    norm = transformer.RMSNorm(1e-5, "float32")
+    exact = np.asarray(x, float) / np.sqrt(np.mean(np.asarray(x, float) ** 2, axis=-1, keepdims=True) + 1e-5)
+    y = norm.apply({"params": {"scale": jnp.ones(64)}}, x)
+    np.testing.assert_allclose(np.asarray(y, float), exact, rtol=1.01 * 2**-8)
+
+    queries, keys = (jnp.asarray(4 * rng.normal(size=(1, 1, 1, 32, 16)), jnp.bfloat16) for _ in range(2))
+    values = jnp.ones_like(keys).at[..., 16:, :].set(-1.0)  # y is the share of the first half less that of the second
+    y = transformer.attend(queries[:, :, :, :, None], (keys, values), jnp.ones((1, 1, 32, 32), bool), None, None)
+    scores = np.exp(np.asarray(queries, float)[0, 0, 0] @ np.asarray(keys, float)[0, 0, 0].T / 4)
+    exact = (scores[:, :16].sum(axis=1) - scores[:, 16:].sum(axis=1)) / scores.sum(axis=1)
+    assert np.abs(scores).max() > 1e6
+    np.testing.assert_allclose(np.asarray(y, float)[0, 0, 0, :, 0, 0], exact, atol=2 * 2**-8)
+
+
 @pytest.mark.parametrize(("num_prompts", "group_size", "length"), [(2, 3, 30), (3, 1, 5), (2, 3, 4)])
 def test_gradients_of_several_prompts_in_bfloat16(num_prompts, group_size, length):
     """Not every product of bfloat16 that XLA can write down has it a program for on CPU."""
