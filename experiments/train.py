@@ -32,10 +32,10 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         first = jax.process_index() == 0  # of several processes the one that writes the records
+        run = stack.enter_context(contextlib.closing(train.build(config)))  # may refuse the policy's checkpoint
         if first:
             metrics.write_run_files(workdir, config)
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config)
-        run = stack.enter_context(contextlib.closing(train.build(config)))
         records = resume(run, checkpoints, workdir)
         writer = metrics.MetricsWriter(workdir / "metrics.jsonl", num_kept=len(records)) if first else None
         with metrics.Progress("learner steps", config.steps, done=len(records)) as progress:

@@ -431,7 +431,7 @@ def _check_checkpoint(config: ConfigDict) -> None:
 
 
 def _check_task(config: ConfigDict) -> None:
-    from staleness_grpo.policy.huggingface_config import CheckpointError
+    from staleness_grpo.policy.huggingface_config import CheckpointError, max_positions
     from staleness_grpo.tasks import TASKS, TaskError, make_task
 
     if not isinstance(config.task, ConfigDict) or "name" not in config.task:
@@ -456,6 +456,11 @@ def _check_task(config: ConfigDict) -> None:
         ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token or 0,)
         mend = f"the stop and pad tokens {ends}, {task.pad_token} are not all among its {known}: mend generation_config"
         _require(all(0 <= token < known for token in (*ends, task.pad_token)), config, "policy.checkpoint", mend)
+        prompt, response = task.prompt_length, task.max_response_length
+        positions = max_positions(config.policy.checkpoint)
+        if positions is not None and prompt + response > positions:
+            mend = f"with a prompt's {prompt} tokens it is beyond the checkpoint's {positions} positions"
+            raise ConfigError("task.max_response_length", response, f"{mend}: make both together at most that")
         return
     vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
     _require(vocab_size % chunks == 0, config, "policy.vocab_chunks", f"give a divisor of the vocabulary {vocab_size}")
