@@ -1,6 +1,7 @@
 """The one default configuration, and its validation: contradictions are refused by flag name."""
 
 import functools
+import importlib.util
 import math
 import operator
 
@@ -190,6 +191,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _check_correction(config)
     _check_mesh(config, num_devices)
     _check_checkpoint(config)
+    _check_saving(config)
     _check_task(config)
 
 
@@ -428,6 +430,16 @@ def _check_checkpoint(config: ConfigDict) -> None:
     _require(divides, config, "policy.vocab_chunks", mend)
     heads, tensor = architecture.num_kv_heads, config.mesh.tensor
     _require(heads % tensor == 0, config, "mesh.tensor", f"give a divisor of the checkpoint's {heads} key/value heads")
+
+
+def _check_saving(config: ConfigDict) -> None:
+    """What writing the policy needs is there now, and not missed at the end of the run."""
+    both = config.policy.qkv_bias and config.policy.qk_norm
+    mend = "no known architecture has policy.qkv_bias and policy.qk_norm: give False, or one of them"
+    _require(not (config.save_policy and both), config, "save_policy", mend)
+    installed = importlib.util.find_spec("safetensors") is not None
+    mend = "pip install safetensors, of the extra hf, or give False"
+    _require(installed or not config.save_policy, config, "save_policy", mend)
 
 
 def _check_task(config: ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """Each contradiction is refused in one line that names the flag, the value and a mend."""
 
 import re
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -147,12 +148,22 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
             "False: give that",
         ),
         ({"task.num_words": 9}, "task=", "num_words"),
+        (
+            {"save_policy": True, "policy.qkv_bias": True, "policy.qk_norm": True},
+            "save_policy=True",
+            "policy.qkv_bias and policy.qk_norm: give",
+        ),
     ],
 )
 def test_contradictions_between_flags(overrides, named, mend):
     message = refusal(overrides, num_devices=8)
     assert message.startswith(f"--config.{named}")
     assert re.search(mend, message)
+
+
+def test_the_package_that_saving_needs_is_missed_at_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert "pip install safetensors" in refusal({"save_policy": True})
 
 
 def test_a_missing_field_is_named():

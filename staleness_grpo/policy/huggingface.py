@@ -102,20 +102,45 @@ def load_params(folder: str | pathlib.Path, policy: Policy, mesh: Mesh) -> PyTre
     return params
 
 
-def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str | pathlib.Path | None = None) -> None:
+def save(
+    folder: str | pathlib.Path,
+    policy: Policy,
+    params: PyTree,
+    source: str | pathlib.Path | None = None,
+    *,
+    end_token: int | tuple[int, ...] | None = None,
+    pad_token: int | None = None,
+) -> None:
     """Writes a folder that `load`, and the `transformers` library, read as the same policy, in `param_dtype`.
 
-    `source` is the checkpoint folder that the policy was loaded from, if any: its tokenizer, its generation settings
-    and what else its config.json says go along. The folder is made; weights that it holds already, in however many
-    files, are replaced. Of several processes all call this, and the first one writes.
+    The folder is made; weights that it holds already, in however many files, are replaced. Of several processes all
+    call this, and the first one writes.
+
+    Args:
+      folder: to write.
+      policy: whose parameters they are.
+      params: sharded or not.
+      source: the checkpoint folder that the policy was loaded from, if any: its tokenizer, its generation settings and
+        what else its config.json says go along.
+      end_token: what ends a response, of a policy without `source`; None: nothing does.
+      pad_token: what stands behind that, of a policy without `source`.
+
+    Raises:
+      CheckpointError: if the source cannot be read, before anything is written, or for a policy of no architecture.
     """
     from safetensors.numpy import save_file
 
     first = jax.process_index() == 0
 
     folder = pathlib.Path(folder)
-    config = write_config(policy.config, {} if source is None else read_json(pathlib.Path(source) / "config.json"))
+    # Where these are absent, transformers has numbers of its own.
+    base = dict(bos_token_id=None, eos_token_id=end_token, pad_token_id=pad_token)
+    config = write_config(policy.config, base if source is None else read_json(pathlib.Path(source) / "config.json"))
     folder.mkdir(parents=True, exist_ok=True)
+    if first and source is not None and not folder.samefile(source):
+        for pattern in COMPANIONS:
+            for path in pathlib.Path(source).glob(pattern):
+                shutil.copyfile(path, folder / path.name)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     shards = list(split_by_size(leaves, SHARD_BYTES))
     files = [WHOLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
@@ -135,10 +160,6 @@ def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str
         total = sum(leaf.nbytes for _, leaf in leaves)
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if source is not None and not folder.samefile(source):
-        for pattern in COMPANIONS:
-            for path in pathlib.Path(source).glob(pattern):
-                shutil.copyfile(path, folder / path.name)
 
 
 def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict[str, pathlib.Path]:

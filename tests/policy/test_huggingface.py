@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments import train as experiment
 from staleness_grpo import config as config_lib
+from staleness_grpo import train
 from staleness_grpo.learner import distance
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.configured import make_policy
@@ -151,13 +152,25 @@ def test_saved_and_loaded_by_transformers_it_is_the_same(checkpoint, transformer
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_trained_from_a_checkpoint_and_saved_again(tmp_path):
+def test_trained_from_a_checkpoint_and_saved_again(tmp_path, monkeypatch):
     write(tmp_path / "start")
     config = tiny_config(**{"warm_start.steps": 100, "steps": 2, "microbatch_prompts": 2, "save_policy": True})
     config.policy = config_lib.default().policy  # shapes of their own would contradict the checkpoint
     config.policy.update(dict(checkpoint=str(tmp_path / "start"), vocab_chunks=3, remat="attention"))
     config.task.update(dict(vocab_size=12, max_response_length=2))
     config_lib.validate(config, 1)
+    records_summary = experiment.summarize
+
+    def summary_as_the_folder_goes(records):
+        (tmp_path / "start").rename(tmp_path / "moved")
+        return records_summary(records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "summarize", summary_as_the_folder_goes)
+        with pytest.raises(config_lib.ConfigError, match="config.json cannot be read .* run the same command again"):
+            experiment.main(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    (tmp_path / "moved").rename(tmp_path / "start")
     experiment.main(config, tmp_path / "run")
     policy, params = huggingface.load(tmp_path / "run" / "policy")
     assert (
@@ -322,6 +335,15 @@ def test_tensors_that_are_no_finite_numbers_are_refused(name, value, param_dtype
     with pytest.raises(config_lib.ConfigError, match=f"policy.checkpoint=.*{words}"):
         experiment.main(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_without_a_checkpoint_ends_in_transformers_where_its_task_does(transformers, tmp_path):
+    config = tiny_config()
+    run = train.build(config)
+    experiment.save_policy(run, config, tmp_path)
+    theirs, task = reference(transformers, tmp_path).generation_config, run.generator.task
+    assert task.end_token not in (None, 2)  # what is assumed where nothing is said
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (None, task.end_token, task.pad_token)
 
 
 def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
