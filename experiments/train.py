@@ -5,7 +5,7 @@
 A finished workdir is left as it is. An unfinished one goes on from its newest checkpoint, and ends with the records and
 parameters of a run that was never broken off; records after the checkpoint are put aside and made again. SIGTERM
 and Ctrl-C save and end with exit code 75. A run whose loss, gradient or parameters stop being finite ends there, marked
-as collapsed in its last record and in summary.json.
+as collapsed in its last record and in summary.json; its policy is not saved.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import sys
 from ml_collections import ConfigDict
 
 from experiments import cli
-from staleness_grpo.config import FlagError
+from staleness_grpo.config import ConfigError, FlagError
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -24,7 +24,6 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     import jax
 
     from staleness_grpo import checkpoint, metrics, train
-    from staleness_grpo.policy import huggingface
     from staleness_grpo.preemption import EXIT_CODE, Preemption
 
     if (workdir / "summary.json").exists():
@@ -32,10 +31,10 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         first = jax.process_index() == 0  # of several processes the one that writes the records
+        run = stack.enter_context(contextlib.closing(train.build(config)))  # may refuse the policy's checkpoint
         if first:
             metrics.write_run_files(workdir, config)
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config)
-        run = stack.enter_context(contextlib.closing(train.build(config)))
         records = resume(run, checkpoints, workdir)
         writer = metrics.MetricsWriter(workdir / "metrics.jsonl", num_kept=len(records)) if first else None
         with metrics.Progress("learner steps", config.steps, done=len(records)) as progress:
@@ -52,8 +51,10 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
         summary = summarize(records)
         if not summary["collapsed"]:
             summary["final_eval_reward"] = run.generator.evaluate(run.state.params, config.steps)["eval_reward"]
-        if config.save_policy:
-            huggingface.save(workdir / "policy", run.generator.policy, run.state.params, config.policy.checkpoint)
+        if config.save_policy and not summary["collapsed"]:
+            save_policy(run, config, workdir / "policy")
+        elif config.save_policy and first:
+            print(f"{workdir}: the run collapsed, so its policy is not saved; its checkpoints stay", file=sys.stderr)
         if first:
             metrics.write_json(workdir / "summary.json", summary)
     if first:
@@ -77,6 +78,20 @@ def resume(run, checkpoints, workdir: pathlib.Path) -> list[dict]:
             "put the whole file back, or give another folder",
         )
     return [json.loads(line) for line in lines]
+
+
+def save_policy(run, config: ConfigDict, folder: pathlib.Path) -> None:
+    """Writes the policy. Raises ConfigError if the checkpoint that it goes on from is no longer there."""
+    from staleness_grpo.policy import huggingface
+    from staleness_grpo.policy.huggingface_config import CheckpointError
+
+    source, task = config.policy.checkpoint, run.generator.task
+    tokens = dict(end_token=task.end_token, pad_token=task.pad_token)
+    try:
+        huggingface.save(folder, run.generator.policy, run.state.params, source, **tokens)
+    except CheckpointError as error:  # before summary.json, so that the same command does what is left
+        mend = "then run the same command again: the training is done, its policy is not saved yet"
+        raise ConfigError("policy.checkpoint", source, f"{error}; {mend}") from error
 
 
 def summarize(records: list[dict]) -> dict:

@@ -1,6 +1,7 @@
 """The one default configuration, and its validation: contradictions are refused by flag name."""
 
 import functools
+import importlib.util
 import math
 import operator
 
@@ -196,6 +197,7 @@ def validate(config: ConfigDict, num_devices: int, platform: str | None = None) 
     _check_mesh(config, num_devices)
     _check_attention(config, platform)
     _check_checkpoint(config)
+    _check_saving(config)
     _check_task(config)
 
 
@@ -445,8 +447,18 @@ def _check_checkpoint(config: ConfigDict) -> None:
     _require(heads % tensor == 0, config, "mesh.tensor", f"give a divisor of the checkpoint's {heads} key/value heads")
 
 
+def _check_saving(config: ConfigDict) -> None:
+    """What writing the policy needs is there now, and not missed at the end of the run."""
+    both = config.policy.qkv_bias and config.policy.qk_norm
+    mend = "no known architecture has policy.qkv_bias and policy.qk_norm: give False, or one of them"
+    _require(not (config.save_policy and both), config, "save_policy", mend)
+    installed = importlib.util.find_spec("safetensors") is not None
+    mend = "pip install safetensors, of the extra hf, or give False"
+    _require(installed or not config.save_policy, config, "save_policy", mend)
+
+
 def _check_task(config: ConfigDict) -> None:
-    from staleness_grpo.policy.huggingface_config import CheckpointError
+    from staleness_grpo.policy.huggingface_config import CheckpointError, max_positions
     from staleness_grpo.tasks import TASKS, TaskError, make_task
 
     if not isinstance(config.task, ConfigDict) or "name" not in config.task:
@@ -471,6 +483,11 @@ def _check_task(config: ConfigDict) -> None:
         ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token or 0,)
         mend = f"the stop and pad tokens {ends}, {task.pad_token} are not all among its {known}: mend generation_config"
         _require(all(0 <= token < known for token in (*ends, task.pad_token)), config, "policy.checkpoint", mend)
+        prompt, response = task.prompt_length, task.max_response_length
+        positions = max_positions(config.policy.checkpoint)
+        if positions is not None and prompt + response > positions:
+            mend = f"with a prompt's {prompt} tokens it is beyond the checkpoint's {positions} positions"
+            raise ConfigError("task.max_response_length", response, f"{mend}: make both together at most that")
         return
     vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
     _require(vocab_size % chunks == 0, config, "policy.vocab_chunks", f"give a divisor of the vocabulary {vocab_size}")

@@ -18,10 +18,12 @@ from jax.sharding import Mesh
 from staleness_grpo import learner
 from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.checkpoint import Checkpoints
+from staleness_grpo.config import ConfigError
 from staleness_grpo.drift import ParameterDrift
 from staleness_grpo.loss import surrogate_loss
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy.configured import make_policy, starting_params
+from staleness_grpo.policy.huggingface_config import CheckpointError
 from staleness_grpo.preemption import Preemption
 from staleness_grpo.rewards import FAILED, TIMED_OUT, RewardPool
 from staleness_grpo.rollouts import Generator, PendingRollout
@@ -80,11 +82,17 @@ def build(config, task: Task | None = None) -> Run:
 
     A `task` of your own stands in for the one that `config.task` names; set `config.warm_start.steps` to 0 with it,
     unless it has the corpus of a warm start.
+
+    Raises:
+      ConfigError: for what only reading a checkpoint's weights can show.
     """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
     task = make_task(config.task, config.policy.checkpoint) if task is None else task
     policy = make_policy(config.policy, task.vocab_size)
-    params = starting_params(policy, task, config, mesh)
+    try:
+        params = starting_params(policy, task, config, mesh)
+    except CheckpointError as error:
+        raise ConfigError("policy.checkpoint", config.policy.checkpoint, str(error)) from error
     optimizer = learner.make_optimizer(config.optimizer, config.correction)
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(config.seed), params)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())

@@ -1,6 +1,7 @@
 """Each contradiction is refused in one line that names the flag, the value and a mend."""
 
 import re
+import sys
 
 import jax
 import pytest
@@ -150,6 +151,11 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         ({"policy.attention": "splash"}, "policy.attention=splash", "for TPUs, .* platform cpu: choose xla"),
         ({"policy.param_dtype": "bfloat16"}, "policy.param_dtype=bfloat16", "one of float32, float64"),
         ({"policy.dtype": "float16"}, "policy.dtype=float16", "one of bfloat16, float32, float64"),
+        (
+            {"save_policy": True, "policy.qkv_bias": True, "policy.qk_norm": True},
+            "save_policy=True",
+            "policy.qkv_bias and policy.qk_norm: give",
+        ),
     ],
 )
 def test_contradictions_between_flags(overrides, named, mend):
@@ -165,6 +171,11 @@ def test_a_kernel_for_tpus_is_taken_by_tpus():
     config.policy.dtype = config.policy.param_dtype = "float64"
     with jax.enable_x64(True), pytest.raises(config_lib.ConfigError, match="dtype=float64: .* float32 or bfloat16"):
         config_lib.validate(config, 1, "tpu")
+
+
+def test_the_package_that_saving_needs_is_missed_at_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert "pip install safetensors" in refusal({"save_policy": True})
 
 
 def test_a_missing_field_is_named():

@@ -11,7 +11,7 @@ from experiments.configs import gsm8k_llama32_1b
 
 
 def get_config():
-    """Smaller microbatches, and the parameters over two tensor-parallel halves."""
+    """The 1B grid with each of its eight parts of the parameters in two tensor-parallel halves."""
     config = gsm8k_llama32_1b.get_config()
     config.mesh.update(dict(fsdp=8, tensor=2))
     return config

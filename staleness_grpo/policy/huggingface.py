@@ -1,9 +1,11 @@
 """Checkpoint folders of the Llama and Qwen family: config.json and *.safetensors to a policy and its parameters, and
 back. Needs the package `safetensors` (the `hf` extra).
 
-Tensors are read one by one, each into its sharding: besides the parameters, the host holds one tensor at a time.
+Tensors are read one by one, each into its sharding, and of each the parts that the host's devices hold: besides the
+parameters, the host holds one tensor at a time.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -23,6 +25,7 @@ from staleness_grpo.types import PyTree
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPANIONS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
               "merges.txt", "added_tokens.json")  # fmt: skip
+FLOATING = ("F64", "F32", "F16", "BF16")  # as the files name them
 SHARD_BYTES = 4 * 2**30  # of a saved file, at most, unless one tensor is larger
 
 NAMES = {  # path of a leaf, from below its layer, to the name in the file
@@ -58,7 +61,8 @@ def load(
       mesh: over which the parameters are sharded; by default the first device.
 
     Raises:
-      CheckpointError: for an unsupported architecture, or missing, extra or misshapen tensors, by name.
+      CheckpointError: for an unsupported architecture, or missing, extra, misshapen, not floating or not finite
+        tensors, by name.
     """
     policy = Policy(read_config(folder, dtype=dtype, param_dtype=param_dtype))
     return policy, load_params(folder, policy, mesh_lib.make_mesh() if mesh is None else mesh)
@@ -68,35 +72,75 @@ def load_params(folder: str | pathlib.Path, policy: Policy, mesh: Mesh) -> PyTre
     """The parameters of `policy` from the folder's files, in `param_dtype`, sharded over `mesh`.
 
     Raises:
-      CheckpointError: as `check_tensors`.
+      CheckpointError: as `check_tensors`, and for tensors that are not finite in `param_dtype`.
     """
     files = check_tensors(folder, policy.config)
     abstract = abstract_params(policy)
     shardings = mesh_lib.parameter_shardings(abstract, mesh)
+    finite = dict.fromkeys(files, True)
 
     def read(path, leaf, sharding):
-        name = stored_name(path)
-        stored = read_tensor(files[name], name)
-        host = (stored.T if transposed(path) else stored).reshape(leaf.shape).astype(leaf.dtype)
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: host[index])
+        name, shape = stored_name(path), sharding.shard_shape(leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(read, abstract, shardings)
+        @functools.cache  # several devices may hold the same part
+        def part(bounds):
+            stored = read_tensor(files[name], name, tuple(slice(*bound) for bound in bounds))
+            with np.errstate(over="ignore"):  # refused below
+                host = (stored.T if transposed(path) else stored).reshape(shape).astype(leaf.dtype)
+            finite[name] &= bool(np.isfinite(host).all())
+            return host
+
+        bounds = functools.partial(stored_bounds, path, leaf.shape)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: part(bounds(index)))
+
+    params = jax.tree_util.tree_map_with_path(read, abstract, shardings)
+    # Each process has seen its own parts: they agree, so that all of them end.
+    counts = mesh_lib.sum_over_processes(~np.array([*finite.values()]))
+    if names := [name for name, count in zip(finite, counts, strict=True) if count]:
+        problem = f"{len(names)} tensors are not finite in {policy.config.param_dtype}"
+        raise CheckpointError(f"{folder}: {problem}: {', '.join(names[:8])}: give another checkpoint")
+    return params
 
 
-def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str | pathlib.Path | None = None) -> None:
+def save(
+    folder: str | pathlib.Path,
+    policy: Policy,
+    params: PyTree,
+    source: str | pathlib.Path | None = None,
+    *,
+    end_token: int | tuple[int, ...] | None = None,
+    pad_token: int | None = None,
+) -> None:
     """Writes a folder that `load`, and the `transformers` library, read as the same policy, in `param_dtype`.
 
-    `source` is the checkpoint folder that the policy was loaded from, if any: its tokenizer, its generation settings
-    and what else its config.json says go along. The folder is made; weights that it holds already, in however many
-    files, are replaced. Of several processes all call this, and the first one writes.
+    The folder is made; weights that it holds already, in however many files, are replaced. Of several processes all
+    call this, and the first one writes.
+
+    Args:
+      folder: to write.
+      policy: whose parameters they are.
+      params: sharded or not.
+      source: the checkpoint folder that the policy was loaded from, if any: its tokenizer, its generation settings and
+        what else its config.json says go along.
+      end_token: what ends a response, of a policy without `source`; None: nothing does.
+      pad_token: what stands behind that, of a policy without `source`.
+
+    Raises:
+      CheckpointError: if the source cannot be read, before anything is written, or for a policy of no architecture.
     """
     from safetensors.numpy import save_file
 
     first = jax.process_index() == 0
 
     folder = pathlib.Path(folder)
-    config = write_config(policy.config, {} if source is None else read_json(pathlib.Path(source) / "config.json"))
+    # Where these are absent, transformers has numbers of its own.
+    base = dict(bos_token_id=None, eos_token_id=end_token, pad_token_id=pad_token)
+    config = write_config(policy.config, base if source is None else read_json(pathlib.Path(source) / "config.json"))
     folder.mkdir(parents=True, exist_ok=True)
+    if first and source is not None and not folder.samefile(source):
+        for pattern in COMPANIONS:
+            for path in pathlib.Path(source).glob(pattern):
+                shutil.copyfile(path, folder / path.name)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     shards = list(split_by_size(leaves, SHARD_BYTES))
     files = [WHOLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
@@ -116,10 +160,6 @@ def save(folder: str | pathlib.Path, policy: Policy, params: PyTree, source: str
         total = sum(leaf.nbytes for _, leaf in leaves)
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if source is not None and not folder.samefile(source):
-        for pattern in COMPANIONS:
-            for path in pathlib.Path(source).glob(pattern):
-                shutil.copyfile(path, folder / path.name)
 
 
 def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict[str, pathlib.Path]:
@@ -128,7 +168,7 @@ def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict
     A file of tied embeddings may hold the head all the same, if it equals the embedding.
 
     Raises:
-      CheckpointError: naming what is missing, extra or misshapen, or the file that cannot be read.
+      CheckpointError: naming what is missing, extra, misshapen or not floating, or the file that cannot be read.
     """
     found = stored_tensors(pathlib.Path(folder))
     expected = {
@@ -138,14 +178,16 @@ def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict
     embedding, head = NAMES["embedding"], NAMES["head"]
     copy = config.tie_embeddings and {embedding, head} <= set(found)
     if copy and not np.array_equal(*(read_tensor(found[name][0], name) for name in (embedding, head))):
-        raise CheckpointError(f"{folder}: {head} differs from {embedding}, which config.json ties it to")
+        raise CheckpointError(f"{folder}: {head} differs from {embedding}: set tie_word_embeddings to false")
     extra = set(found) - set(expected) - ({head} if copy else set())
+    mend = "put the config.json and all weights of one checkpoint there"
     for problem, names in (("missing", set(expected) - set(found)), ("not of this architecture", extra)):
         if names:
-            raise CheckpointError(f"{folder}: {len(names)} tensors are {problem}: {', '.join(sorted(names)[:8])}")
+            listed = ", ".join(sorted(names)[:8])
+            raise CheckpointError(f"{folder}: {len(names)} tensors are {problem}: {listed}: {mend}")
     for name, shape in expected.items():
         if found[name][1] != shape:
-            raise CheckpointError(f"{folder}: {name} has shape {found[name][1]}, config.json makes it {shape}")
+            raise CheckpointError(f"{folder}: {name} has shape {found[name][1]}, config.json makes it {shape}: {mend}")
     return {name: found[name][0] for name in expected}
 
 
@@ -156,26 +198,35 @@ def stored_tensors(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, tuple[
     if (folder / WHOLE).exists():
         files = [WHOLE]
     elif (folder / INDEX).exists():
-        files = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if weight_map is None:
+            raise CheckpointError(f"{folder / INDEX}: the field 'weight_map' is missing: add it")
+        files = sorted(set(weight_map.values()))
     else:
-        raise CheckpointError(f"{folder} has neither {WHOLE} nor {INDEX}")
+        raise CheckpointError(f"{folder} has neither {WHOLE} nor {INDEX}: put the weights there, as safetensors")
     found = {}
     for file in files:
         try:
             with safe_open(folder / file, framework="numpy") as tensors:
-                found |= {name: (folder / file, tuple(tensors.get_slice(name).get_shape())) for name in tensors.keys()}
+                for name in tensors.keys():
+                    if name.endswith("rotary_emb.inv_freq"):
+                        continue  # of old files; the rotary frequencies follow from config.json
+                    tensor = tensors.get_slice(name)
+                    if (dtype := tensor.get_dtype()) not in FLOATING:
+                        mend = f"give a checkpoint in {', '.join(FLOATING)}"
+                        raise CheckpointError(f"{folder / file}: {name} is of type {dtype}: {mend}")
+                    found[name] = folder / file, tuple(tensor.get_shape())
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder / file} cannot be read: {error}") from error
-    # Old files carry the rotary frequencies, which follow from config.json.
-    return {name: place for name, place in found.items() if not name.endswith("rotary_emb.inv_freq")}
+            raise CheckpointError(f"{folder / file} cannot be read ({error}): put the whole file there") from error
+    return found
 
 
-def read_tensor(file: pathlib.Path, name: str) -> np.ndarray:
-    """One tensor. The file is opened for it alone: an open one keeps in memory all that was read from it."""
+def read_tensor(file: pathlib.Path, name: str, index=...) -> np.ndarray:
+    """A part of one tensor. The file is opened for it alone: an open one keeps in memory all that was read from it."""
     from safetensors import safe_open
 
     with safe_open(file, framework="numpy") as tensors:
-        return tensors.get_tensor(name)
+        return tensors.get_slice(name)[index]
 
 
 def abstract_params(policy: Policy) -> PyTree:
@@ -200,12 +251,27 @@ def transposed(path: tuple) -> bool:
     return path[-1].key in ("kernel", "head")
 
 
-def stored_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a leaf in the file, where heads and their features are one axis."""
+def stored_axes(path: tuple, ndim: int) -> list[range]:
+    """The leaf's axes that make each axis in the file, where heads and their features are one."""
     if not transposed(path):
-        return shape if path[-1].key == "embedding" else (math.prod(shape),)
+        return [range(1), range(1, 2)] if path[-1].key == "embedding" else [range(ndim)]
     inputs = 2 if path[-2:-1] and path[-2].key == "out" else 1
-    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    return [range(inputs, ndim), range(inputs)]
+
+
+def stored_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a leaf in the file."""
+    return tuple(math.prod(shape[axis] for axis in axes) for axes in stored_axes(path, len(shape)))
+
+
+def stored_bounds(path: tuple, shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
+    """(start, stop) on each axis in the file of a leaf's part: heads may be split up, the features of one are not."""
+    bounds = []
+    for first, *rest in stored_axes(path, len(shape)):
+        start, stop, _ = index[first].indices(shape[first])
+        size = math.prod(shape[axis] for axis in rest)
+        bounds.append((start * size, stop * size))
+    return tuple(bounds)
 
 
 def to_stored(path: tuple, leaf: np.ndarray) -> np.ndarray:

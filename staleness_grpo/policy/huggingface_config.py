@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import math
+import os
 import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from staleness_grpo.policy.transformer import RopeScaling, TransformerConfig
 
 
 class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be loaded; the message names the file and the field or tensor."""
+    """A checkpoint folder that cannot be loaded; the message names the file, the field or tensor, and a mend."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +43,72 @@ REQUIRED = {
 }
 
 
+class Kind(NamedTuple):
+    """What a field may hold, in words and as a test."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+def or_null(kind: Kind) -> Kind:
+    """The same, of a field for which null is as good as absent."""
+    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.accepts(value))
+
+
+COUNT = Kind("a whole number above 0", lambda value: type(value) is int and value > 0)
+POSITIVE = Kind("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf)
+SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
+NAMES = Kind("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value))
+RECORD = Kind("an object of fields", lambda value: isinstance(value, dict))
+FILES = Kind("the file of each tensor", lambda value: isinstance(value, dict) and NAMES.accepts([*value.values()]))
+TOKEN = Kind("a token's number", lambda value: type(value) is int)
+TOKENS = Kind(
+    "a token's number, or a list of them",
+    lambda value: TOKEN.accepts(value) or isinstance(value, list) and all(map(TOKEN.accepts, value)),
+)
+# The fields whose values are used: of any file of a checkpoint, and of the records of rotary positions in config.json.
+FIELDS = {
+    "architectures": or_null(NAMES),
+    "bos_token_id": or_null(TOKEN),
+    "eos_token_id": or_null(TOKENS),
+    "factor": POSITIVE,
+    "head_dim": or_null(COUNT),
+    "hidden_size": COUNT,
+    "high_freq_factor": POSITIVE,
+    "intermediate_size": COUNT,
+    "layer_types": or_null(NAMES),
+    "low_freq_factor": POSITIVE,
+    "max_position_embeddings": or_null(COUNT),
+    "num_attention_heads": COUNT,
+    "num_hidden_layers": COUNT,
+    "num_key_value_heads": or_null(COUNT),
+    "original_max_position_embeddings": COUNT,
+    "pad_token_id": or_null(TOKEN),
+    "rms_norm_eps": POSITIVE,
+    "rope_parameters": or_null(RECORD),
+    "rope_scaling": or_null(RECORD),
+    "rope_theta": POSITIVE,
+    "tie_word_embeddings": SWITCH,
+    "vocab_size": COUNT,
+    "weight_map": FILES,
+}
+
+
 def read_json(path: pathlib.Path) -> dict:
-    """A JSON file of a checkpoint. Raises CheckpointError."""
+    """The fields in a JSON file of a checkpoint; those in FIELDS hold what is said there. Raises CheckpointError."""
+    mend = "put the checkpoint's own file there"
     try:
-        return json.loads(path.read_text())
+        fields = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be read ({reason}): {mend}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds {json.dumps(fields):.60}, not an object of fields: {mend}")
+    for record in (fields, fields.get("rope_parameters"), fields.get("rope_scaling")):
+        for name, value in record.items() if isinstance(record, dict) else ():
+            if name in FIELDS and not FIELDS[name].accepts(value):
+                raise CheckpointError(f"{path}: {name}={json.dumps(value):.60}: give {FIELDS[name].words}")
+    return fields
 
 
 def read_config(folder: str | pathlib.Path, **choices) -> TransformerConfig:
@@ -57,18 +121,23 @@ def read_config(folder: str | pathlib.Path, **choices) -> TransformerConfig:
     Raises:
       CheckpointError: for an architecture, or a field's value, that this decoder does not compute.
     """
+    if not os.path.isdir(folder):  # unlike pathlib, which takes "" for the current one
+        mend = "download a model of the Hub first (hf download NAME --local-dir FOLDER) and give its folder"
+        raise CheckpointError(f"there is no folder {str(folder)!r}: {mend}")
     path = pathlib.Path(folder) / "config.json"
     fields = read_json(path)
     try:
         name = next(iter(fields.get("architectures") or []), None)
         family = FAMILIES.get(name)
         if family is None:
-            raise CheckpointError(f"the architecture {name} is not supported; {', '.join(FAMILIES)} are")
+            raise CheckpointError(f"the architecture {name} is not supported: give one of {', '.join(FAMILIES)}")
         for field, value in REQUIRED.items():
             if fields.get(field, value) != value:
-                raise CheckpointError(f"{field}={fields[field]} is not supported, only {value}")
+                only = f"only {value}: give another checkpoint"
+                raise CheckpointError(f"{field}={fields[field]} is not supported, {only}")
         if any(kind != "full_attention" for kind in fields.get("layer_types") or []):
-            raise CheckpointError(f"layer_types={fields['layer_types']} is not supported, only full_attention")
+            kinds = ", ".join(sorted(set(fields["layer_types"])))
+            raise CheckpointError(f"layer_types has {kinds}, supported is only full_attention: give another checkpoint")
         heads = fields["num_attention_heads"]
         theta, scaling = read_rope(fields)
         return TransformerConfig(
@@ -88,9 +157,16 @@ def read_config(folder: str | pathlib.Path, **choices) -> TransformerConfig:
             **choices,
         )
     except KeyError as error:
-        raise CheckpointError(f"{path}: the field {error} is missing") from error
+        raise CheckpointError(f"{path}: the field {error} is missing: add it") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except ValueError as error:  # a shape that the decoder cannot have
+        raise CheckpointError(f"{path}: {error}: give another checkpoint") from error
+
+
+def max_positions(folder: str | pathlib.Path) -> int | None:
+    """The longest sequence that the checkpoint is made for, if `folder`/config.json says it. Raises CheckpointError."""
+    return read_json(pathlib.Path(folder) / "config.json").get("max_position_embeddings")
 
 
 def read_rope(fields: dict) -> tuple[float, RopeScaling | None]:
@@ -103,11 +179,12 @@ def read_rope(fields: dict) -> tuple[float, RopeScaling | None]:
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise CheckpointError(f"partial_rotary_factor={rope['partial_rotary_factor']} is not supported, only 1.0")
+        value = rope["partial_rotary_factor"]
+        raise CheckpointError(f"partial_rotary_factor={value} is not supported, only 1.0: give another checkpoint")
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise CheckpointError(f"rope_type={kind} is not supported; default and llama3 are")
+        raise CheckpointError(f"rope_type={kind} is not supported: give a checkpoint with default or llama3")
     return theta, RopeScaling(
         factor=rope["factor"],
         low_freq_factor=rope["low_freq_factor"],

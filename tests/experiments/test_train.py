@@ -32,8 +32,11 @@ def test_files_and_second_call(tmp_path, capsys):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_collapse_is_marked_with_everything_on_disk(tmp_path):
-    train.main(tiny_config(**{"steps": 20, "optimizer.name": "sgd", "optimizer.learning_rate": 1e38}), tmp_path)
+def test_collapse_is_marked_with_everything_on_disk(tmp_path, capsys):
+    diverging = {"steps": 20, "optimizer.name": "sgd", "optimizer.learning_rate": 1e38, "save_policy": True}
+    train.main(tiny_config(**diverging), tmp_path)
+    assert "the run collapsed, so its policy is not saved" in capsys.readouterr().err
+    assert not (tmp_path / "policy").exists()
     records = metrics.read_jsonl(tmp_path / "metrics.jsonl")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["collapsed"] is True and summary["final_eval_reward"] is None

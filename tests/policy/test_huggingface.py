@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import train as experiment
 from staleness_grpo import config as config_lib
+from staleness_grpo import train
 from staleness_grpo.learner import distance
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.configured import make_policy
@@ -150,13 +152,25 @@ def test_saved_and_loaded_by_transformers_it_is_the_same(checkpoint, transformer
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_trained_from_a_checkpoint_and_saved_again(tmp_path):
+def test_trained_from_a_checkpoint_and_saved_again(tmp_path, monkeypatch):
     write(tmp_path / "start")
     config = tiny_config(**{"warm_start.steps": 100, "steps": 2, "microbatch_prompts": 2, "save_policy": True})
     config.policy = config_lib.default().policy  # shapes of their own would contradict the checkpoint
     config.policy.update(dict(checkpoint=str(tmp_path / "start"), vocab_chunks=3, remat="attention"))
     config.task.update(dict(vocab_size=12, max_response_length=2))
     config_lib.validate(config, 1)
+    records_summary = experiment.summarize
+
+    def summary_as_the_folder_goes(records):
+        (tmp_path / "start").rename(tmp_path / "moved")
+        return records_summary(records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "summarize", summary_as_the_folder_goes)
+        with pytest.raises(config_lib.ConfigError, match="config.json cannot be read .* run the same command again"):
+            experiment.main(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    (tmp_path / "moved").rename(tmp_path / "start")
     experiment.main(config, tmp_path / "run")
     policy, params = huggingface.load(tmp_path / "run" / "policy")
     assert (
@@ -171,7 +185,9 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path):
     for flag, value, words in (
         ("policy.d_model", 16, "policy.checkpoint has 8: leave the flag out"),
         ("policy.vocab_chunks", 5, "divisor of the checkpoint's vocabulary 12"),
-        ("policy.checkpoint", str(tmp_path / "none"), "config.json cannot be read"),
+        ("policy.checkpoint", str(tmp_path / "none"), "there is no folder .*hf download"),
+        ("policy.checkpoint", "meta-llama/Llama-3.2-1B", "download a model of the Hub first"),
+        ("policy.checkpoint", "", "there is no folder ''"),
         ("task.vocab_size", 13, "the task has 13 tokens, the checkpoint 12"),
         ("microbatch_prompts", 3, "divisor of num_prompts"),
         ("mesh.tensor", 4, "divisor of the checkpoint's 2 key/value heads"),
@@ -181,6 +197,11 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path):
         with pytest.raises(config_lib.ConfigError, match=words) as error:
             config_lib.validate(wrong, 8)
         assert str(error.value).startswith("--config.policy.ch" if flag[:4] == "task" else f"--config.{flag}={value}: ")
+    write(tmp_path / "short", max_position_embeddings=2)
+    config.policy.checkpoint = str(tmp_path / "short")
+    with pytest.raises(config_lib.ConfigError, match="max_response_length=2: with a prompt's 1 tokens .* 2 positions"):
+        config_lib.validate(config, 1)
+    write(tmp_path / "short", max_position_embeddings=3)
     agreeing = config.copy_and_resolve_references()
     agreeing.policy.d_model = 8
     config_lib.validate(agreeing, 1)
@@ -240,12 +261,89 @@ def test_several_files_bfloat16_and_either_spelling_of_rope(tmp_path, monkeypatc
         (dict(num_hidden_layers=3), "missing: model.layers.2.input_layernorm.weight"),
         (dict(architectures=["Qwen2ForCausalLM"]), "missing: model.layers.0.self_attn.k_proj.bias"),
         (dict(tie_word_embeddings=True), "lm_head.weight differs"),
+        (dict(num_attention_heads="4"), 'config.json: num_attention_heads="4": give a whole number above 0'),
+        (dict(num_attention_heads=0), "num_attention_heads=0: give"),
+        (dict(num_key_value_heads=3), "config.json: num_heads=4 is not a multiple"),
+        (dict(vocab_size=None), "config.json: vocab_size=null: give"),
+        (dict(rms_norm_eps=None), "rms_norm_eps=null: give a number above 0"),
+        (dict(rope_theta="1e4"), "rope_theta="),
+        (dict(rope_parameters="default"), 'rope_parameters="default": give an object of fields, or null'),
+        (dict(rope_scaling=LLAMA3 | {"factor": "8"}), 'factor="8": give'),
+        (dict(architectures="LlamaForCausalLM"), 'architectures="LlamaForCausalLM": give a list of names'),
+        (dict(tie_word_embeddings="no"), "tie_word_embeddings=.*: give true or false"),
+        (dict(eos_token_id="</s>"), "eos_token_id=.*: give a token's number, or a list of them, or null"),
     ],
 )
 def test_refused_by_name(fields, words, tmp_path):
     write(tmp_path, **fields)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=words) as error:
         huggingface.load(tmp_path)
+    assert len(str(error.value).split(": ")) > 2  # place, problem, mend
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", "[]", "holds \\[\\], not an object"),
+        ("config.json", "{", "cannot be read"),
+        (huggingface.INDEX, "[]", "holds \\[\\], not an object"),
+        (huggingface.INDEX, "{}", "'weight_map' is missing"),
+        (huggingface.INDEX, '{"weight_map": null}', "weight_map=null: give the file of each tensor"),
+        (huggingface.INDEX, '{"weight_map": {"a": 1}}', "weight_map=.*: give the file of each tensor"),
+        ("generation_config.json", "null", "holds null, not an object"),
+        ("generation_config.json", '{"eos_token_id": "</s>"}', 'eos_token_id="</s>": give a token\'s number'),
+        ("tokenizer_config.json", "[]", "holds \\[\\], not an object"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(name, text, words, tmp_path):
+    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+    from tests import byte_tokenizer
+
+    config = config_lib.default()
+    config.warm_start.steps = 0
+    config.policy.checkpoint = str(tmp_path)
+    config.task = ConfigDict(dict(name="stories", rule="mentions", max_response_length=2))
+    write(tmp_path, dataclasses.replace(OURS, vocab_size=272))
+    byte_tokenizer.write(tmp_path)
+    config_lib.validate(config, 1)
+    (tmp_path / name).write_text(text)
+    if name == huggingface.INDEX:
+        (tmp_path / huggingface.WHOLE).unlink()
+    with pytest.raises(config_lib.ConfigError, match=words) as error:
+        config_lib.validate(config, 1)
+    assert str(error.value).startswith(f"--config.policy.checkpoint={tmp_path}: {tmp_path / name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "param_dtype", "words"),
+    [
+        ("model.norm.weight", np.float32(np.nan), "float32", "1 tensors are not finite in float32: model.norm"),
+        ("lm_head.weight", np.float32(1e30), "float16", "not finite in float16: lm_head.weight"),
+        ("model.norm.weight", np.int8(1), "float32", "model.norm.weight is of type I8: give"),
+    ],
+)
+@pytest.mark.filterwarnings("error")  # NumPy's would be a second line
+def test_tensors_that_are_no_finite_numbers_are_refused(name, value, param_dtype, words, tmp_path):
+    write(tmp_path)
+    tensors = safetensors.load_file(tmp_path / huggingface.WHOLE)
+    tensors[name] = tensors[name].astype(value.dtype)
+    tensors[name].flat[-1] = value
+    safetensors.save_file(tensors, tmp_path / huggingface.WHOLE)
+    config = tiny_config(**{"task.vocab_size": 12})
+    config.policy = config_lib.default().policy
+    config.policy.update(dict(checkpoint=str(tmp_path), param_dtype=param_dtype))
+    with pytest.raises(config_lib.ConfigError, match=f"policy.checkpoint=.*{words}"):
+        experiment.main(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_without_a_checkpoint_ends_in_transformers_where_its_task_does(transformers, tmp_path):
+    config = tiny_config()
+    run = train.build(config)
+    experiment.save_policy(run, config, tmp_path)
+    theirs, task = reference(transformers, tmp_path).generation_config, run.generator.task
+    assert task.end_token not in (None, 2)  # what is assumed where nothing is said
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (None, task.end_token, task.pad_token)
 
 
 def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
@@ -296,7 +394,20 @@ from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.sampler import sample
 from staleness_grpo.types import Prompts
 mesh = mesh_lib.make_mesh(data=2, fsdp=2, tensor=2)
-policy, params = huggingface.load(FOLDER, mesh=mesh)
+read, sizes = huggingface.read_tensor, []
+def counted(*place):
+    sizes.append((part := read(*place)).size)
+    return part
+for folder in (f"{FOLDER}/tied", FOLDER):
+    single = huggingface.load(folder)[1]
+    huggingface.read_tensor = counted
+    policy, params = huggingface.load(folder, mesh=mesh)
+    huggingface.read_tensor = read
+    jax.tree.map(np.testing.assert_array_equal, params, single)
+    parts = [shard.data.size for leaf in jax.tree.leaves(params)
+             for shard in {str(shard.index): shard for shard in leaf.addressable_shards}.values()]
+    assert sorted(sizes) == sorted(parts), (sizes, parts)  # each part by itself, and once
+    sizes.clear()
 for leaf in jax.tree.leaves(params):
     assert leaf.ndim == 1 or leaf.addressable_shards[0].data.size == leaf.size // 4, leaf.sharding
 with jax.set_mesh(mesh):
@@ -312,6 +423,7 @@ print(np.asarray(out.behavior_logprobs_NxGxR).tolist())
 
 def test_read_into_its_sharding_and_sampled_there(run_on_devices, tmp_path):
     write(tmp_path)
+    write(tmp_path / "tied", dataclasses.replace(OURS, tie_embeddings=True, qkv_bias=True))
     sharded = json.loads(run_on_devices(f"FOLDER = {str(tmp_path)!r}\n{SHARDED}").splitlines()[-1])
     policy, params = huggingface.load(tmp_path)
     tokens = np.arange(12, dtype=np.int32).reshape(4, 3)
