@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,8 @@ class PromptedTask:
         chat: bool = False,
         system: str = "",
     ):
+        if not problems:
+            raise TaskError("problems", "there are none: give one or more")
         if PLACE not in prompt:
             raise TaskError("prompt", f"write {PLACE} where the problem goes")
         if system and not chat:
@@ -136,7 +139,8 @@ def jsonl_task(tokenizer: Tokenizer, *, path: str, verifier: str, **prompting) -
 def read_problems(path: str | pathlib.Path) -> list[Problem]:
     """The problems of a file, in its order. Raises TaskError, with the line's number, for one that is none."""
     try:
-        lines = pathlib.Path(path).read_text().split("\n")  # and not at U+2028, which a JSON string may hold
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")  # with a byte-order mark or without
+        lines = text.split("\n")  # and not at U+2028, which a JSON string may hold
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise TaskError("path", f"{reason}: give a JSON-lines file of problems") from error
@@ -152,18 +156,20 @@ def _problem(line: str, number: int) -> Problem:
 
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets
         raise refuse("is no JSON") from error
     names = ("prompt", "answer") if isinstance(fields, dict) and "prompt" in fields else ("question", "answer")
     values = [fields.get(name) if isinstance(fields, dict) else None for name in names]
     for name, value in zip(names, values, strict=True):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value.strip():
             raise refuse(f"has no text {name}")
+        if re.search("[\ud800-\udfff]", value):
+            raise refuse(f"has half a surrogate pair, which is no character, in its {name}")
     prompt, answer = values
     if names[0] == "question":
         _, marker, answer = answer.rpartition("####")
-        if not marker:
-            raise refuse("has a question whose answer has no '####'")
+        if not marker or not answer.strip():  # an empty answer would be that of an empty response
+            raise refuse("has a question whose answer has nothing after '####'")
     return Problem(prompt, answer.strip())
 
 
@@ -181,7 +187,8 @@ def reasoning_gym_task(
     Args:
       dataset: any of its names, such as 'chain_sum'.
       size, seed: how many problems, and which.
-      options: the dataset's own settings, such as its difficulty; the library's defaults where unset.
+      options: the dataset's own settings but `size` and `seed`, such as its difficulty; the library's defaults where
+        unset.
       prompting: see PromptedTask.
     """
     _require_package("reasoning_gym", "name", "reasoning-gym", "or give another task")
@@ -191,7 +198,10 @@ def reasoning_gym_task(
         raise TaskError("dataset", "reasoning-gym has none of that name: its gallery lists them")
     if size < 1:
         raise TaskError("size", "give a number >= 1")
-    settings = {"size": size, "seed": seed, **(options or {})}
+    options = {} if options is None else options
+    if not isinstance(options, Mapping) or {"size", "seed"} & set(options):
+        raise TaskError("options", "give a dict of the dataset's own settings; task.size and task.seed are apart")
+    settings = {"size": size, "seed": seed, **options}
     try:
         entries = reasoning_gym.create_dataset(dataset, **settings)
         problems = [Problem(entries[i]["question"], entries[i]) for i in range(size)]

@@ -86,13 +86,19 @@ def test_the_stop_token_is_no_part_of_the_text_whatever_it_is(letters, tmp_path)
 
 def test_a_line_may_hold_any_character_of_json(tmp_path):
     line = json.dumps({"prompt": "a\u2028b", "answer": "1"}, ensure_ascii=False)
-    assert text.read_problems(problems_file(tmp_path, line + "\r"))[0].prompt == "a\u2028b"
+    assert text.read_problems(problems_file(tmp_path, "\ufeff" + line + "\r"))[0].prompt == "a\u2028b"
+
+
+def test_what_counts_of_a_gsm8k_answer_follows_its_last_marker(tmp_path):
+    path = problems_file(tmp_path, {"question": "a", "answer": "#### 1, no:\n#### 2"})
+    assert text.read_problems(path) == [text.Problem("a", "2")]
 
 
 def test_problems_that_cannot_be_asked_or_judged_are_refused(letters, tmp_path):
     plain_letters = dataclasses.replace(letters, tokenizer=tokenizers.Tokenizer(letters.tokenizer.model))
-    with pytest.raises(TaskError, match="problem 2 has no tokens"):
-        jsonl(plain_letters, problems_file(tmp_path, *({"prompt": p, "answer": "1"} for p in ("a", ""))))
+    for problems, said in (([], "there are none"), ([text.Problem(p, "1") for p in ("a", "")], "problem 2 has no tok")):
+        with pytest.raises(TaskError, match=said):
+            text.PromptedTask(plain_letters, problems, verifiers.exact, max_response_length=8)
     with pytest.raises(TaskError, match="'yes' in task.path has no number") as error:
         jsonl(letters, problems_file(tmp_path, {"prompt": "a", "answer": "yes"}))
     assert error.value.field == "verifier"
@@ -124,7 +130,12 @@ def test_chats_are_written_in_the_checkpoints_template(letters, tmp_path):
         ([{"answer": "b"}], "line 1 has no text question"),
         ([{"prompt": "a", "answer": 3}], "line 1 has no text answer"),
         ([[1]], "line 1 has no text question"),
-        ([{"question": "a", "answer": "b"}], "line 1 has a question whose answer has no '####'"),
+        ([{"question": "a", "answer": "b"}], "line 1 has a question whose answer has nothing after '####'"),
+        ([{"question": "a", "answer": "b #### "}], "line 1 has a question whose answer has nothing after '####'"),
+        ([{"prompt": " ", "answer": "b"}], "line 1 has no text prompt"),
+        ([{"prompt": "a", "answer": "\n"}], "line 1 has no text answer"),
+        ([{"prompt": "\ud800", "answer": "b"}], "line 1 has half a surrogate pair.* in its prompt"),
+        (["[" * 100_000 + "]" * 100_000], "line 1 is no JSON"),
         ([""], "the file has no problems"),
     ],
 )
@@ -185,9 +196,12 @@ def test_reasoning_gym_problems_are_the_librarys(letters):
     assert [task.verify(entry["answer"], reference) for entry, reference in zip(entries, references, strict=True)] == [
         1.0, 1.0, 1.0,
     ]  # fmt: skip
-    for wrong in (dict(dataset="chain_summ", options={}), dict(dataset="chain_sum", options={"min_terms": 0})):
-        with pytest.raises(TaskError):
-            text.reasoning_gym_task(letters, **wrong, size=3, seed=5, max_response_length=8)
+    wrong = [("chain_summ", {}, "dataset")]
+    wrong += [("chain_sum", options, "options") for options in ({"min_terms": 0}, {"size": 9}, {"seed": 1}, "abc")]
+    for dataset, options, field in wrong:
+        with pytest.raises(TaskError) as error:
+            text.reasoning_gym_task(letters, dataset=dataset, options=options, size=3, seed=5, max_response_length=8)
+        assert error.value.field == field
 
 
 def even_length(response: str, reference: None) -> float:

@@ -121,6 +121,13 @@ def test_math_verify(response, reference, expected):
     assert verifiers.MathVerify()(response, reference) == expected
 
 
+def test_math_verify_starts_without_a_word():
+    """Its warnings that time limits are off would be untrue: the pool of workers has one."""
+    pytest.importorskip("math_verify", reason="the extra tasks is not installed")
+    code = "from staleness_grpo.tasks import verifiers; verifiers.MathVerify().warm_up()"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stderr == b""
+
+
 def test_reasoning_gym_judges_what_stands_between_the_tags():
     library = pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
     options = {"size": 3, "seed": 1, "operators": ["+"]}  # not hashable
