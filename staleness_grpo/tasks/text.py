@@ -114,14 +114,23 @@ def _encode(tokenizer: Tokenizer, text: str, chat: bool, system: str) -> list[in
         raise TaskError("chat", f"{error}: give False, or another checkpoint") from error
 
 
-def jsonl_task(tokenizer: Tokenizer, *, path: str, verifier: str, **prompting) -> PromptedTask:
+def jsonl_task(
+    tokenizer: Tokenizer,
+    *,
+    path: str,
+    verifier: str,
+    max_response_length: int,
+    prompt: str = PLACE,
+    chat: bool = False,
+    system: str = "",
+) -> PromptedTask:
     """The problems of a JSON-lines file, {"prompt", "answer"} or GSM8K's {"question", "answer"} on each line.
 
     Of a GSM8K answer only what follows '####' is kept.
 
     Args:
       verifier: a key of `verifiers.MATHEMATICS`.
-      prompting: see PromptedTask.
+      max_response_length, prompt, chat, system: see PromptedTask.
     """
     if verifier not in verifiers.MATHEMATICS:
         raise TaskError("verifier", f"choose one of {', '.join(verifiers.MATHEMATICS)}")
@@ -133,6 +142,7 @@ def jsonl_task(tokenizer: Tokenizer, *, path: str, verifier: str, **prompting) -
             if verifiers.final_number(problem.reference) is None:
                 mend = f"the answer {problem.reference[:40]!r} in task.path has no number: give exact or math_verify"
                 raise TaskError("verifier", mend)
+    prompting = dict(max_response_length=max_response_length, prompt=prompt, chat=chat, system=system)
     return PromptedTask(tokenizer, problems, verifiers.MATHEMATICS[verifier], **prompting)
 
 
@@ -179,8 +189,11 @@ def reasoning_gym_task(
     dataset: str,
     size: int,
     seed: int,
+    max_response_length: int,
     options: Mapping[str, Any] | None = None,
-    **prompting,
+    prompt: str = PLACE,
+    chat: bool = False,
+    system: str = "",
 ) -> PromptedTask:
     """Problems that the library reasoning-gym makes and judges.
 
@@ -189,7 +202,7 @@ def reasoning_gym_task(
       size, seed: how many problems, and which.
       options: the dataset's own settings but `size` and `seed`, such as its difficulty; the library's defaults where
         unset.
-      prompting: see PromptedTask.
+      max_response_length, prompt, chat, system: see PromptedTask.
     """
     _require_package("reasoning_gym", "name", "reasoning-gym", "or give another task")
     import reasoning_gym
@@ -207,6 +220,7 @@ def reasoning_gym_task(
         problems = [Problem(entries[i]["question"], entries[i]) for i in range(size)]
     except (TypeError, ValueError, AssertionError) as error:
         raise TaskError("options", f"reasoning-gym refuses them ({error}): leave them out, or mend them") from error
+    prompting = dict(max_response_length=max_response_length, prompt=prompt, chat=chat, system=system)
     return PromptedTask(tokenizer, problems, verifiers.ReasoningGym(dataset, settings), **prompting)
 
 

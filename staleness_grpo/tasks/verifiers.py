@@ -15,7 +15,7 @@ INTEGER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 DECIMAL = rf"(?:(?:{INTEGER}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?)"
 NUMBER = re.compile(
     rf"""
-    (?P<part>(?:[/^×]|(?<=[A-Za-z])_|(?<=\d)[eE]|\\sqrt|[\]}}]\{{)[({{\s]*)?  # it belongs to a quotient, a power, a formula
+    (?P<part>(?:[/^×]|(?<=[A-Za-z])_|(?<=\d)[eE]|\\sqrt|[\]}}]\{{)[({{\s]*)?  # of a quotient, a power, a formula
     (?P<sign>(?<![\w)\]}}%-])-)?  # and not that of a difference or a range
     (?:(?P<whole>{INTEGER})(?:\ and)?\ +(?={DECIMAL}/))?  # 2 1/2
     (?P<numerator>{DECIMAL})(?:\s*/\s*(?P<denominator>{DECIMAL}))?
