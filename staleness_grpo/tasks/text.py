@@ -5,6 +5,7 @@ every batch its shape.
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -75,6 +76,14 @@ class PromptedTask:
         self.prompt_length = max(map(len, self._tokens))
         self.vocab_size = tokenizer.vocab_size
         self.end_token, self.pad_token = tokenizer.stop_tokens, tokenizer.pad_token
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the problems in the tokens they are asked in, and of the tokens that end and pad a response."""
+        problems = [self._tokens, self._references, self.end_token, self.pad_token]
+        # What JSON does not know stands for its type alone: reasoning-gym's references hold sets and the like.
+        written = json.dumps(problems, default=lambda value: type(value).__name__, skipkeys=True)
+        return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def prompts(self, index_N: np.ndarray) -> Prompts:
         """The problems' tokens, left-padded."""

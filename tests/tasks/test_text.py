@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments import train as experiment
 from staleness_grpo import config as config_lib
 from staleness_grpo import train
 from staleness_grpo.checkpoint import Checkpoints
-from staleness_grpo.config import ConfigError
+from staleness_grpo.config import ConfigError, FlagError
 from staleness_grpo.metrics import plain
 from staleness_grpo.rewards import FAILED, JUDGED
 from staleness_grpo.tasks import TaskError, verifiers
@@ -202,6 +203,48 @@ def test_reasoning_gym_problems_are_the_librarys(letters):
         with pytest.raises(TaskError) as error:
             text.reasoning_gym_task(letters, dataset=dataset, options=options, size=3, seed=5, max_response_length=8)
         assert error.value.field == field
+
+
+def test_a_run_goes_on_with_its_own_problems_alone(folder, tmp_path, monkeypatch):
+    """The same flags may name another file or tokenizer by then."""
+    shutil.copytree(folder, tmp_path / "copy")
+    lines = [{"prompt": prompt, "answer": "2"} for prompt in ("1+1?", "4/2?")]
+    config = text_config(tmp_path / "copy")
+    config.task = ConfigDict(dict(name="jsonl", verifier="number", max_response_length=6))
+    config.task.path = str(problems_file(tmp_path, *lines))
+
+    def built(*args):
+        raise StopIteration
+
+    monkeypatch.setattr(train, "build", built)
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            experiment.main(config, tmp_path / "out")
+    record = (tmp_path / "out" / "environment.json").read_bytes()
+    for changed in ([lines[1], lines[0]], lines[:1], [lines[0], lines[1] | {"answer": "3"}]):
+        problems_file(tmp_path, *changed)
+        with pytest.raises(
+            ConfigError, match="^--config.task.path=.*jsonl: .*are not those that .*out was started with"
+        ):
+            experiment.main(config, tmp_path / "out")
+    problems_file(tmp_path, *lines)
+    (tmp_path / "copy" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    with pytest.raises(ConfigError, match="or their tokens"):
+        experiment.main(config, tmp_path / "out")
+    assert (tmp_path / "out" / "environment.json").read_bytes() == record
+    (tmp_path / "out" / "environment.json").write_text("{")
+    with pytest.raises(FlagError, match="^--workdir=.*environment.json cannot be read"):
+        experiment.main(config, tmp_path / "out")
+
+
+def test_a_fingerprint_is_that_of_every_process(letters):
+    """Addresses, and the order of sets of words, are not."""
+    references = [{"words": {"a", "b"}, "made_by": object(), (1, 2): 3, "answer": answer} for answer in "xxy"]
+    tasks = [
+        text.PromptedTask(letters, [text.Problem("a", reference)], verifiers.exact, max_response_length=8)
+        for reference in references
+    ]
+    assert tasks[0].fingerprint == tasks[1].fingerprint != tasks[2].fingerprint
 
 
 def even_length(response: str, reference: None) -> float:
