@@ -69,6 +69,7 @@ def test_verifiers_import_no_jax():
         (r"\boxed{90^\circ}", 90),
         (r"\boxed{1.5 \times 10^3}", 1500),
         (r"2\cdot10^{-2}", fractions.Fraction(1, 50)),
+        ("2 x 10^{3}", 2000),
         (r"3 \times 4", None),
         ("1e3", 1000),
         ("1e99999", None),  # not made, as long as it would be
