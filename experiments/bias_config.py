@@ -46,7 +46,7 @@ def check_parts(config: ConfigDict) -> None:
         raise ConfigError("policy.dtype", config.policy.dtype, "float32 loses the bias: give float64, and param_dtype")
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.transformer import TransformerConfig
-    from staleness_grpo.tasks import make_task
+    from staleness_grpo.tasks import TaskError, make_task
 
     parts = {
         "surrogate": lambda fields: SurrogateConfig(**fields),
@@ -57,6 +57,8 @@ def check_parts(config: ConfigDict) -> None:
         fields = config[section].to_dict()
         try:
             construct(fields)
+        except TaskError as error:
+            raise ConfigError(f"task.{error.field}", config.task.get(error.field), error.mend) from error
         except (TypeError, ValueError) as error:
             named = [name for name in fields if name in str(error)]
             flag = f"{section}.{min(named, key=str(error).find)}" if named else section

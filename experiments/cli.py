@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments.workdir import check_workdir, in_use
 from staleness_grpo import config as config_lib
 from staleness_grpo.config import FlagError
+from staleness_grpo.tasks import another_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What the person at the keyboard can mend, unlike other errors of the operating system.
@@ -157,6 +158,8 @@ def _check_field(name: str, value: str, config: ConfigDict) -> None:
             names = list(section) if isinstance(section, ConfigDict) else []
             close = difflib.get_close_matches(part, names, n=1)
             mend = f"did you mean {close[0]}?" if close else f"the fields there are {', '.join(names) or 'none'}"
+            if name.startswith("task."):
+                mend += f"; for another task {another_config('jsonl')}"
             raise config_lib.ConfigError(name, value, f"unknown field {part}: {mend}")
         section = section[part]
 

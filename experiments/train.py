@@ -20,20 +20,29 @@ from staleness_grpo.config import ConfigError, FlagError
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains, or goes on training, and writes the records as they come. Raises FlagError for an unusable checkpoint."""
+    """Trains, or goes on training, and writes the records as they come.
+
+    Raises:
+      FlagError: for an unusable checkpoint, and for problems that are not those of the results there.
+    """
     import jax
 
+    from experiments.workdir import check_problems
     from staleness_grpo import checkpoint, metrics, train
     from staleness_grpo.preemption import EXIT_CODE, Preemption
+    from staleness_grpo.tasks import make_task
 
+    task = make_task(config.task, config.policy.checkpoint)
+    problems = getattr(task, "fingerprint", None)  # tasks of text have one
+    check_problems(workdir, config, problems)
     if (workdir / "summary.json").exists():
         print(f"finished already: {workdir / 'summary.json'}")
         return
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         first = jax.process_index() == 0  # of several processes the one that writes the records
-        run = stack.enter_context(contextlib.closing(train.build(config)))  # may refuse the policy's checkpoint
+        run = stack.enter_context(contextlib.closing(train.build(config, task)))  # may refuse the policy's checkpoint
         if first:
-            metrics.write_run_files(workdir, config)
+            metrics.write_run_files(workdir, config, problems)
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
         writer = metrics.MetricsWriter(workdir / "metrics.jsonl", num_kept=len(records)) if first else None

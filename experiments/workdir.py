@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from staleness_grpo import metrics
-from staleness_grpo.config import FlagError
+from staleness_grpo.config import ConfigError, FlagError
 
 # How often a training is saved, and who judges its rewards.
 MAY_DIFFER = ("checkpoint.", "rewards.")
@@ -63,6 +63,22 @@ def in_use(folder: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def check_problems(folder: pathlib.Path, config: ConfigDict, fingerprint: str | None) -> None:
+    """Refuses problems that are not those of the results in the folder. Raises FlagError.
+
+    The same flags may lead to others: a file can change, and so can a tokenizer.
+    """
+    record = folder / "environment.json"
+    try:
+        theirs = json.loads(record.read_text()).get("problems") if record.exists() else None
+    except (OSError, ValueError) as error:
+        raise FlagError("workdir", folder, f"its environment.json cannot be read ({error}): give another") from error
+    if theirs not in (None, fingerprint):
+        field = "path" if "path" in config.task else "name"
+        reason = f"the problems, or their tokens, are not those that {folder} was started with"
+        raise ConfigError(f"task.{field}", config.task[field], f"{reason}: put them back, or give another workdir")
 
 
 def _flat(config: dict, prefix: str = "") -> dict:

@@ -459,11 +459,10 @@ def _check_saving(config: ConfigDict) -> None:
 
 def _check_task(config: ConfigDict) -> None:
     from staleness_grpo.policy.huggingface_config import CheckpointError, max_positions
-    from staleness_grpo.tasks import TASKS, TaskError, make_task
+    from staleness_grpo.tasks import TEXT_TASKS, TaskError, another_config, make_task
 
     if not isinstance(config.task, ConfigDict) or "name" not in config.task:
         raise ConfigError("task", config.task, "give fields, among them name")
-    _require(config.task.name in TASKS, config, "task.name", f"choose one of {', '.join(TASKS)}")
     try:
         task = make_task(config.task, config.policy.checkpoint)
     except TaskError as error:
@@ -480,6 +479,9 @@ def _check_task(config: ConfigDict) -> None:
         known = make_policy(config.policy, task.vocab_size).config.vocab_size
         mend = f"the task has {task.vocab_size} tokens, the checkpoint {known}: give one with as many"
         _require(task.vocab_size <= known, config, "policy.checkpoint", mend)
+        text = config.task.name in TEXT_TASKS
+        mend = f"its tokens are its own {task.vocab_size}, and not the checkpoint's {known}: {another_config('jsonl')}"
+        _require(text or task.vocab_size == known, config, "task.name", mend)
         ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token or 0,)
         mend = f"the stop and pad tokens {ends}, {task.pad_token} are not all among its {known}: mend generation_config"
         _require(all(0 <= token < known for token in (*ends, task.pad_token)), config, "policy.checkpoint", mend)

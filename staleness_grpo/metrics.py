@@ -62,13 +62,16 @@ def environment() -> dict:
     }
 
 
-def write_run_files(workdir: pathlib.Path, config) -> None:
-    """config.json and environment.json of a new run; an existing config.json is left as it is."""
+def write_run_files(workdir: pathlib.Path, config, problems: str | None = None) -> None:
+    """config.json and environment.json of a new run; an existing config.json is left as it is.
+
+    `problems` is the fingerprint of a text task, which stands in files that the config only names.
+    """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if not (workdir / "config.json").exists():
         write_json(workdir / "config.json", config.to_dict())
-        write_json(workdir / "environment.json", environment())
+        write_json(workdir / "environment.json", environment() | ({"problems": problems} if problems else {}))
 
 
 class MetricsWriter:

@@ -5,7 +5,6 @@ A verifier may raise, hang, or take its process down with it. Such a sample is r
 
 import concurrent.futures
 import dataclasses
-import math
 import multiprocessing
 import pickle
 import signal
@@ -17,9 +16,12 @@ from typing import Any
 import numpy as np
 import pebble
 
+from staleness_grpo.tasks import TaskError
+
 Verifier = Callable[[str, Any], float]  # (response, reference) -> reward; importable by name in another process
 OUTCOMES = JUDGED, FAILED, TIMED_OUT = range(3)
 MOST_REPORTS = 10  # lines on stderr
+LARGEST = float(np.finfo(np.float32).max)
 pebble.CONSTS.term_timeout = 0.1  # seconds between SIGTERM, which its workers ignore here, and SIGKILL
 
 
@@ -77,7 +79,7 @@ def _judge(response: str, reference: Any) -> tuple[float, str | None]:
         reward = float(_verify(response, reference))
     except BaseException as error:  # SystemExit among them, which would end the process, or the run
         return 0.0, "failed: " + "".join(traceback.format_exception_only(error))
-    return (reward, None) if math.isfinite(reward) else (0.0, f"gave {reward}")
+    return (reward, None) if abs(reward) <= LARGEST else (0.0, f"gave {reward}")  # NaN is not
 
 
 class RewardPool:
@@ -88,10 +90,17 @@ class RewardPool:
         starts: imports there do not count against the first sample's time.
       num_workers: processes, started at the first `submit`.
       time_limit: seconds that one sample may take; its process is ended then, and another started.
+
+    Raises:
+      TaskError: for a verifier that cannot be pickled.
     """
 
     def __init__(self, verify: Verifier, num_workers: int, time_limit: float):
-        pickle.dumps(verify)  # raises here, and not once for every sample
+        try:
+            pickle.dumps(verify)  # here, and not once for every sample
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            mend = "define it at the top of a module, where worker processes can import it"
+            raise TaskError("verify", f"{verify} cannot be pickled ({error}): {mend}") from error
         self._time_limit = time_limit
         self._pool = pebble.ProcessPool(
             max_workers=num_workers,

@@ -136,7 +136,13 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
             "multiple of mesh.tensor=8",
         ),
         ({"task": ENUMERABLE}, "warm_start.steps=2000", "give 0"),
-        ({"task.num_terms": 9}, "task=", "num_terms in 2..4"),
+        ({"task.num_terms": 9}, "task.num_terms=9", "num_terms in 2..4"),
+        ({"task.num_digits": 0}, "task.num_digits=0", "num_digits >= 1"),
+        (
+            {"task.name": "jsonl"},
+            "task.name=jsonl",
+            "needs the fields path, verifier, .* and has no field num_digits or num_terms: .*gsm8k_llama32_1b.py",
+        ),
         ({"correction.clip_low": 0.1}, "correction.clip_low=0.1", "set surrogate.clip_low"),
         ({"correction.name": "gspo", "correction.cap": 2.0}, "correction.cap=2.0", "gspo read clip_low, clip_high"),
         ({"correction.name": "gspo", "surrogate.clip_high": 0.3}, "surrogate.clip_high=0.3", "correction.clip_high"),
@@ -147,7 +153,6 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
             "surrogate.normalize_std=True",
             "False: give that",
         ),
-        ({"task.num_words": 9}, "task=", "num_words"),
         ({"policy.attention": "splash"}, "policy.attention=splash", "for TPUs, .* platform cpu: choose xla"),
         ({"policy.param_dtype": "bfloat16"}, "policy.param_dtype=bfloat16", "one of float32, float64"),
         ({"policy.dtype": "float16"}, "policy.dtype=float16", "one of bfloat16, float32, float64"),
@@ -156,6 +161,7 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
             "save_policy=True",
             "policy.qkv_bias and policy.qk_norm: give",
         ),
+        ({"task.num_words": 9}, "task.name=arithmetic", "arithmetic has no field num_words: .*/configs/arithmetic.py"),
     ],
 )
 def test_contradictions_between_flags(overrides, named, mend):

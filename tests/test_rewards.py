@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from staleness_grpo.rewards import FAILED, JUDGED, TIMED_OUT, RewardPool
+from staleness_grpo.tasks import TaskError
 
 
 class TwoWords(Exception):
@@ -49,6 +50,8 @@ def badly_behaved(response: str, reference: str) -> float:
         os.kill(os.getpid(), signal.SIGTERM)
     if response == "nan":
         return float("nan")
+    if response == "too large for float32":
+        return 1e300
     return float(response == reference)
 
 
@@ -56,13 +59,13 @@ def test_a_broken_sample_is_scored_zero_and_said_and_the_rest_is_judged(capfd):
     pool = RewardPool(badly_behaved, num_workers=2, time_limit=1.0)
     try:
         responses = ["a", "raise", "b", "hang", "a", "die", "raise", "nan", "terminate", "a"]
-        responses += ["raise two words", "exit", "time out", "unreadable", "a"]
-        judging = pool.submit(responses, ["a"] * 8 + ["terminate"] + ["a"] * 6)
+        responses += ["raise two words", "exit", "time out", "unreadable", "a", "too large for float32"]
+        judging = pool.submit(responses, ["a"] * 8 + ["terminate"] + ["a"] * 7)
         rewards, outcomes = judging.result()
         assert judging.done()
-        np.testing.assert_array_equal(rewards, np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1], np.float32))
+        np.testing.assert_array_equal(rewards, np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0], np.float32))
         kinds = [JUDGED, FAILED, JUDGED, TIMED_OUT, JUDGED, FAILED, FAILED, FAILED, JUDGED, JUDGED]
-        kinds += [FAILED, FAILED, FAILED, JUDGED, JUDGED]
+        kinds += [FAILED, FAILED, FAILED, JUDGED, JUDGED, FAILED]
         np.testing.assert_array_equal(outcomes, kinds)
         assert rewards.dtype == np.float32 and outcomes.dtype == np.int8
         again, _ = pool.submit(["a", "b"], ["a", "a"]).result()  # the pool is whole again
@@ -75,6 +78,7 @@ def test_a_broken_sample_is_scored_zero_and_said_and_the_rest_is_judged(capfd):
         "longer than 1 s",
         "ProcessExpired",
         "gave nan",
+        "gave 1e+300",
         "TwoWords: hello world",
         "SystemExit: 3",
         "of its own",
@@ -107,7 +111,7 @@ def test_what_a_process_does_as_it_starts_is_not_a_samples_time():
 
 
 def test_a_verifier_that_cannot_be_sent_to_a_worker_is_refused_at_once():
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(TaskError, match="task.verify: .*lambda.*cannot be pickled.*: define it at the top of a module"):
         RewardPool(lambda response, reference: 1.0, num_workers=1, time_limit=1.0)
 
 

@@ -31,6 +31,7 @@ def get_config():
             verifier="math_verify",
             prompt="{prompt}\nReason step by step, and put the final answer in \\boxed{}.",
             chat=True,
+            system="",
             max_response_length=1024,
         )
     )

@@ -1,7 +1,7 @@
 """Asynchronous GRPO of a Qwen2.5 or Qwen3 checkpoint on a task of reasoning-gym.
 
     python -m experiments.train --config=experiments/configs/reasoning_gym_qwen.py --workdir=DIR \
-        --config.policy.checkpoint=FOLDER [--config.task.dataset=NAME --config.lag.max_lag=8]
+        --config.policy.checkpoint=FOLDER [--config.task.dataset=NAME --config.task.options="{'min_terms': 3}"]
 
 FOLDER: Qwen2.5-1.5B-Instruct, or another of the family, as downloaded. NAME: any dataset of reasoning-gym's gallery
 (`pip install reasoning-gym`, of the extra tasks).
@@ -10,7 +10,7 @@ Hardware: one GPU or TPU chip with 80 GB. Run time and outcome: not known, it ha
 accelerator was at hand); the slow test of SmolLM2-135M trains on the same task on a CPU.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from experiments import llama_shapes
 
@@ -28,6 +28,8 @@ def get_config():
             dataset="chain_sum",
             size=2000,
             seed=0,
+            options=config_dict.placeholder(object),  # the dataset's own settings; unset: the library's defaults
+            prompt="{prompt}",
             chat=True,
             system="Think step by step, then write the final answer alone between <answer> and </answer>.",
             max_response_length=512,

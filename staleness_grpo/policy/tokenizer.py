@@ -27,12 +27,13 @@ class Tokenizer:
     stop_tokens: tuple[int, ...]  # each of them ends a response; the first pads too, where there is no pad token
     pad_token: int
     chat_template: str | None
+    template_file: pathlib.Path  # where that stands
     special_tokens: dict[str, str]  # bos_token and the like as text: what a chat template may name
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that the tokenizer knows; a model's vocabulary may be larger, filled up to a round number."""
-        return self.tokenizer.get_vocab_size()
+        """The largest token and one more; a model's vocabulary may be larger, filled up to a round number."""
+        return max(self.tokenizer.get_vocab().values()) + 1  # tokens may leave numbers out
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a text, with those that tokenizer.json puts around it unless `add_special_tokens` is False."""
@@ -46,7 +47,7 @@ class Tokenizer:
         """Tokens of a conversation ({"role", "content"} each) up to where the assistant answers.
 
         Raises:
-          CheckpointError: if the checkpoint has no chat template.
+          CheckpointError: if the checkpoint has no chat template, or one that fails.
         """
         return self.encode(self.render_chat(messages), add_special_tokens=False)  # the template writes them itself
 
@@ -54,7 +55,6 @@ class Tokenizer:
         """The text of a conversation up to where the assistant answers. Raises CheckpointError as `encode_chat`."""
         if self.chat_template is None:
             raise CheckpointError("the checkpoint has no chat template")
-        from jinja2 import TemplateError
         from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -77,8 +77,11 @@ class Tokenizer:
         names = dict(messages=list(messages), tools=None, documents=None, add_generation_prompt=True)
         try:
             return environment.from_string(self.chat_template).render(**names, **self.special_tokens)
-        except TemplateError as error:
-            raise CheckpointError(f"the chat template cannot be used: {error}") from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # a template is a program, and can fail as any other
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"the chat template in {self.template_file} fails ({reason})") from error
 
 
 def load(folder: str | pathlib.Path) -> Tokenizer:
@@ -113,12 +116,14 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
     stop_tokens = (stop,) if isinstance(stop, int) else tuple(stop)
     pad = next((pad for pad in (generation.get("pad_token_id"), ids.get("pad_token")) if pad is not None), None)
     template = folder / "chat_template.jinja"
+    in_own_file = template.exists()
     return Tokenizer(
         tokenizer=tokenizer,
         bos_token=generation.get("bos_token_id", config.get("bos_token_id", ids.get("bos_token"))),
         stop_tokens=stop_tokens,
         pad_token=stop_tokens[0] if pad is None else pad,
-        chat_template=template.read_text() if template.exists() else _default_template(texts.get("chat_template")),
+        chat_template=template.read_text() if in_own_file else _default_template(texts.get("chat_template")),
+        template_file=template if in_own_file else folder / "tokenizer_config.json",
         special_tokens=special,
     )
 

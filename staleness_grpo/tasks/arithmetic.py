@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from staleness_grpo.hashing import hash64, uniform_integers
+from staleness_grpo.tasks import TaskError
 from staleness_grpo.types import Array, Prompts
 
 CHARACTERS = "0123456789+=_$"  # a token is the place of its character; the digits are themselves
@@ -28,10 +29,8 @@ class ArithmeticTask:
 
     def __post_init__(self):
         if not 2 <= self.num_terms <= 4 or self.num_digits < 1 or self.num_terms * self.num_digits > 9:
-            raise ValueError(
-                "num_terms in 2..4, num_digits >= 1 and num_terms * num_digits <= 9 (an index is an int32) are "
-                f"needed, got {self.num_terms} and {self.num_digits}"
-            )
+            mend = "give num_terms in 2..4, num_digits >= 1 and num_terms * num_digits <= 9 (an index is an int32)"
+            raise TaskError("num_digits" if 2 <= self.num_terms <= 4 else "num_terms", mend)
 
     vocab_size = len(CHARACTERS)
     pad_token = PAD

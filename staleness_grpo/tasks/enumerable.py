@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from staleness_grpo.tasks import TaskError
 from staleness_grpo.types import Array, Prompts
 
 END_TOKEN = 0
@@ -37,15 +38,13 @@ class EnumerableTask:
     seed: int = 0
 
     def __post_init__(self):
-        if self.vocab_size < 2 or self.max_response_length < 1 or self.num_prompts < 1:
-            raise ValueError(
-                "vocab_size >= 2, max_response_length >= 1 and num_prompts >= 1 are needed, got "
-                f"{self.vocab_size}, {self.max_response_length}, {self.num_prompts}"
-            )
+        for field, least in (("vocab_size", 2), ("max_response_length", 1), ("num_prompts", 1)):
+            if getattr(self, field) < least:
+                raise TaskError(field, f"give a number >= {least}")
         if len(self.reward_levels) < 2 or list(self.reward_levels) != sorted(set(self.reward_levels)):
-            raise ValueError(f"reward_levels must be two or more increasing numbers, got {self.reward_levels}")
+            raise TaskError("reward_levels", "give two or more increasing numbers")
         if not 0 <= self.difficulty < 1:
-            raise ValueError(f"difficulty must be in [0, 1), got {self.difficulty}")
+            raise TaskError("difficulty", "give a number in [0, 1)")
 
     @property
     def end_token(self) -> int | None:

@@ -5,10 +5,12 @@ every batch its shape.
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +58,8 @@ class PromptedTask:
         chat: bool = False,
         system: str = "",
     ):
+        if not problems:
+            raise TaskError("problems", "there are none: give one or more")
         if PLACE not in prompt:
             raise TaskError("prompt", f"write {PLACE} where the problem goes")
         if system and not chat:
@@ -72,6 +76,14 @@ class PromptedTask:
         self.prompt_length = max(map(len, self._tokens))
         self.vocab_size = tokenizer.vocab_size
         self.end_token, self.pad_token = tokenizer.stop_tokens, tokenizer.pad_token
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the problems in the tokens they are asked in, and of the tokens that end and pad a response."""
+        problems = [self._tokens, self._references, self.end_token, self.pad_token]
+        # What JSON does not know stands for its type alone: reasoning-gym's references hold sets and the like.
+        written = json.dumps(problems, default=lambda value: type(value).__name__, skipkeys=True)
+        return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def prompts(self, index_N: np.ndarray) -> Prompts:
         """The problems' tokens, left-padded."""
@@ -111,14 +123,23 @@ def _encode(tokenizer: Tokenizer, text: str, chat: bool, system: str) -> list[in
         raise TaskError("chat", f"{error}: give False, or another checkpoint") from error
 
 
-def jsonl_task(tokenizer: Tokenizer, *, path: str, verifier: str, **prompting) -> PromptedTask:
+def jsonl_task(
+    tokenizer: Tokenizer,
+    *,
+    path: str,
+    verifier: str,
+    max_response_length: int,
+    prompt: str = PLACE,
+    chat: bool = False,
+    system: str = "",
+) -> PromptedTask:
     """The problems of a JSON-lines file, {"prompt", "answer"} or GSM8K's {"question", "answer"} on each line.
 
     Of a GSM8K answer only what follows '####' is kept.
 
     Args:
       verifier: a key of `verifiers.MATHEMATICS`.
-      prompting: see PromptedTask.
+      max_response_length, prompt, chat, system: see PromptedTask.
     """
     if verifier not in verifiers.MATHEMATICS:
         raise TaskError("verifier", f"choose one of {', '.join(verifiers.MATHEMATICS)}")
@@ -130,13 +151,15 @@ def jsonl_task(tokenizer: Tokenizer, *, path: str, verifier: str, **prompting) -
             if verifiers.final_number(problem.reference) is None:
                 mend = f"the answer {problem.reference[:40]!r} in task.path has no number: give exact or math_verify"
                 raise TaskError("verifier", mend)
+    prompting = dict(max_response_length=max_response_length, prompt=prompt, chat=chat, system=system)
     return PromptedTask(tokenizer, problems, verifiers.MATHEMATICS[verifier], **prompting)
 
 
 def read_problems(path: str | pathlib.Path) -> list[Problem]:
     """The problems of a file, in its order. Raises TaskError, with the line's number, for one that is none."""
     try:
-        lines = pathlib.Path(path).read_text().split("\n")  # and not at U+2028, which a JSON string may hold
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")  # with a byte-order mark or without
+        lines = text.split("\n")  # and not at U+2028, which a JSON string may hold
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise TaskError("path", f"{reason}: give a JSON-lines file of problems") from error
@@ -152,18 +175,20 @@ def _problem(line: str, number: int) -> Problem:
 
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets
         raise refuse("is no JSON") from error
     names = ("prompt", "answer") if isinstance(fields, dict) and "prompt" in fields else ("question", "answer")
     values = [fields.get(name) if isinstance(fields, dict) else None for name in names]
     for name, value in zip(names, values, strict=True):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value.strip():
             raise refuse(f"has no text {name}")
+        if re.search("[\ud800-\udfff]", value):
+            raise refuse(f"has half a surrogate pair, which is no character, in its {name}")
     prompt, answer = values
     if names[0] == "question":
         _, marker, answer = answer.rpartition("####")
-        if not marker:
-            raise refuse("has a question whose answer has no '####'")
+        if not marker or not answer.strip():  # an empty answer would be that of an empty response
+            raise refuse("has a question whose answer has nothing after '####'")
     return Problem(prompt, answer.strip())
 
 
@@ -173,16 +198,20 @@ def reasoning_gym_task(
     dataset: str,
     size: int,
     seed: int,
+    max_response_length: int,
     options: Mapping[str, Any] | None = None,
-    **prompting,
+    prompt: str = PLACE,
+    chat: bool = False,
+    system: str = "",
 ) -> PromptedTask:
     """Problems that the library reasoning-gym makes and judges.
 
     Args:
       dataset: any of its names, such as 'chain_sum'.
       size, seed: how many problems, and which.
-      options: the dataset's own settings, such as its difficulty; the library's defaults where unset.
-      prompting: see PromptedTask.
+      options: the dataset's own settings but `size` and `seed`, such as its difficulty; the library's defaults where
+        unset.
+      max_response_length, prompt, chat, system: see PromptedTask.
     """
     _require_package("reasoning_gym", "name", "reasoning-gym", "or give another task")
     import reasoning_gym
@@ -191,12 +220,16 @@ def reasoning_gym_task(
         raise TaskError("dataset", "reasoning-gym has none of that name: its gallery lists them")
     if size < 1:
         raise TaskError("size", "give a number >= 1")
-    settings = {"size": size, "seed": seed, **(options or {})}
+    options = {} if options is None else options
+    if not isinstance(options, Mapping) or {"size", "seed"} & set(options):
+        raise TaskError("options", "give a dict of the dataset's own settings; task.size and task.seed are apart")
+    settings = {"size": size, "seed": seed, **options}
     try:
         entries = reasoning_gym.create_dataset(dataset, **settings)
         problems = [Problem(entries[i]["question"], entries[i]) for i in range(size)]
     except (TypeError, ValueError, AssertionError) as error:
         raise TaskError("options", f"reasoning-gym refuses them ({error}): leave them out, or mend them") from error
+    prompting = dict(max_response_length=max_response_length, prompt=prompt, chat=chat, system=system)
     return PromptedTask(tokenizer, problems, verifiers.ReasoningGym(dataset, settings), **prompting)
 
 

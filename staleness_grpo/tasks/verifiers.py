@@ -6,14 +6,28 @@ Each takes the response and the problem's reference, and returns a reward in [0,
 import dataclasses
 import fractions
 import functools
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
-# 1,200.50 or .5 or 1/2; a minus after a digit, a letter or a bracket is a difference or a range.
-NUMBER = r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
-TYPED = {"\N{MINUS SIGN}": "-", "\\$": "$", "-$": "-", "{,}": ",", "\\,": "", "\\!": ""}  # typeset -> typed, in order
-BOX = "\\boxed{"
+INTEGER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+DECIMAL = rf"(?:(?:{INTEGER}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?)"
+NUMBER = re.compile(
+    rf"""
+    (?P<part>(?:[/^×]|(?<=[A-Za-z])_|(?<=\d)[eE]|\\sqrt|[\]}}]\{{)[({{\s]*)?  # of a quotient, a power, a formula
+    (?P<sign>(?<![\w)\]}}%-])-)?  # and not that of a difference or a range
+    (?:(?P<whole>{INTEGER})(?:\ and)?\ +(?={DECIMAL}/))?  # 2 1/2
+    (?P<numerator>{DECIMAL})(?:\s*/\s*(?P<denominator>{DECIMAL}))?
+    """,
+    re.VERBOSE,
+)
+BOX = r"\\boxed\s*\{"
+TYPED = {  # typeset -> typed, in order
+    "\N{MINUS SIGN}": "-", "\\$": "", "$": "", "{,}": ",", "\\,": "", "\\!": "", "\\%": "%", "\\times": "×",
+    "\\cdot": "×", "\N{SUPERSCRIPT TWO}": "^2", "\N{SUPERSCRIPT THREE}": "^3",
+}  # fmt: skip
+ARGUMENT = r"\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))"  # of a LaTeX command: in braces, or one digit
 
 
 def exact(response: str, reference: str) -> float:
@@ -25,7 +39,9 @@ def number(response: str, reference: str) -> float:
     """1 if the response's final number equals the reference's, as numbers: 1,200.00 is 1200, and 1/2 is 0.5.
 
     The final number is the last one in the last \\boxed{}, or the first one after the last '####' (the form of GSM8K's
-    own answers), or the last one of the text.
+    own answers), or the last one of the text. Read are 1,200.50, 3/4, 2 1/2, 1e3 and 1.5 x 10^3, typed or in LaTeX;
+    units and their powers, currencies and % do not count. Where that is only a part of something that is not computed
+    here (a product, a power, a root, another quotient), there is none.
     """
     found, expected = final_number(response), final_number(reference)
     return float(found is not None and found == expected)
@@ -33,23 +49,31 @@ def number(response: str, reference: str) -> float:
 
 def final_number(text: str) -> fractions.Fraction | None:
     """See `number`; None for a text without one, and for a box without one or without an end."""
-    if BOX in text:
+    which = -1
+    if re.search(BOX, text):
         text = last_box(text)
     elif "####" in text:
-        marked = re.search(NUMBER, plain_numbers(text.rpartition("####")[2]))
-        text = marked[0] if marked else ""
-    numbers = re.findall(NUMBER, plain_numbers(text))
-    if not numbers:
+        which, text = 0, text.rpartition("####")[2]
+    numbers = list(NUMBER.finditer(plain_numbers(text)))
+    return _value(numbers[which]) if numbers else None
+
+
+def _value(match: re.Match) -> fractions.Fraction | None:
+    """What a NUMBER says; None if it is part of something else, and for what is no number: 1/0, 2 3/2."""
+    parts = match["whole"] or "0", match["numerator"], match["denominator"] or "1"
+    try:
+        whole, numerator, denominator = (fractions.Fraction(part.replace(",", "")) for part in parts)
+    except ValueError:  # thousands of digits
         return None
-    numerator, _, denominator = numbers[-1].replace(",", "").partition("/")
-    if denominator and not int(denominator):
+    if match["part"] or not denominator or (match["whole"] and numerator >= denominator):
         return None
-    return fractions.Fraction(numerator) / int(denominator or 1)
+    value = whole + numerator / denominator
+    return -value if match["sign"] else value
 
 
 def last_box(text: str) -> str:
     """What stands in the last \\boxed{}, with braces inside it in pairs; "" if it is not closed."""
-    inside, depth = text.rpartition(BOX)[2], 1
+    inside, depth = re.split(BOX, text)[-1], 1
     for place, character in enumerate(inside):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
@@ -58,11 +82,15 @@ def last_box(text: str) -> str:
 
 
 def plain_numbers(text: str) -> str:
-    """Typeset numbers as they are typed: minus signs, thin spaces, and LaTeX's {,}, \\frac{1}{2} and \\text{}."""
+    """Typeset numbers as they are typed: LaTeX's {,}, \\frac{1}{2}, \\times 10^3 and \\text{}; no powers of units."""
     for typeset, typed in TYPED.items():
         text = text.replace(typeset, typed)
-    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
-    return re.sub(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?<=\d)\s*\\([cdt]?frac)", r" \\\1", text)  # 2\frac{1}{2}: a space between them
+    text = re.sub(rf"\\[cdt]?frac{ARGUMENT}{ARGUMENT}", r"\1\2/\3\4", text)
+    text = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?<=\d)\s*[×x*]\s*10\s*\^\s*\{?([-+]?\d+)\}?", r"e\1", text)
+    text = re.sub(r"(?<=[A-Za-z])\^(?:\{-?\d+\}|-?\d+)", "", text)
+    return re.sub(r"(\A\s*|=\s*)-\s+(?=[\d.])", r"\1-", text)  # not elsewhere: it may begin an item of a list
 
 
 class MathVerify:
@@ -79,6 +107,10 @@ class MathVerify:
 
     def warm_up(self) -> None:
         """Imports the library, and what it imports on the first use."""
+        for name in ("parser", "grader"):  # each warns once that it has no time limit, which is meant
+            logging.getLogger(f"math_verify.{name}").addFilter(
+                lambda record: "Timeout is disabled" not in record.getMessage()
+            )
         self("1", "1")
 
 

@@ -77,6 +77,7 @@ def test_overrides_reach_the_config(config_file):
         (["--steps=3"], "--steps=3: ", "--config.FIELD"),
         (["--config.stepz=3"], "--config.stepz=3: ", "did you mean steps?"),
         (["--config.lag.maximum=3"], "--config.lag.maximum=3: ", "max_lag"),
+        (["--config.task.path=x"], "--config.task.path=x: ", "for another task write a config file"),
         (["--config.steps.lag=3"], "--config.steps.lag=3: ", "unknown field lag"),
         (["--config.steps=many"], "--config.steps=many: ", "type int, as in 300"),
         (["--config.steps=1.5"], "--config.steps=1.5: ", "type int, as in 300"),

@@ -1,5 +1,7 @@
 """The shipped configs of text tasks are sound: checked with a random checkpoint in the place of the pretrained one."""
 
+import importlib
+import inspect
 import json
 
 import jax
@@ -11,7 +13,7 @@ from staleness_grpo.policy.transformer import Policy, TransformerConfig
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.policy import huggingface  # noqa: E402
-from staleness_grpo.tasks import make_task  # noqa: E402
+from staleness_grpo.tasks import TASKS, make_task  # noqa: E402
 from tests import byte_tokenizer  # noqa: E402
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
@@ -40,6 +42,9 @@ def test_shipped_configs_are_valid(name, folder, tmp_path):
     if config.task.name == "reasoning_gym":
         pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
         config.task.size = 8
+    module, maker = TASKS[config.task.name][0].split(".")
+    fields = inspect.signature(getattr(importlib.import_module(f"staleness_grpo.tasks.{module}"), maker)).parameters
+    assert set(config.task) - {"name"} == set(fields) - {"tokenizer"}  # each one can be given as a flag
     cells = paired_bias.trainings(config).values() if "paired" in config else [config]
     for cell in cells:
         config_lib.validate(cell, num_devices=16)

@@ -197,6 +197,12 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path, monkeypatch):
         with pytest.raises(config_lib.ConfigError, match=words) as error:
             config_lib.validate(wrong, 8)
         assert str(error.value).startswith("--config.policy.ch" if flag[:4] == "task" else f"--config.{flag}={value}: ")
+    smaller = config.copy_and_resolve_references()
+    smaller.task.vocab_size = 11  # numbers of its own, which the checkpoint's words have nothing to do with
+    with pytest.raises(
+        config_lib.ConfigError, match=r"task\.name=enumerable: its tokens are its own 11, .* config file"
+    ):
+        config_lib.validate(smaller, 1)
     write(tmp_path / "short", max_position_embeddings=2)
     config.policy.checkpoint = str(tmp_path / "short")
     with pytest.raises(config_lib.ConfigError, match="max_response_length=2: with a prompt's 1 tokens .* 2 positions"):

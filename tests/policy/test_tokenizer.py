@@ -93,13 +93,44 @@ def test_stop_and_pad_tokens_come_from_where_they_are_said(folder):
             tokenizer_lib.load(folder)
 
 
+def test_what_is_said_nearer_to_the_use_counts(folder):
+    """generation_config.json before tokenizer_config.json, and that before special_tokens_map.json."""
+    (folder / "special_tokens_map.json").write_text(json.dumps(dict(bos_token="<pad>", sep_token="<pad>")))
+    ours = tokenizer_lib.load(folder)
+    assert (ours.special_tokens["bos_token"], ours.special_tokens["sep_token"]) == ("<s>", "<pad>")
+    (folder / "generation_config.json").write_text(json.dumps(dict(eos_token_id=1, pad_token_id=0)))
+    assert tokenizer_lib.load(folder).pad_token == 0
+
+
+def test_padding_and_truncation_that_the_file_asks_for_are_left_out(folder):
+    file = str(folder / "tokenizer.json")
+    tokens = tokenizer_lib.load(folder).encode("abcd")
+    stored = tokenizers.Tokenizer.from_file(file)
+    stored.enable_padding(length=16)
+    stored.enable_truncation(max_length=3)
+    stored.save(file)
+    assert tokenizer_lib.load(folder).encode("abcd") == tokens and len(tokens) == 5
+
+
+def test_the_vocabulary_reaches_to_the_largest_token(folder):
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    assert tokenizer_lib.load(folder).vocab_size == 259
+    stored["model"]["vocab"]["far"] = 299
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    assert tokenizer_lib.load(folder).vocab_size == 300
+
+
 def test_refusals(folder):
-    with pytest.raises(CheckpointError, match="no tools"):
+    with pytest.raises(CheckpointError, match="^the chat template refuses the conversation: no tools"):
         tokenizer_lib.load(folder).render_chat([{"role": "tool", "content": ""}])
-    for broken in ("{% for %}", "{{ no_such_function() }}"):
+    for broken in ("{% for %}", "{{ no_such_function() }}", "{{ messages + 3 }}"):
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": broken}))
-        with pytest.raises(CheckpointError, match="chat template cannot be used"):
+        with pytest.raises(CheckpointError, match=r"the chat template in .*tokenizer_config.json fails \(.*Error: "):
             tokenizer_lib.load(folder).render_chat(CHAT)
+    (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    with pytest.raises(CheckpointError, match=r"chat_template.jinja fails \(ZeroDivisionError: "):
+        tokenizer_lib.load(folder).render_chat(CHAT)
+    (folder / "chat_template.jinja").unlink()
     (folder / "tokenizer_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no chat template"):
         tokenizer_lib.load(folder).render_chat(CHAT)

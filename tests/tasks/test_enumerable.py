@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from staleness_grpo.tasks import TaskError
 from staleness_grpo.tasks.enumerable import EnumerableTask
 
 
@@ -66,5 +67,5 @@ def test_prompts_are_the_digits_of_the_index():
     "fields", [{"vocab_size": 1}, {"reward_levels": (1.0,)}, {"reward_levels": (1.0, 0.0)}, {"difficulty": 1.0}]
 )
 def test_bad_fields_are_refused(fields):
-    with pytest.raises(ValueError):
+    with pytest.raises(TaskError, match=f"task.{next(iter(fields))}: give"):
         EnumerableTask(**fields)

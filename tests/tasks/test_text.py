@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments import train as experiment
 from staleness_grpo import config as config_lib
 from staleness_grpo import train
 from staleness_grpo.checkpoint import Checkpoints
-from staleness_grpo.config import ConfigError
+from staleness_grpo.config import ConfigError, FlagError
 from staleness_grpo.metrics import plain
 from staleness_grpo.rewards import FAILED, JUDGED
-from staleness_grpo.tasks import TaskError, make_task, verifiers
+from staleness_grpo.tasks import TaskError, verifiers
 from staleness_grpo.tasks.base import TextTask
 
 tokenizers = pytest.importorskip("tokenizers", reason="the extra hf is not installed")
@@ -86,13 +87,19 @@ def test_the_stop_token_is_no_part_of_the_text_whatever_it_is(letters, tmp_path)
 
 def test_a_line_may_hold_any_character_of_json(tmp_path):
     line = json.dumps({"prompt": "a\u2028b", "answer": "1"}, ensure_ascii=False)
-    assert text.read_problems(problems_file(tmp_path, line + "\r"))[0].prompt == "a\u2028b"
+    assert text.read_problems(problems_file(tmp_path, "\ufeff" + line + "\r"))[0].prompt == "a\u2028b"
+
+
+def test_what_counts_of_a_gsm8k_answer_follows_its_last_marker(tmp_path):
+    path = problems_file(tmp_path, {"question": "a", "answer": "#### 1, no:\n#### 2"})
+    assert text.read_problems(path) == [text.Problem("a", "2")]
 
 
 def test_problems_that_cannot_be_asked_or_judged_are_refused(letters, tmp_path):
     plain_letters = dataclasses.replace(letters, tokenizer=tokenizers.Tokenizer(letters.tokenizer.model))
-    with pytest.raises(TaskError, match="problem 2 has no tokens"):
-        jsonl(plain_letters, problems_file(tmp_path, *({"prompt": p, "answer": "1"} for p in ("a", ""))))
+    for problems, said in (([], "there are none"), ([text.Problem(p, "1") for p in ("a", "")], "problem 2 has no tok")):
+        with pytest.raises(TaskError, match=said):
+            text.PromptedTask(plain_letters, problems, verifiers.exact, max_response_length=8)
     with pytest.raises(TaskError, match="'yes' in task.path has no number") as error:
         jsonl(letters, problems_file(tmp_path, {"prompt": "a", "answer": "yes"}))
     assert error.value.field == "verifier"
@@ -124,7 +131,12 @@ def test_chats_are_written_in_the_checkpoints_template(letters, tmp_path):
         ([{"answer": "b"}], "line 1 has no text question"),
         ([{"prompt": "a", "answer": 3}], "line 1 has no text answer"),
         ([[1]], "line 1 has no text question"),
-        ([{"question": "a", "answer": "b"}], "line 1 has a question whose answer has no '####'"),
+        ([{"question": "a", "answer": "b"}], "line 1 has a question whose answer has nothing after '####'"),
+        ([{"question": "a", "answer": "b #### "}], "line 1 has a question whose answer has nothing after '####'"),
+        ([{"prompt": " ", "answer": "b"}], "line 1 has no text prompt"),
+        ([{"prompt": "a", "answer": "\n"}], "line 1 has no text answer"),
+        ([{"prompt": "\ud800", "answer": "b"}], "line 1 has half a surrogate pair.* in its prompt"),
+        (["[" * 100_000 + "]" * 100_000], "line 1 is no JSON"),
         ([""], "the file has no problems"),
     ],
 )
@@ -185,9 +197,54 @@ def test_reasoning_gym_problems_are_the_librarys(letters):
     assert [task.verify(entry["answer"], reference) for entry, reference in zip(entries, references, strict=True)] == [
         1.0, 1.0, 1.0,
     ]  # fmt: skip
-    for wrong in (dict(dataset="chain_summ", options={}), dict(dataset="chain_sum", options={"min_terms": 0})):
-        with pytest.raises(TaskError):
-            text.reasoning_gym_task(letters, **wrong, size=3, seed=5, max_response_length=8)
+    wrong = [("chain_summ", {}, "dataset")]
+    wrong += [("chain_sum", options, "options") for options in ({"min_terms": 0}, {"size": 9}, {"seed": 1}, "abc")]
+    for dataset, options, field in wrong:
+        with pytest.raises(TaskError) as error:
+            text.reasoning_gym_task(letters, dataset=dataset, options=options, size=3, seed=5, max_response_length=8)
+        assert error.value.field == field
+
+
+def test_a_run_goes_on_with_its_own_problems_alone(folder, tmp_path, monkeypatch):
+    """The same flags may name another file or tokenizer by then."""
+    shutil.copytree(folder, tmp_path / "copy")
+    lines = [{"prompt": prompt, "answer": "2"} for prompt in ("1+1?", "4/2?")]
+    config = text_config(tmp_path / "copy")
+    config.task = ConfigDict(dict(name="jsonl", verifier="number", max_response_length=6))
+    config.task.path = str(problems_file(tmp_path, *lines))
+
+    def broken_off(*args):
+        raise StopIteration
+
+    monkeypatch.setattr(experiment, "resume", broken_off)
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            experiment.main(config, tmp_path / "out")
+    record = (tmp_path / "out" / "environment.json").read_bytes()
+    for changed in ([lines[1], lines[0]], lines[:1], [lines[0], lines[1] | {"answer": "3"}]):
+        problems_file(tmp_path, *changed)
+        with pytest.raises(
+            ConfigError, match="^--config.task.path=.*jsonl: .*are not those that .*out was started with"
+        ):
+            experiment.main(config, tmp_path / "out")
+    problems_file(tmp_path, *lines)
+    (tmp_path / "copy" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    with pytest.raises(ConfigError, match="or their tokens"):
+        experiment.main(config, tmp_path / "out")
+    assert (tmp_path / "out" / "environment.json").read_bytes() == record
+    (tmp_path / "out" / "environment.json").write_text("{")
+    with pytest.raises(FlagError, match="^--workdir=.*environment.json cannot be read"):
+        experiment.main(config, tmp_path / "out")
+
+
+def test_a_fingerprint_is_that_of_every_process(letters):
+    """Addresses, and the order of sets of words, are not."""
+    references = [{"words": {"a", "b"}, "made_by": object(), (1, 2): 3, "answer": answer} for answer in "xxy"]
+    tasks = [
+        text.PromptedTask(letters, [text.Problem("a", reference)], verifiers.exact, max_response_length=8)
+        for reference in references
+    ]
+    assert tasks[0].fingerprint == tasks[1].fingerprint != tasks[2].fingerprint
 
 
 def even_length(response: str, reference: None) -> float:
@@ -296,5 +353,3 @@ def test_a_checkpoint_holds_the_rewards_that_were_on_their_way(folder, monkeypat
 
 def test_verifiers_of_a_file_are_known_by_name():
     assert set(verifiers.MATHEMATICS) == {"exact", "number", "math_verify"}
-    with pytest.raises(ValueError, match="chess"):
-        make_task({"name": "chess"})

@@ -49,6 +49,44 @@ def test_verifiers_import_no_jax():
         (".5", fractions.Fraction(1, 2)),
         ("no idea", None),
         ("", None),
+        (r"\boxed{2\frac{1}{2}}", fractions.Fraction(5, 2)),
+        (r"\boxed{-2 \tfrac12}", fractions.Fraction(-5, 2)),
+        ("1,000 1/2 or 2 and 1/2", fractions.Fraction(5, 2)),
+        (r"2\frac{3}{2}", None),  # a product
+        (r"\boxed{\frac{-1}{2}}", fractions.Fraction(-1, 2)),
+        (r"x = -\frac{3.5}{2}", fractions.Fraction(-7, 4)),
+        (r"\frac{1,000}{2} or 1 / 2", fractions.Fraction(1, 2)),
+        (r"\boxed{\frac{1,000}{2}}", 500),
+        (r"\boxed{\frac{x+1}{2}}", None),
+        (r"\boxed{\frac{\sqrt{3}}{2}}", None),
+        (r"\boxed{3\sqrt2}", None),
+        ("x/2", None),
+        (r"\boxed{15\text{ cm}^2}", 15),
+        ("24 m^2", 24),
+        ("24 m²", 24),
+        ("7^2 and x_2", None),
+        ("10²", None),
+        (r"\boxed{90^\circ}", 90),
+        (r"\boxed{1.5 \times 10^3}", 1500),
+        (r"2\cdot10^{-2}", fractions.Fraction(1, 50)),
+        ("2 x 10^{3}", 2000),
+        (r"3 \times 4", None),
+        ("1e3", 1000),
+        ("1e99999", None),  # not made, as long as it would be
+        ("9" * 5000, None),
+        (r"\boxed{- 5}", -5),
+        ("x = - 5", -5),
+        ("5 pears\n- 6 apples", 6),  # an item of a list
+        ("10 - 5", 5),
+        (r"\boxed {18} or 19", 18),
+        (r"5%-10%, $5\%$-$10\%$", 10),
+        ("the room--75", 75),
+        ("#### 3 no\n#### 4", 4),
+        (r"\boxed{5} #### 6", 5),
+        (r"\boxed{\textbf{1}8}", 18),
+        (r"\boxed{\mathbf{1}8}", 18),
+        (r"\boxed{\mathrm{1}8}", 18),
+        (r"1\!\,200", 1200),
     ],
 )
 def test_the_final_number(text, expected):
@@ -82,6 +120,13 @@ def test_exact():
 def test_math_verify(response, reference, expected):
     pytest.importorskip("math_verify", reason="the extra tasks is not installed")
     assert verifiers.MathVerify()(response, reference) == expected
+
+
+def test_math_verify_starts_without_a_word():
+    """Its warnings that time limits are off would be untrue: the pool of workers has one."""
+    pytest.importorskip("math_verify", reason="the extra tasks is not installed")
+    code = "from staleness_grpo.tasks import verifiers; verifiers.MathVerify().warm_up()"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stderr == b""
 
 
 def test_reasoning_gym_judges_what_stands_between_the_tags():
