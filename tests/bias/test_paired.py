@@ -86,6 +86,8 @@ def test_without_an_estimate_there_is_no_interval_and_a_norm_that_may_be_zero_le
             assert np.all(np.isnan([*found.relative_bias_interval, found.cosine, *found.cosine_interval]))
         else:
             assert found.relative_bias_interval[0] < found.relative_bias < found.relative_bias_interval[1] == np.inf
+            assert found.cosine_interval[0] < found.cosine < found.cosine_interval[1]
+            assert np.any(np.isinf(found.cosine_interval))
     assert 0 < sum(missing) < 20
 
 
