@@ -4,7 +4,7 @@
 
 A preset is a config: --preset=NAME stands for --config=experiments/configs/benchmark_NAME.py.
 Times are medians over the config's steps, all ratios are between numbers of one run. The responses have fixed
-length, so that every step is the same work.
+length, so that every step is the same work. Peaks are those of all devices of the mesh together.
 """
 
 import dataclasses
@@ -21,9 +21,15 @@ from staleness_grpo import config as config_lib
 from staleness_grpo.config import ConfigError
 
 WARM_UP_STEPS = 5
-PEAK_SIZE = {"cpu": 2048}  # rows and columns of the matrix product whose speed counts as the machine's peak
+PEAK_SIZE = {"cpu": 2048}  # rows and columns of each device's matrix product, whose speed counts as the peak
 ACCELERATOR_PEAK_SIZE = 8192
-COPY_BYTES = 2**28  # of the array whose scaling counts as the machine's memory bandwidth
+COPY_BYTES = 2**28  # of each device's array, whose scaling counts as the memory bandwidth
+# What a summary's figures are of; anything else would be another step than the one that is timed.
+FIXED = {
+    "updates_per_batch": (1, "a step that is timed is a batch sampled and learned from once"),
+    "lag.max_lag": (0, "batches are learned from at once"),
+    "warm_start.steps": (0, "random tokens have no corpus"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +62,30 @@ class RandomTokens:
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses a config that cannot be run. Raises ConfigError."""
+    """Refuses a config that cannot be run, or whose steps are not those that are timed. Raises ConfigError."""
     import jax
 
+    for flag, (value, reason) in FIXED.items():
+        if config_lib.field(config, flag) != value:
+            raise ConfigError(flag, config_lib.field(config, flag), f"{reason}: give {value}")
     validate_for(config, jax.device_count())
 
 
 def validate_for(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
     """`config.validate`, with the vocabulary of the benchmark in place of a task's. Raises ConfigError."""
+    from staleness_grpo.policy.configured import make_policy
+
     general = config.copy_and_resolve_references()
     general.policy.vocab_chunks = 1
     config_lib.validate(general, num_devices, platform)
+    for name in (field.name for field in dataclasses.fields(RandomTokens)):
+        size = config.benchmark.get(name)
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"benchmark.{name}", size, "give a whole number >= 1")
     vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
-    if chunks < 1 or vocab_size % chunks:
+    if (known := make_policy(general.policy, vocab_size).config.vocab_size) != vocab_size:
+        raise ConfigError("benchmark.vocab_size", vocab_size, f"policy.checkpoint has {known} tokens: give {known}")
+    if vocab_size % chunks:
         raise ConfigError("policy.vocab_chunks", chunks, f"give a divisor of benchmark.vocab_size={vocab_size}")
 
 
@@ -82,39 +99,75 @@ def fastest(function, argument) -> float:
     return min(times)
 
 
-def matmul_peak(dtype: str) -> float:
-    """FLOP/s of the fastest of 10 matrix products of this dtype."""
+def matmul_peak(mesh, dtype: str) -> float:
+    """FLOP/s of all devices of the mesh: each multiplies a matrix of this dtype, at once; the fastest of 10 times."""
     import jax
+    from jax.sharding import NamedSharding
 
-    size = PEAK_SIZE.get(jax.default_backend(), ACCELERATOR_PEAK_SIZE)
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    return 2 * size**3 / fastest(jax.jit(lambda a: a @ a), a)
+    split, size = _split_over(mesh), PEAK_SIZE.get(jax.default_backend(), ACCELERATOR_PEAK_SIZE)
+    make = jax.jit(
+        lambda: jax.random.normal(jax.random.key(0), (mesh.size * size, size), dtype),
+        out_shardings=NamedSharding(mesh, split),
+    )
+    product = jax.jit(jax.shard_map(lambda a: a @ a, mesh=mesh, in_specs=split, out_specs=split))
+    return mesh.size * 2 * size**3 / fastest(product, make())
 
 
-def memory_bandwidth() -> float:
-    """Bytes/s read and written by the fastest of 10 scalings of a large array."""
+def memory_bandwidth(mesh) -> float:
+    """Bytes/s of all devices of the mesh: each reads, scales and writes an array, at once; the fastest of 10 times."""
     import jax
     import jax.numpy as jnp
+    from jax.sharding import NamedSharding
 
-    return 2 * COPY_BYTES / fastest(jax.jit(lambda x: 2 * x), jnp.ones(COPY_BYTES // 4, jnp.float32))
+    sharding = NamedSharding(mesh, _split_over(mesh))
+    make = jax.jit(lambda: jnp.ones(mesh.size * COPY_BYTES // 4, jnp.float32), out_shardings=sharding)
+    return mesh.size * 2 * COPY_BYTES / fastest(jax.jit(lambda x: 2 * x), make())
 
 
-def bytes_per_sampled_token(policy_config, task: RandomTokens, num_responses: int) -> float:
-    """What sampling must read at least for each token: the weights, shared by the batch, and its keys and values."""
+def _split_over(mesh):
+    """The first axis over all devices."""
+    from jax.sharding import PartitionSpec
+
+    return PartitionSpec(mesh.axis_names)
+
+
+def bytes_per_sampled_token(policy_config, task: RandomTokens, group_size: int, responses_per_copy: int) -> float:
+    """What sampling must read at least for each token: weights, shared by a batch, and keys and values before it.
+
+    Args:
+      responses_per_copy: of the batch, on the devices that hold one copy of the weights between them.
+    """
     import jax.numpy as jnp
 
     cfg = policy_config
-    itemsize = jnp.dtype(cfg.dtype).itemsize
-    cached = task.prompt_length / 2 + task.max_response_length / 2  # positions on average; a group shares its prompt
+    weights = cfg.num_layers * layer_weights(cfg) + head_weights(cfg)
+    cached = task.prompt_length / 2 / group_size + task.max_response_length / 2  # on average; a group shares its prompt
     keys_and_values = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * cached
-    return itemsize * (matmul_flops_per_token(cfg) / 2 / num_responses + keys_and_values)
+    return jnp.dtype(cfg.dtype).itemsize * (weights / responses_per_copy + keys_and_values)
 
 
-def matmul_flops_per_token(policy_config) -> int:
-    """Multiply-adds, times 2, of one token through the projections and the head, without attention scores."""
+def layer_weights(policy_config) -> int:
+    """Of the projections of one layer: each is a multiply-add for a token."""
     cfg = policy_config
     attention = cfg.d_model * cfg.head_dim * (2 * cfg.num_heads + 2 * cfg.num_kv_heads)
-    return 2 * (cfg.num_layers * (attention + 3 * cfg.d_model * cfg.d_ff) + cfg.d_model * cfg.vocab_size)
+    return attention + 3 * cfg.d_model * cfg.d_ff
+
+
+def head_weights(policy_config) -> int:
+    """Of the unembedding."""
+    return policy_config.d_model * policy_config.vocab_size
+
+
+def matmul_flops(policy_config, task: RandomTokens, num_prompts: int, group_size: int) -> int:
+    """Multiply-adds, times 2, of one batch through projections and head, without attention scores.
+
+    So much is sampling, and so much is the forward pass of an update. The layers see a prompt once for its group, and
+    every token of a response but its last; the head sees R positions of a response, the prompt's last among them.
+    """
+    cfg, length = policy_config, task.max_response_length
+    through_layers = num_prompts * (task.prompt_length + group_size * (length - 1))
+    through_head = num_prompts * group_size * length
+    return 2 * (cfg.num_layers * layer_weights(cfg) * through_layers + head_weights(cfg) * through_head)
 
 
 def measure(config: ConfigDict, records: IO[str]) -> dict:
@@ -143,10 +196,11 @@ def measure(config: ConfigDict, records: IO[str]) -> dict:
         jax.block_until_ready(responses)
         clock.append(time.perf_counter())
         buffer.push(steps, slots, index, generator.score(prompts, responses, index))
-        rollout, _ = buffer.pop(index, run.schedule.behavior_versions(index))
+        rollout, _ = buffer.pop(index, steps)
         batch = jax.block_until_ready(jax.device_put(rollout, mesh_lib.batch_sharding(run.mesh)))
         clock.append(time.perf_counter())
-        run.state, metrics = jax.block_until_ready(run.update(run.state, batch))
+        with jax.set_mesh(run.mesh):  # as train.py: what keeps arrays split over devices reads the mesh in use
+            run.state, metrics = jax.block_until_ready(run.update(run.state, batch))
         clock.append(time.perf_counter())
         records.write(json.dumps(plain(train.finish({"step": index}, metrics))) + "\n")
         clock.append(time.perf_counter())
@@ -156,13 +210,13 @@ def measure(config: ConfigDict, records: IO[str]) -> dict:
     step_seconds = np.median(parts.sum(axis=1))
     sampling, update = np.median(parts[:, 1]), np.median(parts[:, 3])
     host = np.median(parts[:, [0, 2, 4]].sum(axis=1))
-    peak, bandwidth = matmul_peak(config.policy.dtype), memory_bandwidth()
+    peak, bandwidth = matmul_peak(run.mesh, config.policy.dtype), memory_bandwidth(run.mesh)
 
-    per_token = matmul_flops_per_token(generator.policy.config)
-    tokens = config.num_prompts * (task.prompt_length + config.group_size * (task.max_response_length - 1))
-    num_responses = config.num_prompts * config.group_size
+    policy_config, num_responses = generator.policy.config, config.num_prompts * config.group_size
+    forward = matmul_flops(policy_config, task, config.num_prompts, config.group_size)
     sampled = num_responses * task.max_response_length / sampling
-    bound = bandwidth / bytes_per_sampled_token(generator.policy.config, task, num_responses)
+    responses_per_copy = num_responses // mesh_lib.batch_shards(run.mesh)
+    bound = bandwidth / bytes_per_sampled_token(policy_config, task, config.group_size, responses_per_copy)
     return {
         "step_seconds": step_seconds,
         "step_seconds_quartiles": np.quantile(parts.sum(axis=1), [0.25, 0.75]),
@@ -173,12 +227,12 @@ def measure(config: ConfigDict, records: IO[str]) -> dict:
         "sampling_share": sampling / step_seconds,
         "update_share": update / step_seconds,
         "peak_flops": peak,
-        "peak_share_of_update": 3 * per_token * tokens / update / peak,  # a backward pass is two forward passes
-        "peak_share_of_sampling": per_token * tokens / sampling / peak,
+        "peak_share_of_update": 3 * forward / update / peak,  # a backward pass is two forward passes
+        "peak_share_of_sampling": forward / sampling / peak,
         "memory_bandwidth": bandwidth,
         "sampled_tokens_per_second": sampled,
         "bandwidth_bound_share_of_sampling": sampled / bound,
-        "peak_share_of_step": 4 * per_token * tokens / step_seconds / peak,
+        "peak_share_of_step": 4 * forward / step_seconds / peak,
         "steps": config.steps,
     }
 

@@ -47,6 +47,7 @@ def run(
     validate: Callable[[ConfigDict], None] = validate_on_this_machine,
     several_processes: bool = False,
     mesh_may_differ: bool = True,
+    optional: Sequence[str] = (),
 ) -> NoReturn:
     """Parses sys.argv, checks it, calls main(config, workdir), and exits.
 
@@ -57,6 +58,7 @@ def run(
       validate: raises FlagError for a config that cannot be run.
       several_processes: whether it can run as several processes; then there are flags for that.
       mesh_may_differ: whether results on another mesh are as good, so that a workdir may go on there.
+      optional: sections of the default config that another may lack.
     """
 
     def flags_parser(argv):
@@ -64,6 +66,7 @@ def run(
             define_host_flags(flags.FLAGS)
         with _exits_in_one_line():
             parse(argv, flags.FLAGS, ROOT / default_config)
+            check_sections(flags.FLAGS["config"], ROOT / default_config, optional)
         return argv[:1]
 
     def absl_main(argv):
@@ -143,6 +146,14 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise FlagError("config", path, f"get_config() returned {type(config).__name__}: make it return a ConfigDict")
     return config
+
+
+def check_sections(flag: flags.Flag, default_config: pathlib.Path, optional: Sequence[str] = ()) -> None:
+    """Raises FlagError for the config of another experiment, which lacks a section of this one's default."""
+    missing = [name for name in load_config(default_config) if name not in (*flag.value, *optional)]
+    if missing:
+        path = config_flags.get_config_filename(flag)
+        raise FlagError("config", path, f"has no section {missing[0]}: give one like {default_config}")
 
 
 def _value(arg: str) -> str:

@@ -62,7 +62,8 @@ def validate(config: ConfigDict) -> None:
 def programs(config: ConfigDict, mesh) -> tuple[dict, dict]:
     """The learner state, sharded and abstract, and the lowered programs of a learner step by name.
 
-    `update` and `sampling` are always among them, `paired_gram` if the config compares gradients.
+    `update` and `sampling` are always among them, `paired_gram` if the config compares gradients, `proximal_logprobs`
+    if a batch is learned from in several updates.
     """
     import jax
     import jax.numpy as jnp
@@ -81,16 +82,23 @@ def programs(config: ConfigDict, mesh) -> tuple[dict, dict]:
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
     loss_fn = surrogate_loss(policy, surrogate, temperature, config.correction, config.microbatch_prompts)
     n, g, p, r = config.num_prompts, config.group_size, shape.prompt_length, shape.max_response_length
+    minibatch, several_updates = n // config.updates_per_batch, config.updates_per_batch > 1
 
     def array(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.batch_sharding(mesh))
 
-    rollout = Rollout(
-        prompts=Prompts(array((n, p), jnp.int32), array((n, p), bool), array((n,), jnp.int32)),
-        responses=Responses(array((n, g, r), jnp.int32), array((n, g, r), bool), array((n, g, r), jnp.float32)),
-        rewards_NxG=array((n, g), jnp.float32),
-        behavior_version_N=array((n,), jnp.int32),
-    )
+    prompts = Prompts(array((n, p), jnp.int32), array((n, p), bool), array((n,), jnp.int32))
+
+    def rollout(n, proximal_logprobs=None):
+        return Rollout(
+            prompts=jax.tree.map(lambda leaf: array((n, *leaf.shape[1:]), leaf.dtype), prompts),
+            responses=Responses(array((n, g, r), jnp.int32), array((n, g, r), bool), array((n, g, r), jnp.float32)),
+            rewards_NxG=array((n, g), jnp.float32),
+            behavior_version_N=array((n,), jnp.int32),
+            proximal_logprobs_NxGxR=proximal_logprobs,
+        )
+
+    batch = rollout(minibatch, array((minibatch, g, r), jnp.float32) if several_updates else None)
     state = jax.eval_shape(lambda key: learner.initial_state(optimizer, policy.init(key)), jax.random.key(0))
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -99,11 +107,11 @@ def programs(config: ConfigDict, mesh) -> tuple[dict, dict]:
     )
     with jax.set_mesh(mesh):
         lowered = {
-            "update": learner.make_update(loss_fn, optimizer, state, mesh).lower(state, rollout),
+            "update": learner.make_update(loss_fn, optimizer, state, mesh).lower(state, batch),
             "sampling": sample.lower(
                 policy,
                 state.params,
-                rollout.prompts,
+                prompts,
                 jax.eval_shape(lambda: jax.random.key(0)),
                 array((n,), jnp.int32),
                 array((n,), jnp.int32),
@@ -119,7 +127,10 @@ def programs(config: ConfigDict, mesh) -> tuple[dict, dict]:
             paired_gram = learner.make_paired_gram(
                 policy, surrogate, temperature, config.correction, config.microbatch_prompts, blocks
             )
-            lowered["paired_gram"] = paired_gram.lower(state.params, rollout, rollout)
+            lowered["paired_gram"] = paired_gram.lower(state.params, batch, batch)
+        if several_updates:
+            scorer = learner.make_scorer(policy, temperature)
+            lowered["proximal_logprobs"] = scorer.lower(state.params, rollout(minibatch))
     return state, lowered
 
 
@@ -132,11 +143,38 @@ def bytes_per_device(tree) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def parameter_copies(config: ConfigDict) -> dict[str, int]:
+    """The most copies of the parameters that training keeps beside its state while a program runs, by its name.
+
+    They are the proximal policy and, for `metrics.parameter_drift`, the first version and all in flight. The oldest of
+    these goes once the drift is measured, before an update.
+    """
+    import numpy as np
+
+    from staleness_grpo import train
+
+    before, after, versions = 0, 0, set()
+    if config.metrics.parameter_drift:
+        schedule = train.lag_schedule(config)
+        for step in range(config.steps):
+            if np.any(schedule.due(step, config.steps)[0] > step):
+                versions.add(step)
+            before = max(before, 1 + len(versions))
+            versions = {version for version in versions if version > step - config.lag.max_lag}
+            after = max(after, 1 + len(versions))
+    proximal = int(config.updates_per_batch > 1)
+    return dict(
+        sampling=before + proximal, proximal_logprobs=before + proximal,
+        update=after + proximal, paired_gram=after + proximal,
+    )  # fmt: skip
+
+
 def measure(config: ConfigDict) -> dict:
     """Bytes on each device: of the learner state, and for each program of a step of its temporaries and at its peak.
 
-    The peak counts the whole learner state, which stays while a program runs, the program's other arguments, its
-    results and temporaries, and its code. Of a program that the compiler knows not to fit there is its reason alone.
+    The peak counts the whole learner state and the copies of parameters beside it, which stay while a program runs, the
+    program's other arguments, its results and temporaries, and its code. Of a program that the compiler knows not to
+    fit there is its reason alone.
     """
     import jax
 
@@ -153,6 +191,7 @@ def measure(config: ConfigDict) -> dict:
         "state_bytes": state_bytes,
         "programs": {},
     }
+    copies = parameter_copies(config)
     for name, program in lowered.items():
         try:
             analysis = program.compile().memory_analysis()
@@ -161,7 +200,8 @@ def measure(config: ConfigDict) -> dict:
                 raise
             summary["programs"][name] = {"refused": str(error).splitlines()[0]}
             continue
-        resident = state_bytes - (state_bytes if name == "update" else params_bytes)  # beside the program's arguments
+        kept = state_bytes + copies[name] * params_bytes
+        resident = kept - (state_bytes if name == "update" else params_bytes)  # beside the program's arguments
         results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
         parts = (analysis.argument_size_in_bytes, results, analysis.temp_size_in_bytes)
         summary["programs"][name] = {

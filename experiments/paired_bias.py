@@ -10,11 +10,13 @@ missing and draws the figures again.
 
 import itertools
 import json
+import math
 import pathlib
 
 from ml_collections import ConfigDict
 
 from experiments import cli
+from staleness_grpo import config as config_lib
 from staleness_grpo.config import ConfigError
 
 
@@ -44,16 +46,31 @@ def trainings(config: ConfigDict) -> dict[str, ConfigDict]:
         with cell.unlocked():
             del cell.paired
         cell.lag.max_lag, cell.optimizer.learning_rate = max_lag, learning_rate
-        found[f"S{max_lag}-eta{learning_rate:g}"] = cell
+        found[f"S{max_lag}-eta{short(learning_rate)}"] = cell
     return found
+
+
+def short(learning_rate: float) -> str:
+    """The learning rate in as few digits as tell it from any other."""
+    return f"{learning_rate:g}" if float(f"{learning_rate:g}") == learning_rate else repr(learning_rate)
 
 
 def validate(config: ConfigDict) -> None:
     """Refuses what cannot be trained or compared. Raises ConfigError."""
-    for flag in ("max_lags", "learning_rates"):
-        values = config.paired[flag]
-        if not values or len(set(values)) < len(values):
-            raise ConfigError(f"paired.{flag}", values, "give one value or more, each once")
+    defaults = config_lib.default()
+    for flag, trained, kind, accepts, what in (
+        ("max_lags", "lag.max_lag", int, lambda lag: lag >= 0, "whole numbers >= 0"),
+        ("learning_rates", "optimizer.learning_rate", (int, float), lambda rate: 0 < rate < math.inf, "numbers > 0"),
+    ):
+        values = config.paired.get(flag)
+        sound = isinstance(values, (tuple, list)) and all(
+            isinstance(value, kind) and not isinstance(value, bool) and accepts(value) for value in values
+        )
+        if not sound or not values or len(set(values)) < len(values):
+            raise ConfigError(f"paired.{flag}", values, f"give one value or more, each once: {what}")
+        value = config_lib.field(config, trained)
+        if value not in (config_lib.field(defaults, trained), *values):
+            raise ConfigError(trained, value, f"it is that of no training: leave it out, and give paired.{flag}")
     if not config.metrics.paired_every:
         raise ConfigError("metrics.paired_every", 0, "nothing would be compared: give a number of learner steps")
     if config.steps <= max(config.paired.max_lags) + config.metrics.paired_every:

@@ -56,16 +56,19 @@ def summarize(cells: list[dict]) -> dict:
 def slope(cells: list[dict], abscissa: str) -> dict | None:
     """d log(bias norm) / d log(abscissa) over stale cells with a positive estimate, all and before clipping.
 
-    By least squares, with a bootstrap over cells. None for fewer than four.
+    By least squares, with a bootstrap over cells. None for fewer than four. An estimate that came out as 0 has no
+    logarithm. Where the bias is small beside the noise, such cells are left out (`num_left_out`) and the ones beside
+    them that came out too large stay, so that the slope is biased, towards 0 if that is at the small end.
     """
-    usable = [cell for cell in cells if cell["max_lag"] > 0 and cell["bias_norm"] > 0 and cell[abscissa]]
+    stale = [cell for cell in cells if cell["max_lag"] > 0 and cell["bias_norm"] >= 0 and cell[abscissa]]
     return {
-        "all": _fit(usable, abscissa),
-        "unclipped": _fit([c for c in usable if c["clip_fraction"] < CLIPPED], abscissa),
+        "all": _fit(stale, abscissa),
+        "unclipped": _fit([c for c in stale if c["clip_fraction"] < CLIPPED], abscissa),
     }
 
 
-def _fit(cells: list[dict], abscissa: str) -> dict | None:
+def _fit(stale: list[dict], abscissa: str) -> dict | None:
+    cells = [cell for cell in stale if cell["bias_norm"] > 0]
     if len(cells) < 4:
         return None
     x = np.log([cell[abscissa] for cell in cells])
@@ -82,6 +85,7 @@ def _fit(cells: list[dict], abscissa: str) -> dict | None:
         "interval": [float(bound) for bound in np.quantile(slopes, [0.025, 0.975])],
         "r_squared": float(1 - np.sum((y - fitted) ** 2) / np.sum((y - y.mean()) ** 2)),
         "n": len(cells),
+        "num_left_out": len(stale) - len(cells),
     }
 
 
@@ -108,9 +112,10 @@ def claims(cells: list[dict], slopes: dict) -> list[dict]:
         found = slopes.get(abscissa, {}).get("unclipped")
         if found:
             low, high = found["interval"]
+            left_out = f" ({found['num_left_out']} more have an estimate of 0)" if found["num_left_out"] else ""
             rows.append(
                 (
-                    f"slope of log bias against log {name}, cells with a clip fraction below {CLIPPED:g}",
+                    f"slope of log bias against log {name}, cells with a clip fraction below {CLIPPED:g}{left_out}",
                     "1: bias of O(S eta)", found["slope"], found["interval"], found["n"], 0 < low <= 1 <= high,
                 )
             )  # fmt: skip

@@ -119,4 +119,5 @@ if __name__ == "__main__":
         lambda config, workdir: main(config, workdir, chosen_share(flag.value)),
         default_config="experiments/configs/scaling_laws.py",
         validate=_validate,
+        optional=("variants",),
     )

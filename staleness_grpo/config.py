@@ -112,7 +112,7 @@ def default() -> ConfigDict:
             metrics=dict(
                 lags=False,  # the lag of every group in every record: what staleness.trace makes a trace of
                 paired_every=0,  # learner steps between comparisons of a batch's gradient with a fresh one's; 0: never
-                paired_blocks=0,  # parts of whole groups that their intervals are made of; 0: each group is one
+                paired_blocks=0,  # parts of whole groups that intervals are made of, 4 or more; 0: each group is one
                 parameter_drift=True,  # keeps the parameters of every version in flight, up to S + 1 copies
             ),
             checkpoint=dict(
@@ -282,6 +282,8 @@ def _check_names(config: ConfigDict) -> None:
 
 
 def _check_combinations(config: ConfigDict) -> None:
+    from staleness_grpo.bias.paired import FEWEST_BLOCKS
+
     updates = config.updates_per_batch
     _require(
         config.num_prompts % updates == 0,
@@ -306,10 +308,16 @@ def _check_combinations(config: ConfigDict) -> None:
     )
     blocks = config.metrics.paired_blocks
     _require(
-        blocks == 0 or (blocks > 1 and config.num_prompts % blocks == 0),
+        blocks == 0 or (blocks >= FEWEST_BLOCKS and config.num_prompts % blocks == 0),
         config,
         "metrics.paired_blocks",
-        f"give 0, or a divisor of num_prompts={config.num_prompts} above 1",
+        f"give 0, or a divisor of num_prompts={config.num_prompts} that is {FEWEST_BLOCKS} or more",
+    )
+    _require(
+        config.metrics.paired_every == 0 or config.num_prompts >= FEWEST_BLOCKS,
+        config,
+        "num_prompts",
+        f"too few groups to compare, with metrics.paired_every: give {FEWEST_BLOCKS} or more",
     )
     _require(
         config.metrics.paired_every == 0 or updates == 1,
@@ -413,6 +421,14 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
         config,
         "microbatch_prompts",
         f"give 0, or a divisor of num_prompts / updates_per_batch and a multiple of mesh.data * mesh.fsdp = {shards}",
+    )
+    block = config.num_prompts // (config.metrics.paired_blocks or config.num_prompts)
+    _require(
+        config.metrics.paired_every == 0 or block % shards == 0,
+        config,
+        "metrics.paired_blocks",
+        f"a block has {block} of the groups, which do not divide over the mesh: make num_prompts={config.num_prompts} "
+        f"/ metrics.paired_blocks a multiple of mesh.data * mesh.fsdp = {shards}",
     )
     if config.policy.checkpoint is None:
         for flag in ("policy.num_heads", "policy.num_kv_heads"):

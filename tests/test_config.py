@@ -42,6 +42,7 @@ def test_the_default_is_valid(num_devices):
         {"correction.name": "clip_higher", "surrogate.length_normalization": "tokens"},
         {"task": ENUMERABLE, "warm_start.steps": 0},
         {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+        {"metrics.paired_every": 1, "metrics.paired_blocks": 16, "mesh.fsdp": 2, "mesh.tensor": 4},
     ],
 )
 def test_unusual_but_sound_configs_are_accepted(overrides):
@@ -127,6 +128,10 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
     [
         ({"num_prompts": 6, "mesh.data": 2, "mesh.fsdp": 2}, "num_prompts=6", "multiple of .* = 4"),
         ({"mesh.data": 16}, "mesh.data=16", "at most 8"),
+        ({"metrics.paired_every": 1, "mesh.fsdp": 2}, "metrics.paired_blocks=0", "has 1 .* multiple of .* = 2"),
+        ({"metrics.paired_every": 9, "metrics.paired_blocks": 16, "mesh.data": 8}, "metrics.paired_blocks=16", "4 .*8"),
+        ({"metrics.paired_every": 1, "num_prompts": 2}, "num_prompts=2", "4 or more"),
+        ({"metrics.paired_blocks": 2}, "metrics.paired_blocks=2", "4 or more"),
         ({"num_prompts": 8, "updates_per_batch": 4, "lag.max_lag": 3, "mesh.data": 4}, "num_prompts=8", "of .* = 16"),
         ({"updates_per_batch": 4, "lag.max_lag": 2}, "lag.max_lag=2", "3 updates old"),
         ({"mesh.tensor": 8}, "policy.num_heads=4", "multiple of mesh.tensor=8"),

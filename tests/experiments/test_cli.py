@@ -124,6 +124,24 @@ def test_broken_config_files_are_refused(tmp_path, text, reason):
     one_line(error)
 
 
+@pytest.mark.parametrize(
+    ("default", "section"),
+    [
+        ("paired_bias", "paired"), ("memory_llama_1b", "benchmark"), ("benchmark", "benchmark"),
+        ("scaling_laws", "sweep"), ("bias", "adam"), ("corrections", "corrections"),
+    ],
+)  # fmt: skip
+def test_the_config_of_another_experiment_is_refused(default, section):
+    configs = cli.ROOT / "experiments" / "configs"
+    default_config, path = configs / f"{default}.py", configs / "arithmetic.py"
+    own = parsed(default_config=default_config)
+    cli.check_sections(own["config"], default_config)
+    others = parsed(f"--config={path}", default_config=default_config)
+    with pytest.raises(config_lib.FlagError, match=f"^--config={path}: has no section {section}: ") as error:
+        cli.check_sections(others["config"], default_config, optional=("variants",))
+    one_line(error)
+
+
 def test_a_folder_or_a_missing_default_is_no_config_file(tmp_path):
     for path in (tmp_path, tmp_path / "absent.py"):
         with pytest.raises(config_lib.FlagError, match="no such file"):
@@ -252,6 +270,13 @@ def test_command_with_an_unknown_flag(tmp_path):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "--wrkdir=out: unknown flag: did you mean --workdir?\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["default.py", "experiment.py"]
+
+
+def test_command_with_a_config_of_another_experiment(tmp_path):
+    (tmp_path / "other.py").write_text(GOOD + "def get_config(c=get_config()):\n    del c.lag\n    return c\n")
+    result = start(tmp_path, "--workdir=out", "--config=other.py")
+    assert result.returncode == 2
+    assert result.stderr == f"--config=other.py: has no section lag: give one like {tmp_path / 'default.py'}\n"
 
 
 def test_command_that_runs_and_one_with_a_bug(tmp_path):

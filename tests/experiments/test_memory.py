@@ -10,27 +10,90 @@ import pytest
 
 from experiments import cli, memory
 from experiments.workdir import check_workdir
-from staleness_grpo import metrics
+from staleness_grpo import mesh as mesh_lib
+from staleness_grpo import metrics, train
 from staleness_grpo.config import ConfigError, FlagError
+from staleness_grpo.rollouts import Generator
+from tests.test_train import tiny_config
 
 LLAMA_1B = cli.ROOT / "experiments/configs/memory_llama_1b.py"
 SMALL = {
     "policy.num_layers": 1, "policy.d_model": 16, "policy.num_heads": 2, "policy.num_kv_heads": 1, "policy.d_ff": 32,
     "policy.head_dim": 8, "benchmark.vocab_size": 64, "benchmark.max_response_length": 8,
-    "policy.vocab_chunks": 4, "metrics.paired_every": 1,
+    "policy.vocab_chunks": 4, "num_prompts": 4, "benchmark.prompt_length": 16,
 }  # fmt: skip
+COMPARED = {"metrics.paired_every": 1}
+SEVERAL_UPDATES = {"updates_per_batch": 2, "lag.max_lag": 3, "metrics.parameter_drift": True}
 
 
-def test_every_program_holds_the_learner_state():
+def small(**fields):
     config = cli.load_config(LLAMA_1B)
-    config.update_from_flattened_dict(SMALL)
+    config.update_from_flattened_dict(SMALL | fields)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("fields", "copies"),
+    [
+        (COMPARED, {"update": 0, "sampling": 0, "paired_gram": 0}),
+        (SEVERAL_UPDATES, {"update": 4, "sampling": 4, "proximal_logprobs": 4}),
+    ],
+    ids=["compared", "several_updates"],
+)
+def test_every_program_holds_the_learner_state_and_the_copies_of_parameters(fields, copies):
+    config = small(**fields)
     memory.validate(config)
     summary = memory.measure(config)
     # Parameters, two moments and the last gradient; the version, and the counters of Adam and of the learning rate.
     assert summary["state_bytes"] == 4 * (4 * summary["num_params"] + 3)
-    assert set(summary["programs"]) == {"update", "sampling", "paired_gram"}
-    for found in summary["programs"].values():
-        assert found["peak_bytes"] > summary["state_bytes"] + found["temporary_bytes"] > summary["state_bytes"]
+    assert set(summary["programs"]) == set(copies)
+    for name, found in summary["programs"].items():
+        assert found["temporary_bytes"] > 0
+        lasting = found["peak_bytes"] - found["temporary_bytes"] - found["code_bytes"]
+        batch_and_results = lasting - summary["state_bytes"] - copies[name] * 4 * summary["num_params"]
+        assert 0 < batch_and_results < 4 * summary["num_params"], name  # so there is no other number of copies
+
+
+def test_an_update_is_of_its_minibatch():
+    """Tokens, masks and rewards of 2 of 4 groups, with the log-probabilities of the behavior and proximal policies."""
+    config = small(**SEVERAL_UPDATES, **{"correction.name": "decoupled_ppo"})
+    state, lowered = memory.programs(config, mesh_lib.make_mesh())
+    groups, responses, prompt, length = 2, 4, 16, 8
+    batch = groups * (prompt * (4 + 1) + responses * (length * (4 + 1 + 4 + 4) + 4))
+    found = lowered["update"].compile().memory_analysis().argument_size_in_bytes
+    assert found == memory.bytes_per_device(state) + batch
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lag.max_lag": 0},
+        {"lag.max_lag": 3},
+        {"lag.max_lag": 5},
+        {"lag.max_lag": 3, "updates_per_batch": 2},
+        {"lag.max_lag": 3, "metrics.parameter_drift": False},
+        {"lag.max_lag": 3, "lag.schedule": "cyclic"},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+def test_copies_of_parameters_are_those_that_a_training_keeps(fields, monkeypatch):
+    config = tiny_config(steps=9, **fields)
+    run = train.build(config)
+    kept = {"sampling": 0, "update": 0}
+
+    def counted(name, function):
+        def call(*args):
+            copies = 0 if run.drift is None else 1 + len(run.drift.versions)
+            kept[name] = max(kept[name], copies + (run.proximal_params is not None))
+            return function(*args)
+
+        return call
+
+    run.update = counted("update", run.update)
+    monkeypatch.setattr(Generator, "sample", counted("sampling", Generator.sample))
+    list(train.train(run, config))
+    found = memory.parameter_copies(config)
+    assert {name: found[name] for name in kept} == kept
 
 
 def test_what_was_measured_on_another_mesh_is_another_result(tmp_path):

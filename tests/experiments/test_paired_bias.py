@@ -1,6 +1,7 @@
 """The paired bias as a command: trainings, cells, summary, figure; a second call; refusals."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -64,13 +65,15 @@ def test_a_comparison_that_is_not_finite_is_left_out_and_counted():
     grams = rng.normal(size=(5, 4, 8, 8)).tolist()
     grams[3][0][1][2] = None  # as the records write NaN
     fractions = dict(clip_fraction=0.06, clip_fraction_positive=0.1, clip_fraction_negative=0.03)
-    records = [{"step": k, "lag_mean": 4, "paired_gram": gram, "drift_from_behavior": 2.0, "paired_reward_failures": 1}
-               | fractions for k, gram in enumerate(grams)]  # fmt: skip
+    same = dict(lag_mean=4, paired_reward_failures=1) | fractions
+    records = [{"step": k, "paired_gram": gram, "drift_from_behavior": float(k)}
+               | same for k, gram in enumerate(grams)]  # fmt: skip
     config = paired_bias.trainings(tiny())["S4-eta0.01"]
     found = paired_summary.cell(config, records, {"collapsed": False, "final_eval_reward": None})
     sound = paired_summary.cell(config, records[:3] + records[4:], {"collapsed": False, "final_eval_reward": None})
     assert (found["num_comparisons"], found["num_not_finite"], found["num_reward_failures"]) == (4, 1, 4)
     assert found | {"num_not_finite": 0} == sound and found["clip_fraction"] == pytest.approx(0.06)
+    assert found["drift"] == pytest.approx(np.sqrt((0 + 1 + 4 + 16) / 4))  # root mean square of steps 0, 1, 2 and 4
 
 
 def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
@@ -84,7 +87,21 @@ def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
     np.testing.assert_allclose(found["unclipped"]["slope"], 1.5, rtol=1e-12)
     np.testing.assert_allclose(found["unclipped"]["interval"], [1.5, 1.5], rtol=1e-9)
     assert found["unclipped"]["n"] == 5 and found["all"]["n"] == 6 and found["all"]["slope"] < 1.5
+    assert found["unclipped"]["num_left_out"] == 0
     assert paired_summary.slope(cells[:3], "s_eta") == {"all": None, "unclipped": None}
+
+
+def test_cells_without_a_positive_estimate_are_left_out_of_a_slope_and_counted():
+    def cell(lag, bias_norm):
+        return {"max_lag": lag, "s_eta": lag * 1e-3, "bias_norm": bias_norm, "clip_fraction": 0.0, "eval_rewards": [],
+                "num_comparisons": 1}  # fmt: skip
+
+    cells = [cell(lag, 0.3 * lag) for lag in (4, 8, 16, 32)]
+    others = [cell(1, 0.0), cell(2, 0.0), cell(64, math.nan)]  # the last never reached its lag
+    found = paired_summary.slope(cells + others, "s_eta")["unclipped"]
+    assert found == paired_summary.slope(cells, "s_eta")["unclipped"] | {"num_left_out": 2}
+    (claim,) = paired_summary.claims(cells + others, {"s_eta": {"unclipped": found}})
+    assert "(2 more have an estimate of 0)" in claim["claim"] and claim["n"] == 4
 
 
 @pytest.mark.parametrize(
@@ -96,6 +113,15 @@ def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
         ("metrics.paired_blocks", 3, "metrics.paired_blocks"),
         ("metrics.paired_blocks", 1, "metrics.paired_blocks"),
         ("paired.max_lags", (0, 10), "steps"),
+        ("paired.max_lags", (0, 1.5), "paired.max_lags"),
+        ("paired.max_lags", (0, "a"), "paired.max_lags"),
+        ("paired.max_lags", (0, -2), "paired.max_lags"),
+        ("paired.learning_rates", (1e-3, "a"), "paired.learning_rates"),
+        ("paired.learning_rates", (1e-3, float("nan")), "paired.learning_rates"),
+        ("paired.learning_rates", (0.0,), "paired.learning_rates"),
+        ("lag.max_lag", 5, "lag.max_lag"),
+        ("optimizer.learning_rate", 0.5, "optimizer.learning_rate"),
+        ("metrics.paired_blocks", 2, "metrics.paired_blocks"),
         ("lag.schedule", "uniform", "lag.schedule"),
     ],
 )
@@ -104,6 +130,20 @@ def test_what_cannot_be_compared_is_refused_by_flag(field, value, flag):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=f"^--config.{flag}="):
         paired_bias.validate(config)
+
+
+def test_each_training_has_a_folder_of_its_own():
+    config = tiny()
+    config.paired.update(dict(max_lags=(0, 4), learning_rates=(1e-4, 1.0000001e-4, 1.0000002e-4, 1)))
+    paired_bias.validate(config)
+    names = ["0.0001", "0.00010000001", "0.00010000002", "1"]
+    assert list(paired_bias.trainings(config)) == [f"S{lag}-eta{name}" for lag in (0, 4) for name in names]
+
+
+def test_a_config_may_say_itself_what_one_of_its_trainings_is():
+    config = tiny()
+    config.lag.max_lag, config.optimizer.learning_rate = 4, 0.01
+    paired_bias.validate(config)
 
 
 def test_one_update_for_each_batch():
