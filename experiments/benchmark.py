@@ -72,19 +72,19 @@ def validate(config: ConfigDict) -> None:
 
 
 def validate_for(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
-    """`config.validate`, with the vocabulary of the benchmark in place of a task's. Raises ConfigError."""
+    """`config.validate`, with the benchmark's random tokens in place of a task's. Raises ConfigError."""
     from staleness_grpo.policy.configured import make_policy
 
-    general = config.copy_and_resolve_references()
-    general.policy.vocab_chunks = 1
-    config_lib.validate(general, num_devices, platform)
+    config_lib.validate_without_task(config, num_devices, platform)
     for name in (field.name for field in dataclasses.fields(RandomTokens)):
         size = config.benchmark.get(name)
         if not isinstance(size, int) or size < 1:
             raise ConfigError(f"benchmark.{name}", size, "give a whole number >= 1")
     vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
-    if (known := make_policy(general.policy, vocab_size).config.vocab_size) != vocab_size:
-        raise ConfigError("benchmark.vocab_size", vocab_size, f"policy.checkpoint has {known} tokens: give {known}")
+    if config.policy.checkpoint is not None:
+        known = make_policy(config.policy, vocab_size).config.vocab_size
+        if known != vocab_size:
+            raise ConfigError("benchmark.vocab_size", vocab_size, f"policy.checkpoint has {known} tokens: give {known}")
     if vocab_size % chunks:
         raise ConfigError("policy.vocab_chunks", chunks, f"give a divisor of benchmark.vocab_size={vocab_size}")
 

@@ -188,6 +188,12 @@ def validate(config: ConfigDict, num_devices: int, platform: str | None = None) 
     Raises:
       ConfigError: naming the first field found wrong.
     """
+    validate_without_task(config, num_devices, platform)
+    _check_task(config)
+
+
+def validate_without_task(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
+    """`validate`, but for what depends on the task's tokens: for programs that have tokens of their own."""
     _check_types(config, default())
     _check_ranges(config)
     _check_names(config)
@@ -198,7 +204,6 @@ def validate(config: ConfigDict, num_devices: int, platform: str | None = None) 
     _check_attention(config, platform)
     _check_checkpoint(config)
     _check_saving(config)
-    _check_task(config)
 
 
 def field(config: ConfigDict, flag: str):
