@@ -122,13 +122,14 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
     except flags.Error as error:
         # "flag --config.steps=abc: invalid literal for int()", or a sentence that names the flag.
         name = re.search(r"--([\w.]+)", str(error))[1]
-        value = next((_value(arg) for arg in argv if re.match(f"--?{re.escape(name)}=", arg)), "")
+        given = [_value(arg) for arg in argv if re.match(f"--?{re.escape(name)}=", arg)]  # the last one counts
         mend = "give a value"
         if name.startswith("config."):
             *sections, last = name.split(".")[1:]
             section = config_lib.field(config, ".".join(sections)) if sections else config
             mend = f"give {config_lib.of_type(section.get_type(last), section[last])}, after --config"
-        raise FlagError(name, value, f"{str(error).split(': ', 1)[-1]}: {mend}") from error
+        reason = re.sub(r"\('(.*)', .*\)", r"\1", str(error).split(": ", 1)[-1])  # of a boolean flag a tuple
+        raise FlagError(name, given[-1] if given else "", f"{reason}: {mend}") from error
     if positional:
         raise FlagError("config", path, f"{positional[0]!r} belongs to no flag: write --name=value")
 

@@ -6,18 +6,10 @@
 Hardware: a CPU. Outcome: README.
 """
 
-from ml_collections import ConfigDict, config_dict
-
 from experiments import llama_shapes
-from experiments.configs import gsm8k_llama32_3b
-from staleness_grpo import config as config_lib
+from experiments.configs import gsm8k_llama32_3b, memory_grid_1b
 
 
 def get_config():
-    """The grid's config with the checkpoint's shape in place of the checkpoint, and prompts of up to 320 tokens."""
-    config = gsm8k_llama32_3b.get_config()
-    config.task = config_lib.default().task
-    config.policy.update(llama_shapes.LLAMA_32_3B)
-    config.benchmark = ConfigDict(dict(vocab_size=128_256, prompt_length=320, max_response_length=1024))
-    config.topology = config_dict.placeholder(str)
-    return config
+    """The grid's config with the checkpoint's shape in place of the checkpoint."""
+    return memory_grid_1b.of_shape(gsm8k_llama32_3b.get_config(), llama_shapes.LLAMA_32_3B)

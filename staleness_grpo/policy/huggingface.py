@@ -8,6 +8,7 @@ parameters, the host holds one tensor at a time.
 import functools
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
@@ -127,9 +128,8 @@ def save(
 
     Raises:
       CheckpointError: if the source cannot be read, before anything is written, or for a policy of no architecture.
+      OSError: for a full disk, among others.
     """
-    from safetensors.numpy import save_file
-
     first = jax.process_index() == 0
 
     folder = pathlib.Path(folder)
@@ -149,7 +149,7 @@ def save(
     for file, shard in zip(files, shards, strict=True):
         tensors = {stored_name(path): to_stored(path, mesh_lib.get_whole(leaf)) for path, leaf in shard}
         if first:
-            save_file(tensors, folder / file, metadata={"format": "pt"})  # transformers wants to read the format
+            write_tensors(tensors, folder / file)
         weight_map |= dict.fromkeys(tensors, file)
     if not first:
         return
@@ -160,6 +160,20 @@ def save(
         total = sum(leaf.nbytes for _, leaf in leaves)
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_tensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """One file of weights. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers wants to read the format
+    except SafetensorError as error:  # which has the system's number in its text alone
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict[str, pathlib.Path]:

@@ -82,7 +82,12 @@ def test_overrides_reach_the_config(config_file):
         (["--config.steps=many"], "--config.steps=many: ", "type int, as in 300"),
         (["--config.steps=1.5"], "--config.steps=1.5: ", "type int, as in 300"),
         (["--config.optimizer.learning_rate=1:2"], "--config.optimizer.learning_rate=1:2: ", "type float"),
-        (["--config.surrogate.normalize_std=maybe"], "--config.surrogate.normalize_std=maybe: ", "type bool"),
+        (
+            ["--config.surrogate.normalize_std=maybe"],
+            "--config.surrogate.normalize_std=maybe: Non-boolean",
+            "type bool",
+        ),
+        (["--config.steps=7", "--config.steps=many"], "--config.steps=many: ", "type int, as in 300"),
         (["--config.lag=3"], "--config.lag=3: ", "is not a dict"),
         (["--config.steps"], "--config.steps=: ", "type int"),
         (["--workdir"], "--workdir=: ", "give a value"),

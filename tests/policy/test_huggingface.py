@@ -1,9 +1,11 @@
 """Checkpoints of the Llama and Qwen family: against the transformers library, there and back, and refusals by name."""
 
 import dataclasses
+import errno
 import functools
 import json
 import pathlib
+import resource
 import shutil
 
 import jax
@@ -211,6 +213,18 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path, monkeypatch):
     agreeing = config.copy_and_resolve_references()
     agreeing.policy.d_model = 8
     config_lib.validate(agreeing, 1)
+
+
+def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path):
+    """As a full disk is; here a limit on the size of files, which needs no disk of its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            huggingface.write_tensors({"weight": np.zeros(1000, np.float32)}, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG and error.value.filename == str(tmp_path / "model.safetensors")
 
 
 def write(folder, config=OURS, **fields):
