@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli
 from staleness_grpo import config as config_lib
+from staleness_grpo import validation
 from staleness_grpo.config import ConfigError
 
 WARM_UP_STEPS = 5
@@ -72,10 +73,10 @@ def validate(config: ConfigDict) -> None:
 
 
 def validate_for(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
-    """`config.validate`, with the benchmark's random tokens in place of a task's. Raises ConfigError."""
+    """`validation.validate`, with the benchmark's random tokens in place of a task's. Raises ConfigError."""
     from staleness_grpo.policy.configured import make_policy
 
-    config_lib.validate_without_task(config, num_devices, platform)
+    validation.validate_without_task(config, num_devices, platform)
     for name in (field.name for field in dataclasses.fields(RandomTokens)):
         size = config.benchmark.get(name)
         if not isinstance(size, int) or size < 1:

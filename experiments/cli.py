@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.workdir import check_workdir, in_use
 from staleness_grpo import config as config_lib
+from staleness_grpo import validation
 from staleness_grpo.config import FlagError
 from staleness_grpo.tasks import another_config
 
@@ -34,10 +35,10 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def validate_on_this_machine(config: ConfigDict) -> None:
-    """`config.validate` with the devices that JAX finds. Raises ConfigError."""
+    """`validation.validate` with the devices that JAX finds. Raises ConfigError."""
     import jax
 
-    config_lib.validate(config, jax.device_count())
+    validation.validate(config, jax.device_count())
 
 
 def run(

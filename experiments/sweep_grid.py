@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from staleness_grpo import config as config_lib
+from staleness_grpo import validation
 from staleness_grpo.config import ConfigError
 
 MAIN = "main"
@@ -77,4 +78,4 @@ def validate(config: ConfigDict) -> None:
         )
         require(sweep.freeze_after >= variant.eval_every, "sweep.freeze_after", "give a number >= eval_every")
         for cell in cells(variant).values():
-            config_lib.validate(cell, jax.device_count())
+            validation.validate(cell, jax.device_count())

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from staleness_grpo import config as config_lib
+from staleness_grpo import validation
 
 ENUMERABLE = ConfigDict(dict(name="enumerable", vocab_size=3, max_response_length=2))
 
@@ -22,13 +23,13 @@ def refusal(overrides, num_devices=1):
         with section.ignore_type():
             section[name] = value
     with pytest.raises(config_lib.ConfigError) as error:
-        config_lib.validate(config, num_devices)
+        validation.validate(config, num_devices)
     return str(error.value)
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_the_default_is_valid(num_devices):
-    config_lib.validate(config_lib.default(), num_devices)
+    validation.validate(config_lib.default(), num_devices)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +50,12 @@ def test_unusual_but_sound_configs_are_accepted(overrides):
     config = config_lib.default()
     config.update_from_flattened_dict({flag: value for flag, value in overrides.items() if flag != "task"})
     config.task = overrides.get("task", config.task)
-    config_lib.validate(config, num_devices=8)
+    validation.validate(config, num_devices=8)
 
 
-BELOW_BOUND = [(flag, bound - 1) for flag, bound in config_lib._AT_LEAST.items()]
-NOT_POSITIVE = [(flag, value) for flag in config_lib._POSITIVE for value in (0.0, -1.0)]
-NEGATIVE = [(flag, -0.5) for flag in (*config_lib._NOT_NEGATIVE, *config_lib._BELOW_ONE, *config_lib._FRACTIONS)]
+BELOW_BOUND = [(flag, bound - 1) for flag, bound in validation._AT_LEAST.items()]
+NOT_POSITIVE = [(flag, value) for flag in validation._POSITIVE for value in (0.0, -1.0)]
+NEGATIVE = [(flag, -0.5) for flag in (*validation._NOT_NEGATIVE, *validation._BELOW_ONE, *validation._FRACTIONS)]
 UNKNOWN = [
     (flag, "telepathy")
     for flag in (
@@ -178,10 +179,10 @@ def test_contradictions_between_flags(overrides, named, mend):
 def test_a_kernel_for_tpus_is_taken_by_tpus():
     config = config_lib.default()
     config.policy.attention = "splash"
-    config_lib.validate(config, 1, "tpu")
+    validation.validate(config, 1, "tpu")
     config.policy.dtype = config.policy.param_dtype = "float64"
     with jax.enable_x64(True), pytest.raises(config_lib.ConfigError, match="dtype=float64: .* float32 or bfloat16"):
-        config_lib.validate(config, 1, "tpu")
+        validation.validate(config, 1, "tpu")
 
 
 def test_the_package_that_saving_needs_is_missed_at_the_start(monkeypatch):
@@ -193,4 +194,4 @@ def test_a_missing_field_is_named():
     config = config_lib.default()
     del config.lag.max_lag
     with pytest.raises(config_lib.ConfigError, match=r"--config\.lag\.max_lag=None: the field is missing"):
-        config_lib.validate(config, 1)
+        validation.validate(config, 1)

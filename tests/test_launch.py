@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from experiments import cli
-from staleness_grpo import config as config_lib
-from staleness_grpo import metrics
+from staleness_grpo import metrics, validation
 from tests import killing, slurm
 
 ROOT = killing.ROOT
@@ -51,7 +50,7 @@ def test_the_jobset_starts_one_process_on_each_host_of_the_slice():
     overrides = dict(flag[len("--config.") :].split("=") for flag in flags if flag.startswith("--config."))
     config = cli.load_config(ROOT / "experiments/configs/arithmetic.py")
     config.update_from_flattened_dict({name: int(value) for name, value in overrides.items()})
-    config_lib.validate(config, num_devices=chips)
+    validation.validate(config, num_devices=chips)
 
 
 def test_the_jobset_holds_a_job_as_kubernetes_knows_it():

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from experiments import cli, paired_bias
-from staleness_grpo import config as config_lib
+from staleness_grpo import validation
 from staleness_grpo.policy.transformer import Policy, TransformerConfig
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
@@ -47,7 +47,7 @@ def test_shipped_configs_are_valid(name, folder, tmp_path):
     assert set(config.task) - {"name"} == set(fields) - {"tokenizer"}  # each one can be given as a flag
     cells = paired_bias.trainings(config).values() if "paired" in config else [config]
     for cell in cells:
-        config_lib.validate(cell, num_devices=16)
+        validation.validate(cell, num_devices=16)
 
 
 def test_gsm8k_itself(folder, data):

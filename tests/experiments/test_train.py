@@ -7,8 +7,7 @@ import pathlib
 import pytest
 
 from experiments import train
-from staleness_grpo import config as config_lib
-from staleness_grpo import metrics
+from staleness_grpo import metrics, validation
 from tests.test_train import tiny_config
 
 CONFIGS = sorted(path.stem for path in pathlib.Path("experiments/configs").glob("[!_]*.py"))
@@ -45,7 +44,7 @@ def test_collapse_is_marked_with_everything_on_disk(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["arithmetic", "benchmark"])
 def test_shipped_training_configs_are_valid(name):
-    config_lib.validate(importlib.import_module(f"experiments.configs.{name}").get_config(), num_devices=1)
+    validation.validate(importlib.import_module(f"experiments.configs.{name}").get_config(), num_devices=1)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from staleness_grpo import config as config_lib
-from staleness_grpo import learner, train
+from staleness_grpo import learner, train, validation
 from staleness_grpo.objective.corrections import registry, settings
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate, token_weights
 from staleness_grpo.objective.tokens import TokenBatch
@@ -270,7 +269,7 @@ def test_a_correction_of_ones_own_trains(monkeypatch):
     with jax.enable_x64(False):
         config = tiny_config(**{"steps": 2, "lag.max_lag": 1, "metrics.parameter_drift": False})
         config.correction.update({"name": "square_root_is", "cap": 1.2})
-        config_lib.validate(config, 1)
+        validation.validate(config, 1)
         run = train.build(config)
         start = jax.device_get(run.state.params)
         records = list(train.train(run, config))

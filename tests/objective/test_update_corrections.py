@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from staleness_grpo import config as config_lib
-from staleness_grpo import learner, train
+from staleness_grpo import learner, train, validation
 from staleness_grpo.objective.update_corrections import gac, sequence_ess, vcpo
 from tests.test_train import tiny_config
 
@@ -82,7 +82,7 @@ def test_their_places_in_the_optimizer():
 def test_they_train_with_a_correction_of_the_loss(update_rule):
     fields = {"steps": 3, "lag.max_lag": 1, "correction.name": "sequence_tis", "correction.update_rule": update_rule}
     config = tiny_config(**fields)
-    config_lib.validate(config, 1)
+    validation.validate(config, 1)
     records = list(train.train(train.build(config), config))
     assert not records[-1]["collapsed"] and records[-1]["update_norm"] > 0
     assert records[0]["sequence_ess"] == pytest.approx(1.0, abs=1e-4) and records[-1]["sequence_ess"] < 1

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import train as experiment
 from staleness_grpo import config as config_lib
-from staleness_grpo import train
+from staleness_grpo import train, validation
 from staleness_grpo.learner import distance
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.configured import make_policy
@@ -160,7 +160,7 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path, monkeypatch):
     config.policy = config_lib.default().policy  # shapes of their own would contradict the checkpoint
     config.policy.update(dict(checkpoint=str(tmp_path / "start"), vocab_chunks=3, remat="attention"))
     config.task.update(dict(vocab_size=12, max_response_length=2))
-    config_lib.validate(config, 1)
+    validation.validate(config, 1)
     records_summary = experiment.summarize
 
     def summary_as_the_folder_goes(records):
@@ -197,22 +197,22 @@ def test_trained_from_a_checkpoint_and_saved_again(tmp_path, monkeypatch):
         wrong = config.copy_and_resolve_references()
         wrong.update_from_flattened_dict({flag: value})
         with pytest.raises(config_lib.ConfigError, match=words) as error:
-            config_lib.validate(wrong, 8)
+            validation.validate(wrong, 8)
         assert str(error.value).startswith("--config.policy.ch" if flag[:4] == "task" else f"--config.{flag}={value}: ")
     smaller = config.copy_and_resolve_references()
     smaller.task.vocab_size = 11  # numbers of its own, which the checkpoint's words have nothing to do with
     with pytest.raises(
         config_lib.ConfigError, match=r"task\.name=enumerable: its tokens are its own 11, .* config file"
     ):
-        config_lib.validate(smaller, 1)
+        validation.validate(smaller, 1)
     write(tmp_path / "short", max_position_embeddings=2)
     config.policy.checkpoint = str(tmp_path / "short")
     with pytest.raises(config_lib.ConfigError, match="max_response_length=2: with a prompt's 1 tokens .* 2 positions"):
-        config_lib.validate(config, 1)
+        validation.validate(config, 1)
     write(tmp_path / "short", max_position_embeddings=3)
     agreeing = config.copy_and_resolve_references()
     agreeing.policy.d_model = 8
-    config_lib.validate(agreeing, 1)
+    validation.validate(agreeing, 1)
 
 
 def test_weights_that_cannot_be_written_are_an_error_of_the_system(tmp_path):
@@ -325,12 +325,12 @@ def test_damaged_files_are_refused_in_one_line(name, text, words, tmp_path):
     config.task = ConfigDict(dict(name="stories", rule="mentions", max_response_length=2))
     write(tmp_path, dataclasses.replace(OURS, vocab_size=272))
     byte_tokenizer.write(tmp_path)
-    config_lib.validate(config, 1)
+    validation.validate(config, 1)
     (tmp_path / name).write_text(text)
     if name == huggingface.INDEX:
         (tmp_path / huggingface.WHOLE).unlink()
     with pytest.raises(config_lib.ConfigError, match=words) as error:
-        config_lib.validate(config, 1)
+        validation.validate(config, 1)
     assert str(error.value).startswith(f"--config.policy.checkpoint={tmp_path}: {tmp_path / name}")
 
 

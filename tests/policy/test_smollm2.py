@@ -17,7 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from staleness_grpo import config as config_lib
-from staleness_grpo import train
+from staleness_grpo import train, validation
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy import tokenizer as tokenizer_lib
 from staleness_grpo.policy.sampler import sample
@@ -128,7 +128,7 @@ def test_a_few_updates_on_chain_sums(folder):
     config.policy.update(dict(checkpoint=str(folder), vocab_chunks=8, remat="blocks"))
     config.optimizer.learning_rate = 1e-5
     config.lag.max_lag = 1
-    config_lib.validate(config, 1)
+    validation.validate(config, 1)
     with contextlib.closing(train.build(config)) as run:
         records = list(train.train(run, config))
     print()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from staleness_grpo import config as config_lib
-from staleness_grpo import train
+from staleness_grpo import train, validation
 from staleness_grpo.metrics import plain
 from staleness_grpo.staleness import schedule, trace
 from tests.test_train import tiny_config
@@ -86,7 +86,7 @@ def test_a_replayed_run_is_the_recorded_one(tmp_path):
     np.testing.assert_array_equal([record["lags"] for record in records], expected)
     lines = [json.dumps(line) for line in trace.from_run(map(json.dumps, records))]
     second = tiny_config(**settings, **{"lag.schedule": "trace", "lag.trace": str(written(tmp_path, lines))})
-    config_lib.validate(second, num_devices=1)
+    validation.validate(second, num_devices=1)
     replayed = [plain(record) for record in train.train(train.build(second), second)]
     for record in records + replayed:
         del record["time_step"]
@@ -104,4 +104,4 @@ def test_config_refuses_a_trace_that_does_not_cover_the_run(tmp_path):
         ({"lag.schedule": "trace", "lag.trace": path, "lag.start": "synchronous"}, "--config.lag.start=synchronous"),
     ]:
         with pytest.raises(config_lib.ConfigError, match=f"^{re.escape(message)}"):
-            config_lib.validate(tiny_config(**overrides), num_devices=1)
+            validation.validate(tiny_config(**overrides), num_devices=1)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments import train as experiment
 from staleness_grpo import config as config_lib
-from staleness_grpo import train
+from staleness_grpo import train, validation
 from staleness_grpo.checkpoint import Checkpoints
 from staleness_grpo.config import ConfigError, FlagError
 from staleness_grpo.metrics import plain
@@ -110,7 +110,7 @@ def test_stop_and_pad_tokens_outside_the_vocabulary_are_refused(folder, tmp_path
     for fields in (dict(eos_token_id=[1, 264]), dict(eos_token_id=1, pad_token_id=264), dict(eos_token_id=-1)):
         (tmp_path / "copy" / "generation_config.json").write_text(json.dumps(fields))
         with pytest.raises(ConfigError, match=r"--config.policy.checkpoint=.*not all among its 264"):
-            config_lib.validate(text_config(tmp_path / "copy"), 1)
+            validation.validate(text_config(tmp_path / "copy"), 1)
 
 
 def test_chats_are_written_in_the_checkpoints_template(letters, tmp_path):
@@ -171,14 +171,14 @@ def test_what_cannot_be_used_is_refused_by_flag(folder, task, flag):
         del config.task.rule
     config.task.update(task)
     with pytest.raises(ConfigError, match=f"--config.{flag}="):
-        config_lib.validate(config, 1)
+        validation.validate(config, 1)
 
 
 def test_a_text_task_needs_a_tokenizer_and_a_system_message_a_chat(letters, folder, tmp_path):
     config = text_config(folder)
     config.policy.checkpoint = None
     with pytest.raises(ConfigError, match="--config.task.name=stories: the task stories needs a tokenizer"):
-        config_lib.validate(config, 1)
+        validation.validate(config, 1)
     path = problems_file(tmp_path, {"prompt": "1+1?", "answer": "2"})
     with pytest.raises(TaskError, match="a system message needs chat=True"):
         jsonl(letters, path, system="Add.")
