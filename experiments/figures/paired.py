@@ -65,14 +65,23 @@ def draw(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def errorbars(axis, cells: list[dict], x: str, y: str, color: str, label: str) -> None:
-    """Estimates with their intervals. A norm whose estimate is 0 has no place on a log axis: its upper bound, as v."""
+    """Estimates with their intervals, an infinite bound (null in the records) as an arrow to the edge.
+
+    A norm whose estimate is 0 has no place on a log axis: its upper bound, as v.
+    """
     for cell in cells:
         low, high = cell[f"{y}_interval"]
-        if high is None:
+        if low is None and high is None:  # there is no interval
             continue
-        axis.plot([cell[x]] * 2, [low, high], color=color, linewidth=1)
+        ends = [cell[y] if bound is None else bound for bound in (low, high)]
+        axis.plot([cell[x]] * 2, ends, color=color, linewidth=1)
         if cell[y] == 0:
-            axis.plot(cell[x], high, "v", color=color, markersize=4, markerfacecolor="none")
+            axis.plot(cell[x], ends[1], "v", color=color, markersize=4, markerfacecolor="none")
+            continue
+        for bound, edge in ((low, 0), (high, 1)):
+            if bound is None:
+                arrow = dict(arrowstyle="->", color=color, linewidth=1, shrinkA=0, shrinkB=0)
+                axis.annotate("", (cell[x], edge), (cell[x], cell[y]), ("data", "axes fraction"), "data", arrow)
     values = np.array([cell[y] if cell[y] != 0 else np.nan for cell in cells])
     axis.plot([cell[x] for cell in cells], values, "o-", color=color, label=label, markersize=4, linewidth=1)
 

@@ -3,10 +3,12 @@
 import json
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from experiments import cli, paired_bias, paired_summary
+from experiments.figures import paired
 from staleness_grpo import metrics
 from staleness_grpo.config import ConfigError
 
@@ -152,3 +154,13 @@ def test_one_update_for_each_batch():
     config.paired.max_lags = (1, 4)
     with pytest.raises(ConfigError, match=r"^--config.metrics.paired_every="):
         paired_bias.validate(config)
+
+
+def test_an_open_interval_is_an_arrow_and_a_missing_one_nothing():
+    figure, axis = plt.subplots()
+    intervals = {1: [0.5, 1.5], 2: [0.5, None], 4: [None, None]}
+    cells = [{"max_lag": lag, "cosine": 0.9, "cosine_interval": interval} for lag, interval in intervals.items()]
+    paired.errorbars(axis, cells, "max_lag", "cosine", "0", "")
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[0.5, 1.5], [0.5, 0.9], [0.9, 0.9, 0.9]]
+    assert [(arrow.xy, arrow.xycoords) for arrow in axis.texts] == [((2, 1), ("data", "axes fraction"))]
+    plt.close(figure)
