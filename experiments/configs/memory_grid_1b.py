@@ -3,8 +3,8 @@
     python -m experiments.memory --config=experiments/configs/memory_grid_1b.py --workdir=DIR \
         --config.topology=v5p:2x2x2
 
-Hardware: a CPU; on two cores compiling took more than 18 minutes and 17 GB, and was not waited for. With
---config.policy.attention=splash it is much quicker.
+Hardware: a CPU. Outcome: not known; on two busy cores compiling took more than 18 minutes and 17 GB, with
+--config.policy.attention=splash more than 8 minutes, and was not waited for.
 """
 
 from ml_collections import ConfigDict, config_dict
