@@ -8,13 +8,8 @@ from staleness_grpo.policy.supervised import warm_start
 from staleness_grpo.policy.transformer import Policy, TransformerConfig
 from staleness_grpo.types import PyTree
 
-RUN_FIELDS = (
-    "dtype",
-    "param_dtype",
-    "attention",
-    "remat",
-    "vocab_chunks",
-)  # a run's choice; the rest is the checkpoint's
+# A run's choice; the rest is the checkpoint's.
+RUN_FIELDS = ("dtype", "param_dtype", "attention", "remat", "vocab_chunks")
 
 
 def make_policy(fields: Mapping, vocab_size: int) -> Policy:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from staleness_grpo.mesh import BATCH, batch_shards
 from staleness_grpo.types import Array
 
-TILE = 128  # positions: what the kernel's blocks are multiples of
+TILE = 128  # positions: of a TPU's registers, which the kernel's blocks are multiples of
 LARGEST_BLOCK = 512
 DTYPES = ("float32", "bfloat16")
 

@@ -18,16 +18,15 @@ from flax import linen as nn
 
 from staleness_grpo.mesh import keep_split
 from staleness_grpo.policy import splash
+from staleness_grpo.policy.splash import TILE
 from staleness_grpo.types import Array, PyTree
 
 MASKED_SCORE = -1e30  # finite, so that a row without a single visible key stays free of NaN
 # A group with at most this many response positions is attended to as one; see `attend_as_one`. On a CPU core it
 # saves 30 % of the attention's time at 24 and 56 positions and doubles it at 120 (experiments/LOG.md).
 ONE_PRODUCT_POSITIONS = 64
-# Causal attention goes through its queries in at most so many blocks, each a multiple of a TPU's tile of positions;
-# see `attend_causally`.
+# Causal attention goes through its queries in at most so many blocks, each a multiple of `TILE`; see `attend_causally`.
 CAUSAL_BLOCKS = 4
-TILE = 128
 
 # What the backward pass computes again rather than keeps: nothing; the attention weights, which cost little to compute
 # and, without a fused kernel, the most memory; or all of a block but its input.

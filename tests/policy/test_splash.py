@@ -11,6 +11,7 @@ import pytest
 
 from staleness_grpo.policy import transformer
 from staleness_grpo.policy.splash import attend_by_splash, block_size
+from tests.policy.test_logprobs import equations
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,26 @@ def test_attention_and_its_gradients_are_those_of_the_plain_one(length, prompt_l
 @pytest.mark.parametrize(("length", "size"), [(128, 128), (256, 256), (384, 384), (640, 128), (1024, 512), (1152, 384)])
 def test_block_size_divides(length, size):
     assert block_size(length) == size
+
+
+def test_the_decoder_takes_the_kernel_or_the_blocks():
+    """And no score of all queries with all keys: results alone would be the same with either, or neither."""
+    config = transformer.TransformerConfig(
+        vocab_size=4, num_layers=1, d_model=4, num_heads=1, num_kv_heads=1, head_dim=4, d_ff=4
+    )
+    length = 2 * transformer.TILE
+
+    def parts(attention):
+        policy = transformer.Policy(dataclasses.replace(config, attention=attention))
+        params = jax.eval_shape(policy.init, jax.random.key(0))
+        tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        return list(equations(jax.make_jaxpr(policy.apply)(params, tokens).jaxpr))
+
+    products = [e.outvars[0].aval.shape for e in parts("xla") if e.primitive.name == "dot_general"]
+    assert [shape[-1] for shape in products if shape[-1] >= transformer.TILE] == [length // 2, length]
+    assert not any(shape.count(length) == 2 for shape in products)
+    kernels = {name: sum(e.primitive.name == "pallas_call" for e in parts(name)) for name in transformer.ATTENTION}
+    assert kernels == {"xla": 0, "splash": 1}
 
 
 MESH = textwrap.dedent(
