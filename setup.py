@@ -1,4 +1,4 @@
-"""Package metadata. The exact versions that the tests run on are locked in launch/requirements-py3*.txt."""
+"""Describes the package. The exact versions for the tests are in launch/requirements-py3*.txt."""
 
 import pathlib
 import re
@@ -6,32 +6,61 @@ import re
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "staleness_grpo/__init__.py").read_text()).group(1)
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "staleness_grpo/__init__.py").read_text(), re.MULTILINE
+).group(1)
 
 setuptools.setup(
     name="staleness_grpo",
     version=VERSION,
     description="Stale rollouts in asynchronous GRPO: exact bias, controlled lag, stability",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    # The repository has no public address yet. Once it has one, it belongs here as "Source".
+    project_urls={"Paper": "https://arxiv.org/abs/2607.01083"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["staleness_grpo*", "experiments*"]),
+    packages=setuptools.find_packages(include=["staleness_grpo", "staleness_grpo.*"]),
     install_requires=[
-        "absl-py",
         "chex",
         "flax>=0.12.8",
         "jax>=0.10.2",
-        "matplotlib",
         "ml-collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "pebble>=5.0",
         "rich",
+        "scipy",
     ],
     extras_require={
-        "test": ["hypothesis", "ipykernel", "nbclient", "pytest", "pytest-xdist", "ruff"],
         "hf": ["jinja2", "safetensors", "tokenizers"],
         "tasks": ["math-verify", "reasoning-gym"],
-        "logging": ["tensorboardX", "wandb"],
-        "reference": ["gguf", "torch", "transformers"],  # numeric peers, in tests alone
+        # The folder experiments/ runs from the repository and is in no wheel.
+        "experiments": ["absl-py", "matplotlib"],
+        "test": [
+            "build",
+            "hypothesis",
+            "ipykernel",  # runs the notebooks, beside nbclient
+            "mypy",
+            "nbclient",
+            "nbformat",
+            "pytest",
+            "pytest-xdist",
+            "pyyaml",
+            "ruff",
+        ],
+        "docs": ["mkdocs", "mkdocs-material"],
+        "reference": ["gguf", "torch", "transformers"],  # peers that the tests compare with
     },
 )

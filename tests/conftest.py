@@ -1,4 +1,4 @@
-"""Settings of every test: strict JAX flags, compiled programs kept on disk, hypothesis without chance."""
+"""Settings of every test: strict JAX flags, compiled programs kept on disk, no random examples."""
 
 import os
 import pathlib
@@ -6,29 +6,36 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-# Before JAX starts: nearly all of the suite's time is compilation, which this makes two to three times faster.
+# Set before JAX starts. Nearly all of the suite's time is compilation, which this shortens.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from staleness_grpo import compile_cache  # noqa: E402
+from staleness_grpo.runtime import compile_cache  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # broadcasting between ranks is written out
 compile_cache.enable(ROOT / ".cache" / "jax")
 
-# Examples derived from the test itself: a failure is the code's, and a second run sees it again.
-hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
+# Hypothesis derives its examples from the test itself, so that a second run repeats a failure.
+hypothesis.settings.register_profile(
+    "deterministic", derandomize=True, deadline=None, database=None
+)
 hypothesis.settings.load_profile("deterministic")
 
 
 @pytest.fixture(scope="session")
 def models() -> pathlib.Path:
-    """The folder of pretrained checkpoints: $STALENESS_GRPO_MODELS, or one beside the repository. Skips without."""
-    folder = pathlib.Path(os.environ.get("STALENESS_GRPO_MODELS", ROOT.parent / "shared" / "models"))
+    """Returns the folder of pretrained checkpoints; skips the test if there is none.
+
+    The folder is $STALENESS_GRPO_MODELS, or one beside the repository.
+    """
+    folder = pathlib.Path(
+        os.environ.get("STALENESS_GRPO_MODELS", ROOT.parent / "shared" / "models")
+    )
     if not folder.is_dir():
         pytest.skip("no pretrained checkpoints: set STALENESS_GRPO_MODELS to their folder")
     return folder
@@ -36,7 +43,10 @@ def models() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def data() -> pathlib.Path:
-    """The folder of datasets: $STALENESS_GRPO_DATA, or one beside the repository. Skips without."""
+    """Returns the folder of datasets; skips the test if there is none.
+
+    The folder is $STALENESS_GRPO_DATA, or one beside the repository.
+    """
     folder = pathlib.Path(os.environ.get("STALENESS_GRPO_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("no datasets: set STALENESS_GRPO_DATA to their folder")
@@ -45,16 +55,35 @@ def data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def run_on_devices() -> Callable[..., str]:
-    """Runs Python code on simulated devices: in its own process, as their number is fixed at start-up."""
+    """Returns a function that runs a program of `tests/programs` on simulated devices.
 
-    def run(code: str, num_devices: int = 8) -> str:
-        """Returns what the code printed; raises AssertionError with its stderr if it failed."""
+    The program has a process of its own, because the number of devices is fixed when JAX starts.
+    """
+
+    def run(program: str, *arguments: object, num_devices: int = 8) -> str:
+        """Runs `python -m tests.programs.PROGRAM ARGUMENTS` and returns what it printed.
+
+        Raises:
+          AssertionError: with the program's stderr, if it failed.
+        """
+        cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(num_devices),
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_COMPILATION_CACHE_DIR": cache,
         }
-        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        words = ["-m", f"tests.programs.{program}", *map(str, arguments)]
+        if "\n" in program:  # code in place of a name, with the number of devices behind it
+            environment["JAX_NUM_CPU_DEVICES"] = str(arguments[0] if arguments else num_devices)
+            words = ["-c", program]
+        result = subprocess.run(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -5,9 +5,9 @@
 Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in README.md.
 """
 
-from staleness_grpo import config
+from staleness_grpo.config.defaults import default_config
 
 
 def get_config():
     """The default of the whole project, as it is."""
-    return config.default()
+    return default_config()

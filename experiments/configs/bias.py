@@ -1,21 +1,24 @@
-"""The exact bias of stale rollouts on an enumerable task: the default of `experiments.bias`.
+"""Configures the exact bias of stale rollouts on an enumerable task.
+
+This is the default of `experiments.bias`.
 
     python -m experiments.bias --workdir=results/bias [--config.num_draws=4]
 
-Hardware: 2 CPU cores, float64. A learning rate grid is even in its logarithm; each spans two decades or more and
-reaches well past the first clipped token at the largest lag. The numbers to expect, and how long it takes, are in
-README.md.
+Hardware: 2 CPU cores, float64. A grid of learning rates is even in its logarithm. Each spans two
+decades or more, and reaches well past the first clipped token at the largest lag. How long it
+takes, and which numbers to expect, is in experiments/bias/README.md.
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config():
-    """The default configuration."""
+def get_config() -> ConfigDict:
+    """Returns the default configuration."""
     return ConfigDict(
         dict(
             seed=0,
-            num_draws=8,  # independent problems: rewards and initial policy; what intervals resample
+            # Independent problems: rewards and initial policy. Intervals resample them.
+            num_draws=8,
             num_prompts=8,  # N
             group_size=8,  # G
             task=dict(

@@ -1,16 +1,16 @@
-"""The default training with 64 versions in flight: what a checkpoint costs the loop.
+"""The default training with 64 versions in flight, to measure what a checkpoint costs the loop.
 
     python -m experiments.checkpoint_overhead --workdir=results/checkpoint_overhead
 
-Hardware: 2 CPU cores. What was measured is in README.md.
+Hardware: 2 CPU cores.
 """
 
-from staleness_grpo import config as config_lib
+from staleness_grpo.config.defaults import default_config
 
 
 def get_config():
-    """The default configuration with lag 64, without evaluations, saved at the default interval."""
-    config = config_lib.default()
+    """Returns the default config with lag 64 and without evaluations."""
+    config = default_config()
     config.update(dict(steps=1100, eval_every=0))
     config.lag.max_lag = 64
     return config

@@ -2,7 +2,8 @@
 
     python -m experiments.corrections --workdir=results/corrections
 
-Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in experiments/LOG.md.
+Hardware: 2 CPU cores. The numbers to expect and the time are in
+docs/log/2026-11-24-corrections.md.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,10 @@ def get_config():
     return ConfigDict(
         dict(
             # Seed, draws, task, policy and surrogate of `experiments.bias`.
-            **{name: exact[name] for name in ("seed", "num_draws", "num_prompts", "group_size", "num_resamples")},
+            **{
+                name: exact[name]
+                for name in ("seed", "num_draws", "num_prompts", "group_size", "num_resamples")
+            },
             **{name: exact[name] for name in ("task", "policy", "surrogate")},
             corrections=tuple(CORRECTIONS),
             max_lag=16,  # S of the exact paths, constant lag, SGD
@@ -35,7 +39,16 @@ def get_config():
             ),
             cost=dict(num_rounds=100),  # of timed updates, each with every trained method
             # Names of corrections and update rules whose (S, eta) cells are trained; the first is the baseline.
-            trained=("grpo_clip", "none", "token_tis", "sequence_mis", "gspo", "cispo", "dppo_tv", "m2po_areal"),
+            trained=(
+                "grpo_clip",
+                "none",
+                "token_tis",
+                "sequence_mis",
+                "gspo",
+                "cispo",
+                "dppo_tv",
+                "m2po_areal",
+            ),
             trained_update_rules=("vcpo", "gac"),
             stability=stability,  # a sweep's config
         )

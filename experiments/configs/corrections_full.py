@@ -2,7 +2,7 @@
 
     python -m experiments.corrections --config=experiments/configs/corrections_full.py --workdir=DIR
 
-Hardware: 2 CPU cores. How long it takes is in experiments/LOG.md.
+Hardware: 2 CPU cores. How long it takes is in docs/log/2026-11-24-corrections.md.
 """
 
 from experiments.configs import corrections

@@ -1,24 +1,34 @@
-"""The paper's grid on mathematics: Llama-3.2-1B on GSM8K, gradient bias and reward by lag and learning rate.
+"""The paper's grid on mathematics: Llama-3.2-1B on GSM8K, by lag and learning rate.
 
-    python -m experiments.paired_bias --config=experiments/configs/gsm8k_llama32_1b.py --workdir=DIR \
-        --config.policy.checkpoint=FOLDER --config.task.path=FILE.jsonl
+It measures gradient bias and reward.
 
-FOLDER: Llama-3.2-1B-Instruct as downloaded. FILE.jsonl: GSM8K's train.jsonl, of lines {"question", "answer"}.
+    python -m experiments.paired_bias --config=experiments/configs/gsm8k_llama32_1b.py \
+        --workdir=DIR --config.policy.checkpoint=FOLDER --config.task.path=FILE.jsonl
 
-Hardware: 8 GPUs or TPU chips with 80 GB each. Run time and outcome: not known, it has not been run (no accelerator was
-at hand). Reading GSM8K, its prompts, its verifier and the config itself are tested without the checkpoint, and the
-config has taken three updates of a model of 135 million parameters on a CPU (experiments/LOG.md).
+FOLDER: Llama-3.2-1B-Instruct as downloaded.
+FILE.jsonl: GSM8K's train.jsonl, with lines {"question", "answer"}.
+
+Hardware: 8 GPUs or TPU chips with 80 GB each.
+Run time and outcome: not known. It has not been run, because no accelerator was at hand. Tests
+cover the reading of GSM8K, its prompts, its verifier and the config, without the checkpoint. On a
+CPU the config has taken three updates of a model of 135 million parameters
+(docs/log/2026-11-25-gsm8k-with-135m-on-a-cpu.md).
 """
 
 from ml_collections import ConfigDict
 
-from experiments import llama_shapes
+from experiments.common import llama_shapes
 
 
 def get_config():
-    """S in {0, 8, 16, 32} and learning rates from 1e-7 to 1e-6, the paper's ranges, beside synchronous training."""
+    """Returns the paper's ranges: lags 8 to 32, learning rates 1e-7 to 1e-6.
+
+    Synchronous training (lag 0) stands beside them.
+    """
     config = llama_shapes.at_size()
-    config.update(dict(steps=200, num_prompts=64, group_size=8, microbatch_prompts=8, eval_every=20))
+    config.update(
+        dict(steps=200, num_prompts=64, group_size=8, microbatch_prompts=8, eval_every=20)
+    )
     config.warm_start.steps = 0
     config.mesh.fsdp = 8
     config.optimizer.name = "adam"
@@ -35,5 +45,7 @@ def get_config():
             max_response_length=1024,
         )
     )
-    config.paired = ConfigDict(dict(max_lags=(0, 8, 16, 32), learning_rates=(1e-7, 2e-7, 5e-7, 1e-6)))
+    config.paired = ConfigDict(
+        dict(max_lags=(0, 8, 16, 32), learning_rates=(1e-7, 2e-7, 5e-7, 1e-6))
+    )
     return config

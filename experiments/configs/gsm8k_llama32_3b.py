@@ -1,17 +1,18 @@
-"""The paper's grid on mathematics with Llama-3.2-3B: as gsm8k_llama32_1b.py, on twice as many devices.
+"""The paper's grid on mathematics with Llama-3.2-3B: gsm8k_llama32_1b.py on twice as many devices.
 
-    python -m experiments.paired_bias --config=experiments/configs/gsm8k_llama32_3b.py --workdir=DIR \
-        --config.policy.checkpoint=FOLDER --config.task.path=FILE.jsonl
+    python -m experiments.paired_bias --config=experiments/configs/gsm8k_llama32_3b.py \
+        --workdir=DIR --config.policy.checkpoint=FOLDER --config.task.path=FILE.jsonl
 
-Hardware: 16 GPUs or TPU chips with 80 GB each; by a TPU's compiler (memory_grid_3b.py) an update takes 21 GB of each,
-comparing gradients 35 GB. Run time and outcome: not known, it has not been run (no accelerator was at hand).
+Hardware: 16 GPUs or TPU chips with 80 GB each. A TPU's compiler says that an update takes 21 GB of
+each, and a comparison of gradients 35 GB (experiments/results/memory_grid_3b_v5p).
+Run time and outcome: not known. It has not been run, because no accelerator was at hand.
 """
 
 from experiments.configs import gsm8k_llama32_1b
 
 
 def get_config():
-    """The 1B grid with each of its eight parts of the parameters in two tensor-parallel halves."""
+    """Returns the 1B grid with each of the eight parts of the parameters cut in two by `tensor`."""
     config = gsm8k_llama32_1b.get_config()
     config.mesh.update(dict(fsdp=8, tensor=2))
     return config

@@ -2,15 +2,19 @@
 
     bash launch/reproduce.sh --preset=full
 
-Hardware: 2 CPU cores, about an hour and a quarter.
+Hardware: 2 CPU cores. It takes hours: run it in parts, since finished jobs are skipped.
 """
+
+from ml_collections import ConfigDict
 
 from experiments.configs import reproduce
 
 
-def get_config():
-    """The jobs of the default, with the long sweep in place of the short one, and the corrections."""
+def get_config() -> ConfigDict:
+    """Returns the default jobs with the long sweep for the short one, and the corrections."""
     config = reproduce.get_config()
-    config.jobs.scaling_laws = ("experiments.sweep", "--config=experiments/configs/scaling_laws_full.py")
-    config.jobs.corrections = ("experiments.corrections", "--config=experiments/configs/corrections_full.py")
+    sweep = "--config=experiments/configs/scaling_laws_full.py"
+    corrections = "--config=experiments/configs/corrections_full.py"
+    config.jobs.scaling_laws = ("experiments.sweep", sweep)
+    config.jobs.corrections = ("experiments.corrections", corrections)
     return config

@@ -2,12 +2,13 @@
 
     python -m experiments.sweep --workdir=results/scaling_laws
 
-Hardware: 2 CPU cores, one worker on each. The numbers to expect, and how long it takes, are in experiments/LOG.md.
+Hardware: 2 CPU cores, one worker on each. The numbers to expect and the time are in
+docs/log/2026-11-24-scaling-default-map.md.
 """
 
 from ml_collections import ConfigDict
 
-from staleness_grpo import config as config_lib
+from staleness_grpo.config.defaults import default_config
 
 
 def get_config():
@@ -16,7 +17,7 @@ def get_config():
     The learning rates end where synchronous training starts to fail: at 5.6e-3 two of four runs with S = 0 collapse,
     and those with S > 0 after 15 steps whatever S, which is Adam's first updates and not staleness.
     """
-    config = config_lib.default()
+    config = default_config()
     config.steps = 600
     config.eval_every = 5
     config.num_prompts = 32  # twice the steps/s of 64, and the same two regimes

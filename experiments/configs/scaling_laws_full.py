@@ -2,7 +2,8 @@
 
     python -m experiments.sweep --config=experiments/configs/scaling_laws_full.py --workdir=results/scaling_laws_full
 
-Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in experiments/LOG.md.
+Hardware: 2 CPU cores. The numbers to expect and the time are in
+docs/log/2026-11-24-scaling-maps-over-600-steps.md.
 """
 
 from experiments.configs import scaling_laws

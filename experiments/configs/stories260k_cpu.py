@@ -12,12 +12,12 @@ Hardware: 2 CPU cores. 6 to 7.5 minutes; the reward rises from 0.16 to 0.75 (S =
 
 from ml_collections import ConfigDict
 
-from staleness_grpo import config as config_lib
+from staleness_grpo.config.defaults import default_config
 
 
 def get_config():
     """Trainings of 100 learner steps at five lags, compared with fresh rollouts every fourth step."""
-    config = config_lib.default()
+    config = default_config()
     config.steps = 100
     config.eval_every = 5
     config.num_prompts = 16

@@ -1,1 +1,1 @@
-"""Exact gradient bias of stale rollouts, by enumeration."""
+"""Measures the gradient bias of stale rollouts: exactly by enumeration, or from paired batches."""

@@ -1,15 +1,16 @@
-"""Exact population coefficients of the published corrections, by differentiating what the training loop uses.
+"""Derives exact population coefficients of the corrections from the code that trains.
 
-A correction's per-token objective is, in A, a function of the sign times |A|, plus at most a penalty that does not
-depend on A. So its derivatives at A = 1, -1 and 0 are all there is to know, and the expectation over the group
-enters through E[A+] and E[A-] alone, as in `exact`.
+A correction's per-token objective is, in A, a function of the sign times |A|, plus at most a
+penalty that does not depend on A. So its derivatives at A = 1, -1 and 0 say all there is to know.
+The expectation over the group enters through E[A+] and E[A-] alone, as in `exact`.
 
-A correction that reads the whole batch (a quantile, a second moment) is evaluated on the population: every response
-three times, once for each sign of its advantage, weighted by the probability of that. This is the limit of large
-batches; in a finite batch the statistic is random, which biases the gradient by O(1/B).
+A correction that reads the whole batch (a quantile, a second moment) is evaluated on the
+population. There each response occurs three times, once for each sign of its advantage, weighted by
+the probability of that sign. This is the limit of large batches. In a finite batch the statistic is
+random, which biases the gradient by O(1/B).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,44 +26,68 @@ from staleness_grpo.types import Array
 SIGNS = (1.0, -1.0, 0.0)
 
 
-def coefficients(problem: Problem, objective: SurrogateConfig, name: str, overrides: dict[str, float]) -> Coefficients:
-    """The correction `name` for `exact.corrected_gradient`, with `overrides` in place of its default parameters.
+def coefficients(
+    problem: Problem, objective: SurrogateConfig, name: str, overrides: Mapping[str, float]
+) -> Coefficients:
+    """Returns the correction `name` as coefficients for `exact.corrected_gradient`.
 
     The proximal policy is the policy itself: one optimizer step per rollout batch.
 
+    Args:
+      problem: the enumerable problem.
+      objective: the surrogate, whose clip range serves corrections without one of their own.
+      name: a key of `registry.CORRECTIONS`.
+      overrides: values of the correction's parameters, in place of their defaults.
+
     Raises:
-      ValueError: as `registry.bind` does, and for a correction that reads the size of A: its expectation needs the
-        whole distribution of A, not its positive and negative parts.
+      ValueError: as `registry.bind` does. Also for a correction that reads the size of A, because
+        its expectation needs the whole distribution of A, not its positive and negative parts.
     """
     correction = registry.bind(name, objective, overrides)
     if registry.CORRECTIONS[name].reads_advantage_size:
-        raise ValueError(f"{name} reads the size of the advantages: no coefficients at A = +1 and -1 describe it")
+        raise ValueError(
+            f"{name} reads the size of the advantages, which coefficients at A = +1 and -1 do not "
+            "describe: leave it out"
+        )
 
-    def of(policy_logprobs_NxYxR, behavior_logprobs_NxYxR):
+    def evaluate(policy_logprobs_NxYxR: Array, behavior_logprobs_NxYxR: Array) -> tuple[Array, ...]:
         probs_NxY = jnp.exp(jnp.sum(behavior_logprobs_NxYxR, axis=-1))
         level_probs_NxM = level_probabilities(problem, probs_NxY)
-        signs_SxNxM = sign_probabilities(level_probs_NxM, problem.levels_M, problem.group_size, objective)
-        signs_SxNxY = jnp.stack([jnp.take_along_axis(part, problem.level_NxY, axis=1) for part in signs_SxNxM])
+        # O: the SIGNS.
+        sign_probs_OxNxM = sign_probabilities(
+            level_probs_NxM, problem.levels_M, problem.group_size, objective
+        )
+        sign_probs_OxNxY = jnp.stack(
+            [
+                jnp.take_along_axis(probs_NxM, problem.level_NxY, axis=1)
+                for probs_NxM in sign_probs_OxNxM
+            ]
+        )
         shape = (len(SIGNS), *policy_logprobs_NxYxR.shape)
         policy_logprobs = jnp.broadcast_to(policy_logprobs_NxYxR[None], shape)
         batch = TokenBatch(
             policy_logprobs=policy_logprobs,
             behavior_logprobs=jnp.broadcast_to(behavior_logprobs_NxYxR[None], shape),
             proximal_logprobs=jax.lax.stop_gradient(policy_logprobs),
-            advantages=jnp.broadcast_to(jnp.array(SIGNS, probs_NxY.dtype)[:, None, None, None], (*shape[:-1], 1)),
+            advantages=jnp.broadcast_to(
+                jnp.array(SIGNS, probs_NxY.dtype)[:, None, None, None], (*shape[:-1], 1)
+            ),
             mask=jnp.broadcast_to(jnp.asarray(problem.mask_YxR)[None, None], shape),
-            weights=(signs_SxNxY * probs_NxY[None])[..., None],
+            weights=(sign_probs_OxNxY * probs_NxY[None])[..., None],
         )
         on_positive, on_negative, always = token_slopes(batch, correction)
         return on_positive - always, always - on_negative, always
 
-    return of
+    return evaluate
 
 
 def one_of(choices: Sequence[Coefficients], index: Array) -> Coefficients:
-    """The coefficients number `index`, which may be traced: one compiled program serves all corrections."""
+    """Returns the coefficients number `index`.
 
-    def of(policy_logprobs_NxYxR, behavior_logprobs_NxYxR):
+    The index may be traced, so that one compiled program serves all corrections.
+    """
+
+    def evaluate(policy_logprobs_NxYxR: Array, behavior_logprobs_NxYxR: Array) -> tuple[Array, ...]:
         return jax.lax.switch(index, choices, policy_logprobs_NxYxR, behavior_logprobs_NxYxR)
 
-    return of
+    return evaluate

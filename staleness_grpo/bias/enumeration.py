@@ -1,8 +1,6 @@
-"""A policy on an enumerable task: the log-probability of every response to every prompt.
+"""Computes the log-probability of every response to every prompt of an enumerable task.
 
-Shape letters beyond the legend of `types.py`, used throughout `bias/`: N, the prompts of the population, each
-with the same weight; Y, the enumerated responses; M, the distinct reward levels; C, the prefixes on which the
-network is evaluated.
+In this package N counts the prompts of the population, which have equal weight.
 """
 
 import dataclasses
@@ -20,14 +18,16 @@ from staleness_grpo.types import Array, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Everything that the population surrogate needs but for the parameters; a pytree, so jit can take it.
+    """Holds everything but the parameters that the population surrogate needs.
 
-    `apply(params, tokens_BxT) -> logits_BxTxV` is any causal policy: the logits at position t, which predict
-    token t + 1, may depend on tokens 0..t only.
+    It is a pytree, so jit can take it. `apply(params, tokens_BxT) -> logits_BxTxV` is any causal
+    policy: the logits at position t, which predict token t + 1, may depend on tokens 0..t only.
     """
 
-    inputs_CxT: Array  # int32, N * C prompts followed by prefixes of R - 1 tokens, prompt by prompt
-    prefix_YxR: Array  # int32, which of a prompt's C prefixes begins like the response's first t tokens
+    # int32, O: every prompt followed by each of its prefixes of R - 1 tokens, prompt by prompt
+    inputs_OxT: Array
+    # int32, number of a prefix of the prompt that begins like the response's first t tokens
+    prefix_YxR: Array
     tokens_YxR: Array  # int32
     mask_YxR: Array  # bool
     level_NxY: Array  # int32, index of the response's reward in levels_M
@@ -36,21 +36,23 @@ class Problem:
     group_size: int = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def from_task(cls, apply: Callable, task: EnumerableTask, group_size: int) -> Self:
-        """All prompts of the task, with the policy's `apply`."""
+    def from_task(
+        cls, apply: Callable[[PyTree, Array], jax.Array], task: EnumerableTask, group_size: int
+    ) -> Self:
+        """Returns the problem of all prompts of the task, with the policy's `apply`."""
         tokens_YxR, mask_YxR = task.responses
-        prefixes_CxR1, prefix_YxR = maximal_prefixes(tokens_YxR, mask_YxR)
+        prefixes, prefix_YxR = maximal_prefixes(tokens_YxR, mask_YxR)
         prompts_NxP = task.prompts(np.arange(task.num_prompts)).tokens_NxP
-        inputs = np.concatenate(
+        inputs_OxT = np.concatenate(
             [
-                np.repeat(prompts_NxP, len(prefixes_CxR1), axis=0),
-                np.tile(prefixes_CxR1, (len(prompts_NxP), 1)),
+                np.repeat(prompts_NxP, len(prefixes), axis=0),
+                np.tile(prefixes, (len(prompts_NxP), 1)),
             ],
             axis=1,
         )
         levels_M, level_NxY = np.unique(task.reward_table, return_inverse=True)
         return cls(
-            inputs_CxT=inputs,
+            inputs_OxT=inputs_OxT,
             prefix_YxR=prefix_YxR,
             tokens_YxR=tokens_YxR,
             mask_YxR=mask_YxR,
@@ -62,21 +64,22 @@ class Problem:
 
 
 def maximal_prefixes(tokens_YxR: np.ndarray, mask_YxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct prefixes of R - 1 tokens that a response can go on from, and where each shorter one is.
+    """Returns the distinct prefixes of R - 1 tokens, and where in them each shorter prefix is.
 
-    One causal pass over these C prefixes holds the next-token distribution after *every* prefix: the network
-    sees V^(R-1) sequences instead of V^R.
+    Only prefixes after which a response can go on are kept. One causal pass over them holds the
+    next-token distribution after *every* prefix: the network sees V^(R-1) sequences, not V^R.
 
     Returns:
-      (prefixes [C, R-1], prefix_YxR): prefix_YxR[y, t] is the first prefix that begins with y's first t tokens;
-      0 where y is masked.
+      (prefixes, prefix_YxR): int32 of shape [number of prefixes, R - 1], and int32. The first
+      prefix that begins with the first t tokens of response y is prefixes[prefix_YxR[y, t]]. Where
+      y is masked, prefix_YxR is 0.
     """
     num_responses, length = tokens_YxR.shape
     prefixes = np.unique(tokens_YxR[mask_YxR[:, -1], : length - 1], axis=0)
-    first = {}
-    for c, prefix in enumerate(prefixes.tolist()):
+    first: dict[tuple[int, ...], int] = {}
+    for number, prefix in enumerate(prefixes.tolist()):
         for t in range(length):
-            first.setdefault(tuple(prefix[:t]), c)
+            first.setdefault(tuple(prefix[:t]), number)
     prefix_YxR = np.zeros((num_responses, length), dtype=np.int32)
     for y, (tokens, mask) in enumerate(zip(tokens_YxR.tolist(), mask_YxR.tolist(), strict=True)):
         for t in range(sum(mask)):
@@ -85,24 +88,30 @@ def maximal_prefixes(tokens_YxR: np.ndarray, mask_YxR: np.ndarray) -> tuple[np.n
 
 
 def response_logprobs(problem: Problem, params: PyTree) -> jax.Array:
-    """log pi(y_t | x, y_<t) at temperature 1, [N, Y, R], 0 where masked; float32 or better."""
+    """Returns log pi(y_t | x, y_<t) at temperature 1, [N, Y, R], 0 where masked.
+
+    The result is float32 or better.
+    """
     num_prompts = problem.level_NxY.shape[0]
     length = problem.tokens_YxR.shape[1]
-    logits = problem.apply(params, problem.inputs_CxT)
+    logits = problem.apply(params, problem.inputs_OxT)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    logits_NxCxRxV = logits[:, -length:].reshape(num_prompts, -1, length, logits.shape[-1])
-    logprobs_NxCxRxV = jax.nn.log_softmax(logits_NxCxRxV, axis=-1)
-    logprobs_NxYxR = logprobs_NxCxRxV[:, problem.prefix_YxR, np.arange(length), problem.tokens_YxR]
+    # O: the prefixes of one prompt.
+    logits_NxOxRxV = logits[:, -length:].reshape(num_prompts, -1, length, logits.shape[-1])
+    logprobs_NxOxRxV = jax.nn.log_softmax(logits_NxOxRxV, axis=-1)
+    logprobs_NxYxR = logprobs_NxOxRxV[:, problem.prefix_YxR, np.arange(length), problem.tokens_YxR]
     return jnp.where(problem.mask_YxR[None], logprobs_NxYxR, 0.0)
 
 
 def level_probabilities(problem: Problem, probs_NxY: Array) -> jax.Array:
-    """Probability [N, M] of each reward level, given that of each response."""
+    """Returns the probability [N, M] of each reward level, given that of each response."""
     attained_NxYxM = problem.level_NxY[..., None] == np.arange(len(problem.levels_M))[None, None]
     return jnp.einsum("ny,nym->nm", probs_NxY, attained_NxYxM.astype(probs_NxY.dtype))
 
 
 def expected_reward(problem: Problem, params: PyTree) -> jax.Array:
-    """J(theta), the mean reward over prompts and responses."""
+    """Returns J(theta), the mean reward over prompts and responses."""
     probs_NxY = jnp.exp(jnp.sum(response_logprobs(problem, params), axis=-1))
-    return jnp.mean(level_probabilities(problem, probs_NxY) @ jnp.asarray(problem.levels_M, probs_NxY.dtype))
+    return jnp.mean(
+        level_probabilities(problem, probs_NxY) @ jnp.asarray(problem.levels_M, probs_NxY.dtype)
+    )

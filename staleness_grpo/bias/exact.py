@@ -1,18 +1,19 @@
-"""The population surrogate L(theta, phi) and its gradient H(theta, phi) by enumeration: nothing is sampled.
+"""Computes the population surrogate L(theta, phi) and its gradient H(theta, phi) by enumeration.
 
-    L = mean_x sum_y pi_phi(y|x) sum_t w_t [ E[A+|y] f+(r_t) - E[A-|y] f-(r_t) ],   r = pi_theta / pi_phi,
+    L = mean_x sum_y pi_phi(y|x) sum_t w_t [ E[A+|y] f+(r_t) - E[A-|y] f-(r_t) ],
+    r = pi_theta / pi_phi,  f+(r) = min(r, 1 + clip_high),  f-(r) = max(r, 1 - clip_low),
 
-with A+ = max(A, 0), A- = max(-A, 0), expectations over the other responses of the group (see
-`group_statistics`), f+(r) = min(r, 1 + clip_high), f-(r) = max(r, 1 - clip_low), and w_t the share of a token
-in the length normalization. This is arXiv 2607.01083's surrogate with explicit behavior policy phi, in which a
-response is one of the G exchangeable members of its group.
+with A+ = max(A, 0), A- = max(-A, 0), and w_t the share of a token in the length normalization. The
+expectations run over the other responses of the group (see `group_statistics`). This is the
+surrogate of arXiv 2607.01083 with explicit behavior policy phi. A response is one of the G
+exchangeable members of its group, so nothing is sampled.
 
 H = grad_theta L is one vector-Jacobian product of the log-probabilities with weights
-pi_phi w_t (E[A+] c+ - E[A-] c-), c = df/dlog pi_theta. Another correction is another pair (c+, c-): see
-`Coefficients`. It is also differentiable in phi, which the constants in `smoothness` need.
+pi_phi w_t (E[A+] c+ - E[A-] c-), c = df/dlog pi_theta. Another correction is another pair (c+, c-):
+see `Coefficients`. H is also differentiable in phi, which the constants in `smoothness` need.
 
-A gradient on the clip's edge (r exactly 1 + clip_high or 1 - clip_low) is undefined; here it is cut.
-Use float64: the bias is a small difference of near-equal gradients.
+A gradient on the clip's edge (r exactly 1 + clip_high or 1 - clip_low) is undefined; here it is
+cut. Use float64: the bias is a small difference of near-equal gradients.
 """
 
 from collections.abc import Callable
@@ -26,17 +27,18 @@ from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.objective.tokens import LOG_RATIO_CLAMP, clipped_objective
 from staleness_grpo.types import Array, PyTree
 
-# (policy_logprobs_NxYxR, behavior_logprobs_NxYxR) -> (c+, c-), each broadcastable to [N, Y, R]: what multiplies
-# grad log pi_theta of a token when the advantage is 1 and, with the sign turned, when it is -1. A third array, where
-# there is one, multiplies it whatever the advantage is: a penalty. `corrected` has those of the published corrections.
-# Both arguments are 0 where masked, so sums over the last axis are sequence log-probabilities.
+# (policy_logprobs_NxYxR, behavior_logprobs_NxYxR) -> (c+, c-), each broadcastable to [N, Y, R]. c+
+# multiplies grad log pi_theta of a token when the advantage is 1, and -c- when it is -1. An
+# optional third array, a penalty, multiplies it whatever the advantage is. `corrected` makes those
+# of the published corrections. Both arguments are 0 where masked, so sums over the last axis are
+# sequence log-probabilities.
 Coefficients = Callable[[Array, Array], tuple[Array, ...]]
 
 
 def clip_coefficients(objective: SurrogateConfig) -> Coefficients:
-    """r where the clip leaves the token alone, else 0."""
+    """Returns GRPO's coefficients: r where the clip leaves the token alone, else 0."""
 
-    def coefficients(policy_logprobs, behavior_logprobs):
+    def coefficients(policy_logprobs: Array, behavior_logprobs: Array) -> tuple[Array, ...]:
         log_ratio = policy_logprobs - behavior_logprobs
         ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
         unclamped = jnp.abs(log_ratio) < LOG_RATIO_CLAMP
@@ -47,8 +49,14 @@ def clip_coefficients(objective: SurrogateConfig) -> Coefficients:
     return coefficients
 
 
-def sequence_is_coefficients(policy_logprobs: Array, behavior_logprobs: Array) -> tuple[Array, Array]:
-    """The exact importance weight of the whole response, pi_theta(y) / pi_phi(y), on each of its tokens."""
+def sequence_is_coefficients(
+    policy_logprobs: Array, behavior_logprobs: Array
+) -> tuple[Array, Array]:
+    """Puts the exact weight of the whole response, pi_theta(y) / pi_phi(y), on each of its tokens.
+
+    Returns:
+      (c+, c-): the same array [N, Y, 1] twice.
+    """
     ratio = jnp.exp(jnp.sum(policy_logprobs - behavior_logprobs, axis=-1, keepdims=True))
     return ratio, ratio
 
@@ -56,15 +64,19 @@ def sequence_is_coefficients(policy_logprobs: Array, behavior_logprobs: Array) -
 def population_weights(
     problem: Problem, behavior_logprobs_NxYxR: Array, objective: SurrogateConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What phi decides: (pi_phi(y) [N, Y], token weights [N or 1, Y, R], E[A+] and E[A-] stacked [2, N, Y]).
+    """Computes the factors of the surrogate that depend on phi alone.
 
-    Token weights, as in `objective.surrogate.token_weights` without its 1/B: 'response' 1/|y|, 'constant' 1/R,
-    'tokens' 1/E[|y|] with the expectation under phi over responses and prompts. The last is the limit of large
-    batches; in a finite batch the divisor is random.
+    Token weights are those of `objective.surrogate.token_weights` without its 1/B: 'response'
+    1/|y|, 'constant' 1/R, 'tokens' 1/E[|y|] with the expectation under phi over responses and
+    prompts. The last is the limit of large batches; in a finite batch the divisor is random.
+
+    Returns:
+      (pi_phi(y) [N, Y], token weights [1, Y, R], E[A+] and E[A-] stacked [2, N, Y]).
     """
     probs_NxY = jnp.exp(jnp.sum(behavior_logprobs_NxYxR, axis=-1))
     mask_YxR = jnp.asarray(problem.mask_YxR, probs_NxY.dtype)
     length_Y = jnp.sum(mask_YxR, axis=-1)
+    divisor: Array | int
     if objective.length_normalization == "response":
         divisor = length_Y[:, None]
     elif objective.length_normalization == "constant":
@@ -73,7 +85,9 @@ def population_weights(
         divisor = jnp.mean(probs_NxY @ length_Y)
     level_probs_NxM = level_probabilities(problem, probs_NxY)
     parts = expected_advantages(level_probs_NxM, problem.levels_M, problem.group_size, objective)
-    advantages = jnp.stack([jnp.take_along_axis(part_NxM, problem.level_NxY, axis=1) for part_NxM in parts])
+    advantages = jnp.stack(
+        [jnp.take_along_axis(part_NxM, problem.level_NxY, axis=1) for part_NxM in parts]
+    )
     return probs_NxY, (mask_YxR / divisor)[None], advantages
 
 
@@ -84,7 +98,7 @@ def logprob_cotangent(
     objective: SurrogateConfig,
     coefficients: Coefficients,
 ) -> jax.Array:
-    """dL / dlog pi_theta [N, Y, R], the weights of the vector-Jacobian product."""
+    """Returns dL / dlog pi_theta [N, Y, R], the weights of the vector-Jacobian product."""
     probs_NxY, token_weights, (positive_NxY, negative_NxY) = population_weights(
         problem, behavior_logprobs_NxYxR, objective
     )
@@ -94,12 +108,18 @@ def logprob_cotangent(
     return probs_NxY[..., None] * token_weights * signed / len(probs_NxY)
 
 
-def surrogate(problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig) -> jax.Array:
-    """L(theta, phi), to be maximised; differentiable in both."""
+def surrogate(
+    problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
+) -> jax.Array:
+    """Returns L(theta, phi), a scalar to be maximized; it is differentiable in both."""
     policy_logprobs = response_logprobs(problem, params)
     behavior_logprobs = response_logprobs(problem, behavior_params)
-    probs_NxY, token_weights, (positive_NxY, negative_NxY) = population_weights(problem, behavior_logprobs, objective)
-    ratio = jnp.exp(jnp.clip(policy_logprobs - behavior_logprobs, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP))
+    probs_NxY, token_weights, (positive_NxY, negative_NxY) = population_weights(
+        problem, behavior_logprobs, objective
+    )
+    ratio = jnp.exp(
+        jnp.clip(policy_logprobs - behavior_logprobs, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP)
+    )
     clip = (objective.clip_low, objective.clip_high)
     per_token = clipped_objective(ratio, positive_NxY[..., None], *clip)
     per_token += clipped_objective(ratio, -negative_NxY[..., None], *clip)
@@ -113,19 +133,36 @@ def corrected_gradient(
     objective: SurrogateConfig,
     coefficients: Coefficients,
 ) -> PyTree:
-    """The population gradient (ascent direction) of any correction that `Coefficients` can express."""
+    """Returns the population gradient of any correction that `Coefficients` can express.
+
+    It is the ascent direction, a pytree like `params`.
+    """
     policy_logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
     behavior_logprobs = response_logprobs(problem, behavior_params)
-    return pull_back(logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients))[0]
+    return pull_back(
+        logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients)
+    )[0]
 
 
-def surrogate_gradient(problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig) -> PyTree:
-    """H(theta, phi) = grad_theta L(theta, phi), the ascent direction; a pytree like `params`."""
-    return corrected_gradient(problem, params, behavior_params, objective, clip_coefficients(objective))
+def surrogate_gradient(
+    problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
+) -> PyTree:
+    """Returns H(theta, phi) = grad_theta L(theta, phi).
+
+    It is the ascent direction, a pytree like `params`.
+    """
+    return corrected_gradient(
+        problem, params, behavior_params, objective, clip_coefficients(objective)
+    )
 
 
-def surrogate_bias(problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig) -> PyTree:
-    """H(theta, phi) - H(theta, theta), pulled back as one difference, so that nothing cancels in the network."""
+def surrogate_bias(
+    problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
+) -> PyTree:
+    """Returns the bias H(theta, phi) - H(theta, theta), a pytree like `params`.
+
+    It is pulled back as one difference, so that nothing cancels in the network.
+    """
     policy_logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
     behavior_logprobs = response_logprobs(problem, behavior_params)
     coefficients = clip_coefficients(objective)
@@ -135,11 +172,21 @@ def surrogate_bias(problem: Problem, params: PyTree, behavior_params: PyTree, ob
 
 
 def clip_fraction(
-    problem: Problem, policy_logprobs_NxYxR: Array, behavior_logprobs_NxYxR: Array, objective: SurrogateConfig
+    problem: Problem,
+    policy_logprobs_NxYxR: Array,
+    behavior_logprobs_NxYxR: Array,
+    objective: SurrogateConfig,
 ) -> jax.Array:
-    """Expected share of the tokens drawn from phi whose gradient the clip removes; 0 exactly if there is none."""
-    probs_NxY, _, (positive_NxY, negative_NxY) = population_weights(problem, behavior_logprobs_NxYxR, objective)
-    kept_positive, kept_negative = clip_coefficients(objective)(policy_logprobs_NxYxR, behavior_logprobs_NxYxR)
+    """Returns the expected share of the tokens drawn from phi whose gradient the clip removes.
+
+    It is exactly 0 if no token is clipped.
+    """
+    probs_NxY, _, (positive_NxY, negative_NxY) = population_weights(
+        problem, behavior_logprobs_NxYxR, objective
+    )
+    kept_positive, kept_negative = clip_coefficients(objective)(
+        policy_logprobs_NxYxR, behavior_logprobs_NxYxR
+    )
     clipped = ((kept_positive == 0) & (positive_NxY > 0)[..., None]) | (
         (kept_negative == 0) & (negative_NxY > 0)[..., None]
     )
@@ -150,30 +197,37 @@ def clip_fraction(
 def performative_objective(
     problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
 ) -> jax.Array:
-    """F(theta): the on-policy objective E_{y ~ pi_theta}[ A sum_t w_t ] with advantages and weights frozen at phi.
+    """Returns F(theta), the on-policy objective E_{y ~ pi_theta}[ A sum_t w_t ].
 
-    Its gradient at theta = phi is the derivative that counts how theta moves the data. That of L(theta, theta)
-    does not serve: with 1/|y| and centred advantages L(theta, theta) is identically 0.
+    Advantages and token weights are frozen at phi. The gradient of F at theta = phi is the
+    derivative that counts how theta moves the data. L(theta, theta) cannot serve for that: with
+    1/|y| and centered advantages it is identically 0.
     """
     probs_NxY = jnp.exp(jnp.sum(response_logprobs(problem, params), axis=-1))
     _, token_weights, (positive_NxY, negative_NxY) = population_weights(
         problem, response_logprobs(problem, behavior_params), objective
     )
-    return jnp.sum(probs_NxY * (positive_NxY - negative_NxY) * jnp.sum(token_weights, axis=-1)) / len(probs_NxY)
+    return jnp.sum(
+        probs_NxY * (positive_NxY - negative_NxY) * jnp.sum(token_weights, axis=-1)
+    ) / len(probs_NxY)
 
 
 def group_statistics_bias(
     problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
 ) -> PyTree:
-    """The part of the bias that comes from group statistics alone: A of phi's groups in place of theta's.
+    """Returns the part of the bias that group statistics alone cause, a pytree like `params`.
+
+    It comes from advantages of phi's groups in place of theta's:
 
         mean_x sum_y pi_theta(y) sum_t w_t (E_phi[A|y] - E_theta[A|y]) grad log pi_theta(y_t)
 
-    Exact sequence-level importance weights leave this and nothing else (not for 'tokens', whose divisor
-    depends on phi as well).
+    Exact sequence-level importance weights leave this and nothing else. With 'tokens' that fails,
+    because the divisor depends on phi as well.
     """
     logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
-    _, _, stale = population_weights(problem, response_logprobs(problem, behavior_params), objective)
+    _, _, stale = population_weights(
+        problem, response_logprobs(problem, behavior_params), objective
+    )
     probs_NxY, token_weights, fresh = population_weights(problem, logprobs, objective)
     change_NxY = (stale[0] - stale[1]) - (fresh[0] - fresh[1])
     return pull_back((probs_NxY * change_NxY)[..., None] * token_weights / len(probs_NxY))[0]

@@ -1,8 +1,9 @@
-"""The constants of the theorem: how strongly the surrogate gradient depends on the behavior policy.
+"""Measures the constant of the bias theorem: how strongly H(theta, phi) depends on phi.
 
-arXiv 2607.01083 bounds the bias of a step by a Lipschitz constant of H in phi times the displacement of the
-parameters over the lag. To first order that constant is sigma_max(d_phi H) at phi = theta, which is measured
-here. It is a local constant: once a token is clipped H jumps, and no Lipschitz constant holds.
+arXiv 2607.01083 bounds the bias of a step by a Lipschitz constant of H in phi times the
+displacement of the parameters over the lag. To first order that constant is sigma_max(d_phi H) at
+phi = theta, which is measured here. It is local: once a token is clipped H jumps, and no Lipschitz
+constant holds.
 """
 
 from collections.abc import Callable
@@ -17,15 +18,24 @@ from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.types import PyTree
 
 
-def largest_singular_value(function: Callable, at: jax.Array, num_iterations: int, key: jax.Array) -> jax.Array:
-    """sigma_max of the Jacobian of `function` [D] -> [D'] at a point, by power iteration on J^T J.
+def largest_singular_value(
+    function: Callable, at: jax.Array, num_iterations: int, key: jax.Array
+) -> jax.Array:
+    """Returns sigma_max of a function's Jacobian J at a point, by power iteration on J^T J.
 
-    A lower bound that rises to sigma_max; its relative error falls as (sigma_2 / sigma_1)^(4 * num_iterations).
+    The value is a lower bound that rises to sigma_max. Its relative error falls as
+    (sigma_2 / sigma_1)^(4 * num_iterations).
+
+    Args:
+      function: a map from vectors [D] to vectors of any length.
+      at: [D], the point.
+      num_iterations: of the power iteration.
+      key: of the random start.
     """
     _, jacobian = jax.linearize(function, at)
     transposed = jax.linear_transpose(jacobian, at)
 
-    def iterate(_, direction):
+    def iterate(_: int, direction: jax.Array) -> jax.Array:
         image = transposed(jacobian(direction))[0]
         return image / jnp.maximum(jnp.linalg.norm(image), jnp.finfo(image.dtype).tiny)
 
@@ -35,21 +45,33 @@ def largest_singular_value(function: Callable, at: jax.Array, num_iterations: in
 
 
 def behavior_smoothness(
-    problem: Problem, params: PyTree, objective: SurrogateConfig, num_iterations: int, key: jax.Array
+    problem: Problem,
+    params: PyTree,
+    objective: SurrogateConfig,
+    num_iterations: int,
+    key: jax.Array,
 ) -> jax.Array:
-    """sigma_max(d_phi H(theta, phi)) at phi = theta."""
-    flat, unravel = ravel_pytree(params)
+    """Returns sigma_max(d_phi H(theta, phi)) at phi = theta, a scalar."""
+    theta_D, unravel = ravel_pytree(params)
 
-    def gradient(flat_behavior):
-        return ravel_pytree(surrogate_gradient(problem, params, unravel(flat_behavior), objective))[0]
+    def gradient(behavior_D: jax.Array) -> jax.Array:
+        tree = surrogate_gradient(problem, params, unravel(behavior_D), objective)
+        return ravel_pytree(tree)[0]
 
-    return largest_singular_value(gradient, flat, num_iterations, key)
+    return largest_singular_value(gradient, theta_D, num_iterations, key)
 
 
 def lipschitz_tightness(
-    problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig, smoothness: jax.Array
+    problem: Problem,
+    params: PyTree,
+    behavior_params: PyTree,
+    objective: SurrogateConfig,
+    smoothness: jax.Array,
 ) -> jax.Array:
-    """||H(theta, phi) - H(theta, theta)|| / (smoothness * ||theta - phi||): the bound holds where it is <= 1."""
+    """Returns ||H(theta, phi) - H(theta, theta)|| / (smoothness * ||theta - phi||).
+
+    The Lipschitz bound holds where this is <= 1.
+    """
     bias = ravel_pytree(surrogate_bias(problem, params, behavior_params, objective))[0]
     displacement = ravel_pytree(params)[0] - ravel_pytree(behavior_params)[0]
     return jnp.linalg.norm(bias) / (smoothness * jnp.linalg.norm(displacement))

@@ -1,7 +1,7 @@
-"""A lagged GRPO run on an enumerable problem, with the exact bias measured at every learner step.
+"""Runs lagged GRPO on an enumerable problem and measures the exact bias at every learner step.
 
-Learner step t updates policy version t to t + 1, as in the training loop, with rollouts of version t - lag. More
-shape letters: K, the learner steps that there is room for; D, the parameters, flattened.
+Learner step t updates policy version t to t + 1, as in the training loop, with rollouts of version
+t - lag.
 """
 
 import jax
@@ -15,7 +15,7 @@ from staleness_grpo.bias.sampling import sampled_cotangent
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.types import Array, PyTree
 
-# What is recorded of learner step t; phi is the behavior policy of that step.
+# Recorded at every learner step t; phi is the behavior policy of that step.
 QUANTITIES = (
     "bias",  # ||H(theta_t, phi) - H(theta_t, theta_t)||
     "displacement",  # ||theta_t - phi||
@@ -31,7 +31,7 @@ QUANTITIES = (
 def lagged_trajectory(
     problem: Problem,
     params: PyTree,
-    lags_K: Array,
+    lags_I: Array,
     num_steps: Array,
     learning_rate: Array,
     key: jax.Array,
@@ -41,60 +41,71 @@ def lagged_trajectory(
     batch_prompts: int,
     max_lag: int,
     coefficients: exact.Coefficients | None = None,
-    synchronous: Array = False,
+    synchronous: Array | bool = False,
 ) -> tuple[dict[str, jax.Array], PyTree]:
     """Runs `num_steps` learner steps from `params`, each trained with its own lag.
 
-    Lags, steps and learning rate may be traced: one compiled program serves every cell of a grid, and vmap over
-    the learning rate, the key, the parameters or the problem's rewards runs many cells at once.
+    Lags, steps and learning rate may be traced, so that one compiled program serves every cell of a
+    grid. vmap over the learning rate, the key, the parameters or the problem's rewards runs many
+    cells at once.
 
     Args:
       problem: the enumerable problem.
       params: policy version 0.
-      lags_K: int, the lag of each learner step, at most min(t, max_lag).
-      num_steps: learner steps to run, at most K.
+      lags_I: int, the lag of each learner step, at most min(t, max_lag). I is the number of steps
+        that there is room for.
+      num_steps: learner steps to run, at most I.
       learning_rate: eta.
       key: of the sampled groups; the batch of step t depends on (key, t) alone.
       objective: the surrogate.
-      optimizer: what turns the ascent direction into an update of unit learning rate.
-      batch_prompts: train on one sampled group for each of so many random prompts; 0: train on the exact H.
+      optimizer: turns the ascent direction into an update of unit learning rate.
+      batch_prompts: train on one sampled group for each of so many random prompts; 0: train on the
+        exact H.
       max_lag: versions kept are max_lag + 1.
-      coefficients: of a correction, whose gradient G(theta_t, phi) stands in for H(theta_t, phi) everywhere, in the
-        training too; the reference H(theta_t, theta_t) stays GRPO's. Only without sampling.
-      synchronous: bool, may be traced: train on H(theta_t, theta_t) and only measure the stale gradient beside it.
+      coefficients: of a correction, whose gradient G(theta_t, phi) stands in for H(theta_t, phi)
+        everywhere, in the training too. The reference H(theta_t, theta_t) stays GRPO's. Only
+        without sampling.
+      synchronous: bool, may be traced: train on H(theta_t, theta_t), and only measure the stale
+        gradient beside it.
 
     Returns:
-      (records, last_params): [K] for each of QUANTITIES, 0 after `num_steps`; and the parameters theta_t of the
-      last recorded step.
+      (records, last_params): [I] for each of QUANTITIES, 0 after `num_steps`; and the parameters
+      theta_t of the last recorded step.
 
     Raises:
       ValueError: for coefficients together with batch_prompts.
     """
     if batch_prompts and coefficients is not None:
-        raise ValueError("sampled groups train with GRPO's clip: give batch_prompts=0 with coefficients")
+        raise ValueError(
+            "sampled groups train with GRPO's clip: give batch_prompts=0 with coefficients"
+        )
     start_D, unravel = ravel_pytree(params)
     clip = exact.clip_coefficients(objective)
     coefficients = clip if coefficients is None else coefficients
     num_versions = max_lag + 1
 
-    def logprobs_of(theta_D):
+    def logprobs_of(theta_D: jax.Array) -> jax.Array:
         return response_logprobs(problem, unravel(theta_D))
 
-    def step(t, carry):
+    def step(t: jax.Array, carry: tuple) -> tuple:
         theta_D, optimizer_state, versions, logprobs_of_versions, records = carry
         policy_logprobs, pull_back = jax.vjp(logprobs_of, theta_D)
         versions = versions.at[t % num_versions].set(theta_D)
         logprobs_of_versions = logprobs_of_versions.at[t % num_versions].set(policy_logprobs)
-        slot = (t - lags_K[t]) % num_versions
+        slot = (t - lags_I[t]) % num_versions
         behavior_logprobs = logprobs_of_versions[slot]
 
         fresh = exact.logprob_cotangent(problem, policy_logprobs, policy_logprobs, objective, clip)
-        stale = exact.logprob_cotangent(problem, policy_logprobs, behavior_logprobs, objective, coefficients)
+        stale = exact.logprob_cotangent(
+            problem, policy_logprobs, behavior_logprobs, objective, coefficients
+        )
         cotangents = [fresh, stale - fresh]
         if batch_prompts:
             step_key = jax.random.fold_in(key, t)
             cotangents.append(
-                sampled_cotangent(problem, policy_logprobs, behavior_logprobs, objective, batch_prompts, step_key)
+                sampled_cotangent(
+                    problem, policy_logprobs, behavior_logprobs, objective, batch_prompts, step_key
+                )
             )
         (pulled,) = jax.vmap(pull_back)(jnp.stack(cotangents))
         exact_D = pulled[0] + pulled[1]  # H(theta_t, phi)
@@ -109,11 +120,19 @@ def lagged_trajectory(
             "cosine": pulled[0] @ exact_D / (jnp.linalg.norm(pulled[0]) * jnp.linalg.norm(exact_D)),
             "noise": jnp.linalg.norm(ascent_D - exact_D) if batch_prompts else 0.0,
             "update_norm": jnp.linalg.norm(update_D),
-            "clip_fraction": exact.clip_fraction(problem, policy_logprobs, behavior_logprobs, objective),
+            "clip_fraction": exact.clip_fraction(
+                problem, policy_logprobs, behavior_logprobs, objective
+            ),
             "log_ratio_max": jnp.max(jnp.abs(policy_logprobs - behavior_logprobs)),
         }
         records = records.at[:, t].set(jnp.stack([values[name] for name in QUANTITIES]))
-        return theta_D + learning_rate * update_D, optimizer_state, versions, logprobs_of_versions, records
+        return (
+            theta_D + learning_rate * update_D,
+            optimizer_state,
+            versions,
+            logprobs_of_versions,
+            records,
+        )
 
     logprobs_shape = jax.eval_shape(logprobs_of, start_D).shape
     carry = (
@@ -121,7 +140,7 @@ def lagged_trajectory(
         optimizer.init(start_D),
         jnp.zeros((num_versions, *start_D.shape), start_D.dtype),
         jnp.zeros((num_versions, *logprobs_shape), start_D.dtype),
-        jnp.zeros((len(QUANTITIES), len(lags_K)), start_D.dtype),
+        jnp.zeros((len(QUANTITIES), len(lags_I)), start_D.dtype),
     )
     _, _, versions, _, records = jax.lax.fori_loop(0, num_steps, step, carry)
     last_params = unravel(versions[(num_steps - 1) % num_versions])

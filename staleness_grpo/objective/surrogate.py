@@ -1,4 +1,4 @@
-"""The surrogate L(theta, phi) with the behavior policy phi explicit, for any correction, and its diagnostics."""
+"""The surrogate L(theta, phi) with the behavior policy phi explicit, and its diagnostics."""
 
 import dataclasses
 import functools
@@ -8,11 +8,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from staleness_grpo.errors import require, require_choice, require_positive
 from staleness_grpo.objective.corrections.clipped import grpo_clip
 from staleness_grpo.objective.tokens import TokenBatch
 from staleness_grpo.types import Array
 
-TokenObjective = Callable[[TokenBatch], Array]  # a correction with its parameters fixed: [..., R], to be maximised
+# A correction with its parameters fixed. It maps a batch to an objective [..., R], to be maximized.
+TokenObjective = Callable[[TokenBatch], Array]
 
 LENGTH_NORMALIZATIONS = ("response", "constant", "tokens")
 RATIO_QUANTILES = (0.01, 0.5, 0.99, 1.0)
@@ -20,43 +22,47 @@ RATIO_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class SurrogateConfig:
-    """The surrogate's choices; hashable, so that it can be static under jit."""
+    """Holds the surrogate's choices; hashable, so that it can be static under jit.
 
-    clip_low: float = 0.2  # ratio clipped below 1 - clip_low
+    Raises:
+      FieldError: for the first field that cannot be used.
+    """
+
+    clip_low: float = 0.2  # the ratio is clipped below 1 - clip_low
     clip_high: float = 0.2  # and above 1 + clip_high
     length_normalization: str = "response"  # one of LENGTH_NORMALIZATIONS
     normalize_std: bool = True  # divide advantages by the group's standard deviation
     std_epsilon: float = 1e-4  # delta > 0 in that division
 
     def __post_init__(self):
-        if self.clip_low <= 0 or self.clip_high <= 0:
-            raise ValueError(f"clip_low and clip_high must be > 0, got {self.clip_low}, {self.clip_high}")
-        if self.length_normalization not in LENGTH_NORMALIZATIONS:
-            raise ValueError(
-                f"length_normalization must be one of {LENGTH_NORMALIZATIONS}, got {self.length_normalization!r}"
-            )
-        if self.normalize_std and self.std_epsilon <= 0:
-            raise ValueError(f"std_epsilon must be > 0, got {self.std_epsilon}")
+        require_positive(vars(self), ("clip_low", "clip_high", "std_epsilon"))
+        hint = "ratios are >= 0: give a number <= 1"
+        require(self.clip_low <= 1, "clip_low", hint, self.clip_low)
+        require_choice(vars(self), "length_normalization", LENGTH_NORMALIZATIONS)
 
 
 def token_weights(mask_BxR: Array, length_normalization: str) -> jax.Array:
-    """Weight of each token in the batch mean; 0 where masked.
+    """Returns the weight of each token in the batch mean, [B, R]; 0 where masked.
 
-    'response': 1/(B |y|), each response counts the same (GRPO). 'constant': 1/(B R), R the padded
-    length (Dr. GRPO, arXiv 2503.20783). 'tokens': 1/sum_b |y_b|, each token counts the same
-    (DAPO, arXiv 2503.14476). An empty response weighs nothing; it still counts in B.
+    'response': 1/(B |y|), each response counts the same (GRPO). 'constant': 1/(B R), with R the
+    padded length (Dr. GRPO, arXiv 2503.20783). 'tokens': 1/sum_b |y_b|, each token counts the same
+    (DAPO, arXiv 2503.14476). An empty response weighs nothing, but it counts in B.
+
+    Raises:
+      ValueError: for an unknown length normalization.
     """
     mask_BxR = jnp.asarray(mask_BxR)
-    length_B1 = jnp.sum(mask_BxR, axis=-1, keepdims=True)
-    num_responses = length_B1.size
+    length_Bx1 = jnp.sum(mask_BxR, axis=-1, keepdims=True)
+    num_responses = length_Bx1.size
     if length_normalization == "response":
-        weight = 1.0 / (num_responses * jnp.maximum(length_B1, 1))
+        weight: jax.Array | float = 1.0 / (num_responses * jnp.maximum(length_Bx1, 1))
     elif length_normalization == "constant":
         weight = 1.0 / mask_BxR.size
     elif length_normalization == "tokens":
-        weight = 1.0 / jnp.maximum(jnp.sum(length_B1), 1)
+        weight = 1.0 / jnp.maximum(jnp.sum(length_Bx1), 1)
     else:
-        raise ValueError(f"length_normalization must be one of {LENGTH_NORMALIZATIONS}, got {length_normalization!r}")
+        choices = ", ".join(LENGTH_NORMALIZATIONS)
+        raise ValueError(f"length_normalization={length_normalization}: choose one of {choices}")
     return jnp.where(mask_BxR, weight, 0.0)
 
 
@@ -67,13 +73,15 @@ def grpo_surrogate(
     mask: Array,
     config: SurrogateConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Minus the GRPO surrogate, to be minimised, and diagnostics of the ratio.
+    """Returns minus the GRPO surrogate, to be minimized, and diagnostics of the ratio.
 
-    L = sum_{b,t} w_bt min(r_bt A_b, clip(r_bt, 1 - clip_low, 1 + clip_high) A_b),  r = pi_theta / pi_phi,
-    with w the token weights of `config.length_normalization`. Its gradient in theta is the surrogate gradient
-    H(theta, phi) (arXiv 2607.01083). As an estimator of the population H it is unbiased for 'response' and
-    'constant'; for 'tokens' it is a ratio of sums with bias O(1/B). Its bias as an estimate of H(theta, theta)
-    is what this project measures.
+    L = sum_{b,t} w_bt min(rho_bt A_b, clip(rho_bt, 1 - clip_low, 1 + clip_high) A_b)
+
+    Here rho = pi_theta / pi_phi, and w are the token weights of `config.length_normalization`. The
+    gradient of L in theta is the surrogate gradient H(theta, phi) (arXiv 2607.01083). As an
+    estimator of the population H it is unbiased for 'response' and 'constant'. For 'tokens' it is a
+    ratio of sums with bias O(1/B). Its bias as an estimate of H(theta, theta) is what this project
+    measures.
 
     Args:
       policy_logprobs: [..., R] float, log pi_theta of the response tokens.
@@ -91,7 +99,13 @@ def grpo_surrogate(
     """
     clip = functools.partial(grpo_clip, clip_low=config.clip_low, clip_high=config.clip_high)
     return corrected_surrogate(
-        policy_logprobs, behavior_logprobs, policy_logprobs, advantages, mask, config.length_normalization, clip
+        policy_logprobs,
+        behavior_logprobs,
+        policy_logprobs,
+        advantages,
+        mask,
+        config.length_normalization,
+        clip,
     )
 
 
@@ -102,19 +116,21 @@ def corrected_surrogate(
     advantages: Array,
     mask: Array,
     length_normalization: str,
-    correction: TokenObjective,
+    token_objective: TokenObjective,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Minus sum_{b,t} w_bt f_bt, to be minimised, with f the correction's per-token objective; and diagnostics.
+    """Returns minus the surrogate of any correction, to be minimized, and diagnostics of the ratio.
+
+    The surrogate is sum_{b,t} w_bt f_bt, with f the token objective and w the token weights.
 
     Args:
       policy_logprobs: [..., R] float, log pi_theta of the response tokens.
       behavior_logprobs: [..., R] float, log pi_phi as recorded by the sampler. Never optional.
-      proximal_logprobs: [..., R] float, log-probabilities at the start of the update. With one optimizer step per
-        rollout batch these are the policy's own, which may be passed: they are held constant.
+      proximal_logprobs: [..., R] float, log-probabilities at the start of the update. With one
+        optimizer step per rollout batch pass the policy's own: they are held constant.
       advantages: [...] float, one for each response.
       mask: [..., R] bool, True on the response's tokens.
-      length_normalization: that of the token weights w.
-      correction: see `corrections.registry.bind`.
+      length_normalization: one of LENGTH_NORMALIZATIONS, for the token weights.
+      token_objective: a correction with its parameters fixed; see `corrections.registry.bind`.
 
     Returns:
       (loss, diagnostics): a scalar, and the scalars of `ratio_diagnostics`.
@@ -130,9 +146,11 @@ def corrected_surrogate(
         )
     chex.assert_equal_shape([policy_logprobs, behavior_logprobs, proximal_logprobs, mask])
     chex.assert_shape(advantages, policy_logprobs.shape[:-1])
-    # Masked before anything is computed from them, so that a NaN there reaches neither the value nor the gradient.
+    # Masked before anything is computed from them. So a NaN there reaches neither the value nor the
+    # gradient.
     policy_logprobs, behavior_logprobs, proximal_logprobs = (
-        jnp.where(mask, logprobs, 0.0) for logprobs in (policy_logprobs, behavior_logprobs, proximal_logprobs)
+        jnp.where(mask, logprobs, 0.0)
+        for logprobs in (policy_logprobs, behavior_logprobs, proximal_logprobs)
     )
     advantages = jax.lax.stop_gradient(advantages)[..., None]
     batch = TokenBatch(
@@ -143,56 +161,79 @@ def corrected_surrogate(
         mask=jnp.asarray(mask),
         weights=jnp.ones_like(advantages),
     )
-    loss = -jnp.sum(token_weights(mask, length_normalization) * correction(batch))
+    loss = -jnp.sum(token_weights(mask, length_normalization) * token_objective(batch))
     constant = dataclasses.replace(batch, policy_logprobs=jax.lax.stop_gradient(policy_logprobs))
-    cut = (token_slopes(constant, correction) == 0) & (advantages != 0)
+    cut = (token_slopes(constant, token_objective) == 0) & (advantages != 0)
     return loss, ratio_diagnostics(batch.log_ratio(), advantages, mask, cut)
 
 
-def token_slopes(batch: TokenBatch, correction: TokenObjective) -> jax.Array:
-    """d objective / d log pi_theta of each token, before length normalization."""
+def token_slopes(batch: TokenBatch, token_objective: TokenObjective) -> jax.Array:
+    """Differentiates the summed token objective in log pi_theta, [..., R].
 
-    def total(policy_logprobs):
-        objective = correction(dataclasses.replace(batch, policy_logprobs=policy_logprobs))
-        return jnp.sum(jnp.where(batch.mask, objective, 0.0))
+    There is no length normalization in it. Masked tokens have slope 0.
+    """
+
+    def total(policy_logprobs: Array) -> jax.Array:
+        values = token_objective(dataclasses.replace(batch, policy_logprobs=policy_logprobs))
+        return jnp.sum(jnp.where(batch.mask, values, 0.0))
 
     return jax.grad(total)(batch.policy_logprobs)
 
 
-def ratio_diagnostics(raw_log_ratio: Array, advantages: Array, mask: Array, cut: Array) -> dict[str, jax.Array]:
-    """Statistics over the unmasked tokens of the ratio as it is, before any clamp.
+def ratio_diagnostics(
+    raw_log_ratio: Array, advantages: Array, mask: Array, cut: Array
+) -> dict[str, jax.Array]:
+    """Returns statistics of the ratio over the unmasked tokens, before any clamp.
 
-    ratio_mean, ratio_q01/q50/q99/max (nearest rank), clip_fraction (tokens whose gradient the clip, or whatever
-    stands in its place, removes: those in `cut`), clip_fraction_positive and _negative (the same among tokens with
-    A > 0 and A < 0), approx_kl (mean of r - 1 - log r, an unbiased estimate of KL(phi || theta) with positive
-    terms), ess (effective sample size (sum r)^2 / (n sum r^2), in (0, 1]), log_ratio_second_moment (mean of
-    (log r)^2).
-    All are 0 when no token is unmasked, but for ess, which is 1.
+    All of them are 0 when no token is unmasked, but ess is then 1.
+
+      ratio_mean: mean of rho.
+      ratio_q01, ratio_q50, ratio_q99, ratio_max: nearest-rank quantiles of rho.
+      clip_fraction: share of the tokens that are in `cut`. The clip removes their
+        gradient, or whatever the correction has in place of the clip.
+      clip_fraction_positive, clip_fraction_negative: this share among tokens with A > 0 and A < 0.
+      approx_kl: mean of rho - 1 - log rho, an unbiased estimate of KL(phi || theta) whose terms are
+        >= 0.
+      ess: effective sample size (sum rho)^2 / (n sum rho^2), in (0, 1].
+      log_ratio_second_moment: mean of (log rho)^2.
+
+    Args:
+      raw_log_ratio: [..., R] float, log rho, not clamped.
+      advantages: [..., 1] float.
+      mask: [..., R] bool, True on the response's tokens.
+      cut: [..., R] bool, tokens whose gradient the correction removes.
     """
-    x = jax.lax.stop_gradient(raw_log_ratio)
+    log_ratio = jax.lax.stop_gradient(raw_log_ratio)
     active = jnp.asarray(mask)
     count = jnp.sum(active)
     at_least_one = jnp.maximum(count, 1)
 
-    def mean(values):
+    def mean(values: Array) -> jax.Array:
         return jnp.sum(jnp.where(active, values, 0.0)) / at_least_one
 
-    def fraction(event, among):
+    def fraction(event: Array, among: Array) -> jax.Array:
         return jnp.sum(event & among) / jnp.maximum(jnp.sum(among), 1)
 
     positive = active & (advantages > 0)
     negative = active & (advantages < 0)
 
     # In log space, so that a token with log-ratio 50 gives a small ess and no overflow.
-    log_weights = jnp.where(active, x, -jnp.inf)
-    log_ess = 2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights) - jnp.log(at_least_one)
+    log_weights = jnp.where(active, log_ratio, -jnp.inf)
+    log_ess = (
+        2 * jax.nn.logsumexp(log_weights)
+        - jax.nn.logsumexp(2 * log_weights)
+        - jnp.log(at_least_one)
+    )
     ess = jnp.where(count > 0, jnp.exp(jnp.where(count > 0, log_ess, 0.0)), 1.0)
 
-    ordered = jnp.sort(jnp.where(active, x, jnp.inf).ravel())
-    ranks = [jnp.clip(jnp.ceil(q * count).astype(int) - 1, 0, ordered.size - 1) for q in RATIO_QUANTILES]
+    ordered = jnp.sort(jnp.where(active, log_ratio, jnp.inf).ravel())
+    ranks = [
+        jnp.clip(jnp.ceil(level * count).astype(int) - 1, 0, ordered.size - 1)
+        for level in RATIO_QUANTILES
+    ]
     q01, q50, q99, largest = (jnp.where(count > 0, jnp.exp(ordered[rank]), 0.0) for rank in ranks)
     return {
-        "ratio_mean": mean(jnp.exp(x)),
+        "ratio_mean": mean(jnp.exp(log_ratio)),
         "ratio_q01": q01,
         "ratio_q50": q50,
         "ratio_q99": q99,
@@ -200,7 +241,7 @@ def ratio_diagnostics(raw_log_ratio: Array, advantages: Array, mask: Array, cut:
         "clip_fraction": fraction(cut, active),
         "clip_fraction_positive": fraction(cut, positive),
         "clip_fraction_negative": fraction(cut, negative),
-        "approx_kl": mean(jnp.expm1(x) - x),
+        "approx_kl": mean(jnp.expm1(log_ratio) - log_ratio),
         "ess": ess,
-        "log_ratio_second_moment": mean(x**2),
+        "log_ratio_second_moment": mean(log_ratio**2),
     }

@@ -1,12 +1,12 @@
 """Corrections that act on the update rather than on the loss, as optax gradient transformations.
 
-They compose with any correction of the loss. Neither has a population gradient of its own: the one scales the
-update of a batch, the other depends on the batch before.
+They compose with any correction of the loss. Neither VCPO nor GAC has a population gradient of its
+own: VCPO scales the update of a batch, and GAC depends on the batch before.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,40 +16,63 @@ from staleness_grpo.types import Array, PyTree
 
 
 def sequence_ess(policy_logprobs: Array, behavior_logprobs: Array, mask: Array) -> jax.Array:
-    """Effective sample size (sum w)^2 / (B sum w^2) of the responses' weights w = prod_t rho, in (0, 1].
+    """Returns the effective sample size of the responses' importance weights, in (0, 1].
 
-    1 on policy, 1/B when one response has all the weight. In log space, so nothing overflows.
+    (sum W)^2 / (B sum W^2) with W = prod_t rho: 1 on policy, 1/B when one response has all the
+    weight. It is computed in log space, so nothing overflows, and it has no gradient.
+
+    Args:
+      policy_logprobs: [..., R] float, log pi_theta of the response tokens.
+      behavior_logprobs: [..., R] float, log pi_phi of them.
+      mask: [..., R] bool, True on the response's tokens.
     """
     log_ratio = jnp.where(mask, policy_logprobs, 0.0) - jnp.where(mask, behavior_logprobs, 0.0)
     log_weights = jax.lax.stop_gradient(jnp.sum(log_ratio, axis=-1)).ravel()
-    log_ess = 2 * jax.nn.logsumexp(log_weights) - jax.nn.logsumexp(2 * log_weights) - jnp.log(log_weights.size)
+    log_ess = (
+        2 * jax.nn.logsumexp(log_weights)
+        - jax.nn.logsumexp(2 * log_weights)
+        - jnp.log(log_weights.size)
+    )
     return jnp.exp(log_ess)
 
 
-def vcpo(*, ess_target: float = 1.0, ess_power: float = 0.5) -> optax.GradientTransformationExtraArgs:
-    """Scales the update by min(1, ess / ess_target)^ess_power   (VCPO, arXiv 2602.17616).
+def vcpo(
+    *, ess_target: float = 1.0, ess_power: float = 0.5
+) -> optax.GradientTransformationExtraArgs:
+    """Scales the update down when few responses carry the importance weight.
 
-    The learning rate falls with the batch's `sequence_ess`, an extra argument of the update; it comes after Adam,
-    which would undo a scale of the gradient. Power 1/2 is the authors' rule for Adam, 1 their linear one. Does not
-    change the bias of a step, only its length, by a factor that correlates with the batch. The authors' value of
-    ess_target could not be verified. Their minimum-variance baseline, which needs every response's own gradient
-    norm, is not here.
+    Formula: min(1, ess / ess_target)^ess_power g_t, with ess the batch's `sequence_ess`.
+    Source: VCPO, arXiv 2602.17616. The learning rate falls with `sequence_ess`, which is an extra
+    argument of the update. The rule comes after Adam, which would undo a scale of the gradient.
+    ess_power 1/2 is the authors' rule for Adam, and 1 their linear rule.
+    Verified: ess_target = 1, ess_power = 1/2 and raw sequence ratios are the values of the authors'
+    code and run scripts. Their minimum-variance baseline needs every response's own gradient norm
+    and is not here.
+    Bias and variance: the direction of a step stays as it is. Its length changes by a factor that
+    correlates with the batch.
     """
 
     def init(params: PyTree) -> optax.EmptyState:
         del params
         return optax.EmptyState()
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None, *, sequence_ess: Array, **extra):
+    def update(
+        updates: PyTree,
+        state: optax.EmptyState,
+        params: PyTree = None,
+        *,
+        sequence_ess: Array,
+        **extra: Any,
+    ) -> tuple[PyTree, optax.EmptyState]:
         del params, extra
         scale = jnp.minimum(1.0, sequence_ess / ess_target) ** ess_power
-        return jax.tree.map(lambda u: (scale * u).astype(u.dtype), updates), state
+        return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 class AlignmentState(NamedTuple):
-    """What gradient alignment control remembers."""
+    """The state that gradient alignment control keeps between updates."""
 
     previous: PyTree  # the updates it was given last time, before any removal; 0 at first
 
@@ -57,30 +80,44 @@ class AlignmentState(NamedTuple):
 def gac(
     *, alignment_threshold: float = 0.5, removed_fraction: float = 1.0, skip_threshold: float = 1.0
 ) -> optax.GradientTransformation:
-    """Removes a part of g_t along g_{t-1} when their cosine is high   (GAC, arXiv 2603.01501, second-hand).
+    """Removes a part of a gradient along the previous one when their cosine is high.
 
-        cos(g_t, g_{t-1}) > alignment_threshold:  g_t - removed_fraction <g_t, g_{t-1}> g_{t-1} / |g_{t-1}|^2
-        cos(g_t, g_{t-1}) > skip_threshold:       0   (1 switches this off)
+    Formula:
 
-    Biased by design: it slows coherent drift, fresh or stale. Could not be verified: both thresholds, the fraction,
-    whether g_{t-1} is taken before or after the removal (before, here), and whether all this happens before Adam
-    (`gac`) or to Adam's update (`gac_after_optimizer`).
+        cos(g_t, g_{t-1}) > alignment_threshold:
+            g_t - removed_fraction <g_t, g_{t-1}> g_{t-1} / |g_{t-1}|^2
+        cos(g_t, g_{t-1}) > skip_threshold:
+            0   (a threshold of 1 switches this off)
+
+    Source: GAC, arXiv 2603.01501.
+    Verified: second-hand. These could not be verified: both thresholds, the fraction, and whether
+    g_{t-1} is taken before or after the removal (before, here). Nor could it be verified whether
+    all this happens before Adam (`gac`) or to Adam's update (`gac_after_optimizer`).
+    Bias and variance: biased by design, as it slows coherent drift, fresh or stale.
     """
 
     def init(params: PyTree) -> AlignmentState:
         return AlignmentState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates: PyTree, state: AlignmentState, params: PyTree = None):
+    def update(
+        updates: PyTree, state: AlignmentState, params: PyTree = None
+    ) -> tuple[PyTree, AlignmentState]:
         del params
         product = optax.tree.vdot(updates, state.previous)
         square = optax.tree.norm(state.previous, squared=True)
         length = jnp.sqrt(square) * optax.tree.norm(updates)
-        # A zero gradient, like that before the first, is aligned with nothing.
+        # A zero gradient is aligned with nothing. Before the first step the previous one is zero.
         cosine = jnp.where(length > 0, product / jnp.where(length > 0, length, 1.0), 0.0)
         aligned = cosine > alignment_threshold
-        share = jnp.where(aligned, removed_fraction * product / jnp.where(square > 0, square, 1.0), 0.0)
+        share = jnp.where(
+            aligned, removed_fraction * product / jnp.where(square > 0, square, 1.0), 0.0
+        )
         keep = jnp.where(cosine > skip_threshold, 0.0, 1.0)
-        controlled = jax.tree.map(lambda g, p: (keep * (g - share * p)).astype(g.dtype), updates, state.previous)
+        controlled = jax.tree.map(
+            lambda leaf, previous: (keep * (leaf - share * previous)).astype(leaf.dtype),
+            updates,
+            state.previous,
+        )
         return controlled, AlignmentState(updates)
 
     return optax.GradientTransformation(init, update)
@@ -88,14 +125,53 @@ def gac(
 
 @dataclasses.dataclass(frozen=True)
 class UpdateCorrection:
-    """A gradient transformation, and its place. Its keyword arguments are its parameters."""
+    """A gradient transformation, where it comes from, and its place in the optimizer.
+
+    The keyword arguments of `transformation` are its parameters.
+    """
 
     transformation: Callable[..., optax.GradientTransformation]
-    after_optimizer: bool  # acts on Adam's update, before the learning rate; else on the raw gradient
+    _: dataclasses.KW_ONLY
+    after_optimizer: (
+        bool  # acts on Adam's update, before the learning rate; else on the raw gradient
+    )
+    # For the documentation.
+    formula: str = ""  # in one line, with g_t for what the rule is given at step t
+    source: str = ""  # paper or code
+    verified: str = ""  # how sure it is that this is the published rule
 
+
+_GAC_FORMULA = (
+    "with c = cos(g_t, g_{t-1}): 0 if c > skip_threshold; g_t - removed_fraction <g_t, g_{t-1}> "
+    "g_{t-1} / |g_{t-1}|^2 if c > alignment_threshold; else g_t"
+)
+_GAC_NOT_VERIFIED = (
+    "second-hand; not verified: the thresholds, the fraction, g_{t-1} before or after the removal, "
+    "before or after Adam"
+)
 
 UPDATE_CORRECTIONS: dict[str, UpdateCorrection] = {
-    "vcpo": UpdateCorrection(vcpo, after_optimizer=True),
-    "gac": UpdateCorrection(gac, after_optimizer=False),
-    "gac_after_optimizer": UpdateCorrection(gac, after_optimizer=True),
+    "vcpo": UpdateCorrection(
+        vcpo,
+        after_optimizer=True,
+        formula=(
+            "min(1, ess / ess_target)^ess_power g_t, ess = (sum W)^2 / (B sum W^2), W = prod_t rho"
+        ),
+        source="VCPO, arXiv 2602.17616",
+        verified="read in the authors' code; without its baseline",
+    ),
+    "gac": UpdateCorrection(
+        gac,
+        after_optimizer=False,
+        formula=_GAC_FORMULA,
+        source="GAC, arXiv 2603.01501",
+        verified=_GAC_NOT_VERIFIED,
+    ),
+    "gac_after_optimizer": UpdateCorrection(
+        gac,
+        after_optimizer=True,
+        formula=f"{_GAC_FORMULA}; g_t is Adam's update",
+        source="GAC, arXiv 2603.01501",
+        verified=_GAC_NOT_VERIFIED,
+    ),
 }

@@ -1,1 +1,1 @@
-"""The policy: one Flax decoder, its sampler and its log-probabilities."""
+"""Holds the policy: one Flax decoder, its sampler and its log-probabilities."""

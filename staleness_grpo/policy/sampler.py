@@ -1,35 +1,57 @@
-"""The jitted sampler: KV cache, early stop, Gumbel noise indexed by (seed, step, slot, response, position)."""
+"""Samples responses with a KV cache, an early stop, and noise that does not depend on the batch.
+
+The Gumbel noise of a token is indexed by (seed, step, slot, response, position).
+"""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from staleness_grpo.errors import require_positive
 from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
-from staleness_grpo.policy.transformer import Policy, at_least_float32, leading_axes
+from staleness_grpo.policy.numerics import at_least_float32, leading_axes
+from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import Array, Prompts, PyTree, Responses
 
 
-def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: int) -> jax.Array:
-    """One key for each response, [N, G], from (key, step, slot, place in the group) and nothing else.
+def check_sampler(fields: Mapping[str, Any]) -> None:
+    """Refuses values of `config.sampler` that cannot be used. Raises FieldError."""
+    require_positive(fields, ("temperature",))
 
-    The policy version has no part in it: at another lag another policy answers with the same noise.
+
+def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: int) -> jax.Array:
+    """Derives one key for each response, [N, G], from (key, step, slot, place in the group).
+
+    The policy version has no part in it: at another lag, another policy answers with the same
+    noise.
     """
 
-    def one(step, slot, member):
+    def response_key(step: Array, slot: Array, member: Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, step), slot), member)
 
     members = jnp.arange(group_size)
-    return jax.vmap(lambda step, slot: jax.vmap(lambda m: one(step, slot, m))(members))(steps_N, slots_N)
+    return jax.vmap(
+        lambda step, slot: jax.vmap(lambda member: response_key(step, slot, member))(members)
+    )(steps_N, slots_N)
 
 
 def first_largest(x: Array) -> jax.Array:
-    """argmax over the last axis, int32, as two plain reductions: four times faster than XLA's on CPU."""
+    """Returns the argmax over the last axis, int32.
+
+    It takes two plain reductions, which XLA runs faster on CPU than its own argmax (docs/log/).
+    """
     places = leading_axes(jnp.arange(x.shape[-1], dtype=jnp.int32), x.ndim)
-    return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), places, x.shape[-1] - 1), axis=-1)
+    return jnp.min(
+        jnp.where(x == jnp.max(x, axis=-1, keepdims=True), places, x.shape[-1] - 1), axis=-1
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "group_size", "max_length", "end_token", "pad_token"))
+@functools.partial(
+    jax.jit, static_argnames=("policy", "group_size", "max_length", "end_token", "pad_token")
+)
 def sample(
     policy: Policy,
     params: PyTree,
@@ -48,18 +70,20 @@ def sample(
 
     Args:
       policy, params: the behavior policy.
-      prompts: N left-padded prompts; their lengths may differ.
-      key: the run's sampling key.
-      steps_N, slots_N: int32, the learner step and group slot that each group is for; the noise's index.
+      prompts: N left-padded prompts, whose lengths may differ.
+      key: the sampling key of the run.
+      steps_N, slots_N: int32, the learner step and the slot that each group is for. They index the
+        noise.
       temperature: > 0; the recorded log-probabilities are those of the tempered distribution.
       max_length: R. A response that has not ended by then is cut.
-      end_token: ends a response and belongs to it; a tuple: any of these; None for responses of fixed length R.
-      pad_token: fills the places after the end.
+      end_token: the token that ends a response and belongs to it. Any token of a tuple does. With
+        None all responses have the fixed length R.
+      pad_token: fills the positions after the end.
 
     Returns:
-      Responses with `behavior_logprobs` of float32 or better, 0 on the padding.
+      Responses, with `behavior_logprobs` of float32 or better and 0 on the padding.
     """
-    # To the dtype of the products once, and not again for every token: reading the weights is most of a token's time.
+    # Cast once, and not again for every token. Reading the weights is most of a token's time.
     params = jax.tree.map(lambda leaf: leaf.astype(policy.config.dtype), params)
     shape = (prompts.tokens_NxP.shape[0], group_size, max_length)
     keys_NxG = response_keys(key, steps_N, slots_N, group_size)
@@ -68,14 +92,17 @@ def sample(
 
     def choose(position, hidden_NxGxE):
         logprobs = log_distribution(policy.unembed(params, hidden_NxGxE), temperature)
-        gumbel = jax.vmap(
-            jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, position), logprobs.shape[-1:], logprobs.dtype))
-        )(keys_NxG)
+
+        def token_noise(response_key):
+            token_key = jax.random.fold_in(response_key, position)
+            return jax.random.gumbel(token_key, logprobs.shape[-1:], logprobs.dtype)
+
+        gumbel = jax.vmap(jax.vmap(token_noise))(keys_NxG)
         tokens_NxG = first_largest(logprobs + gumbel)
         return tokens_NxG, token_logprobs(logprobs, tokens_NxG)
 
-    def write(carry, position, hidden_NxGxE):
-        tokens, mask, logprobs, alive = carry
+    def write(written, position, hidden_NxGxE):
+        tokens, mask, logprobs, alive = written
         token, logprob = choose(position, hidden_NxGxE)
         token = jnp.where(alive, token, pad_token)
         tokens = tokens.at[:, :, position].set(token)
@@ -105,5 +132,7 @@ def sample(
         return position + 1, written, token, cache
 
     cache = policy.empty_cache(*shape[:2], max(max_length - 1, 1))
-    _, (tokens, mask, logprobs, _), _, _ = jax.lax.while_loop(unfinished, advance, (1, written, token, cache))
+    _, (tokens, mask, logprobs, _), _, _ = jax.lax.while_loop(
+        unfinished, advance, (1, written, token, cache)
+    )
     return Responses(tokens_NxGxR=tokens, mask_NxGxR=mask, behavior_logprobs_NxGxR=logprobs)

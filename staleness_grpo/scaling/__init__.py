@@ -1,1 +1,1 @@
-"""Laws fitted to measurements."""
+"""Laws, intervals and early signs from measurements of runs."""

@@ -4,71 +4,80 @@ import dataclasses
 
 import numpy as np
 
-MEMORY = 0.7  # of the exponential average, for one evaluation
-FRACTION = 0.5  # of the peak, below which a run is down
-LASTING_STEPS = 20
-HIGH = 0.9  # of the peak: where a fall begins
-RESAMPLES = 200
-CONFIDENCE = 0.95
+from staleness_grpo.scaling.bootstrap import CONFIDENCE
+
+MEMORY = 0.7  # weight that the exponential average keeps from one evaluation to the next
+DOWN_FRACTION = 0.5  # a run is down while its average is below this fraction of its peak
+HIGH_FRACTION = 0.9  # a fall begins where the average was last at this fraction of its peak
+LASTING_STEPS = 20  # learner steps for which a run must stay down
+NUM_REDRAWS = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Collapse:
-    """A collapse; all numbers in learner steps."""
+    """A lasting fall of the pass rate, with all numbers in learner steps."""
 
     step: int  # the first evaluation of the lasting stretch below half the peak
-    interval: tuple[int, int]  # for the sampling noise of the pass rates
-    stayed_down: bool  # it never came back above half the peak
-    fall_steps: int  # since the average was last at 90 % of the peak: long for a slow decay, short for a collapse
+    interval: tuple[int, int]  # 95 % interval of `step` under the sampling noise of the pass rates
+    stayed_down: bool  # the average never came back above half the peak
+    # Steps since the average was last at 90 % of the peak. A slow decay takes long, a collapse not.
+    fall_steps: int
 
 
-def detect_collapse(reward_E: np.ndarray, every: int, num_samples: int) -> Collapse | None:
-    """The first lasting fall below half the running peak.
+def detect_collapse(reward_X: np.ndarray, every: int, num_samples: int) -> Collapse | None:
+    """Finds the first lasting fall of the pass rate below half its running peak.
 
-    Definition. The pass rates at steps 0, every, 2 every, ... are averaged exponentially (memory 0.7 for an
-    evaluation, started at the first pass rate, so that one bad evaluation moves it by 30 %). The peak is the
-    average's running maximum, the start included. The run has collapsed at the first evaluation where the average
-    is below half its peak and stays there for 20 steps; a fall in the last 20 steps of a run is not counted.
-    Entropy and the behavior
-    policy's reward have no part in it.
+    The pass rates at steps 0, every, 2 every, ... are averaged exponentially, starting at the first
+    one. The memory is 0.7 for one evaluation, so one bad evaluation moves the average by 30 %. The
+    peak is the running maximum of the average, its start included. The run has collapsed at the
+    first evaluation where the average is below half its peak and stays there for 20 steps. A fall
+    in the last 20 steps of a run is not counted. Entropy and the behavior policy's reward have no
+    part in it.
 
-    The interval is the central 95 % of the steps found when every pass rate is drawn again as the mean of
-    `num_samples` Bernoulli trials of that rate; draws that find no collapse are left out of it.
+    The interval comes from NUM_REDRAWS repetitions. In each, every pass rate is drawn again as the
+    mean of `num_samples` Bernoulli trials of that rate. The interval is the central 95 % of the
+    steps found. Repetitions that find no collapse are left out of it.
 
     Args:
-      reward_E: pass rates in [0, 1] of the current policy, one for each evaluation, none missing.
+      reward_X: pass rates in [0, 1] of the current policy, one for each evaluation, none missing.
       every: learner steps between evaluations.
       num_samples: responses of an evaluation.
+
+    Returns:
+      The collapse, or None if there is none.
     """
-    found = _first_fall(reward_E, every)
-    if found is None:
+    fall = _first_fall(reward_X, every)
+    if fall is None:
         return None
-    step, average_E, peak_E = found
-    draws = np.random.default_rng(0).binomial(num_samples, np.clip(reward_E, 0, 1), (RESAMPLES, len(reward_E)))
-    steps = [again[0] for draw in draws if (again := _first_fall(draw / num_samples, every))]
+    step, average_X, peak_X = fall
+    redraws = np.random.default_rng(0).binomial(
+        num_samples, np.clip(reward_X, 0, 1), (NUM_REDRAWS, len(reward_X))
+    )
+    redrawn_falls = [_first_fall(redraw / num_samples, every) for redraw in redraws]
+    steps = [redrawn[0] for redrawn in redrawn_falls if redrawn is not None]
     tail = (1 - CONFIDENCE) / 2
-    interval = tuple(int(bound) for bound in np.quantile(steps or [step], [tail, 1 - tail]))
-    place = step // every
-    high = np.flatnonzero(average_E[:place] >= HIGH * peak_E[:place])
+    low, high = np.quantile(steps or [step], [tail, 1 - tail])
+    evaluation = step // every
+    high_evaluations = np.flatnonzero(average_X[:evaluation] >= HIGH_FRACTION * peak_X[:evaluation])
     return Collapse(
         step=step,
-        interval=interval,
-        stayed_down=bool(np.all(average_E[place:] < FRACTION * peak_E[place:])),
-        fall_steps=step - every * int(high[-1]),
+        interval=(int(low), int(high)),
+        stayed_down=bool(np.all(average_X[evaluation:] < DOWN_FRACTION * peak_X[evaluation:])),
+        fall_steps=step - every * int(high_evaluations[-1]),
     )
 
 
-def _first_fall(reward_E: np.ndarray, every: int) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """(step, average_E, peak_E) of the first lasting fall, or None."""
-    average_E = np.empty(len(reward_E))
-    average = reward_E[0]
-    for i, reward in enumerate(reward_E):
+def _first_fall(reward_X: np.ndarray, every: int) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """Returns (step, average_X, peak_X) of the first lasting fall, or None."""
+    average_X = np.empty(len(reward_X))
+    average = reward_X[0]
+    for evaluation, reward in enumerate(reward_X):
         average = MEMORY * average + (1 - MEMORY) * reward
-        average_E[i] = average
-    peak_E = np.maximum.accumulate(average_E)
-    low_E = average_E < FRACTION * peak_E
-    lasting = -(-LASTING_STEPS // every)
-    for i in range(len(low_E) - lasting):
-        if low_E[i : i + lasting + 1].all():
-            return i * every, average_E, peak_E
+        average_X[evaluation] = average
+    peak_X = np.maximum.accumulate(average_X)
+    down_X = average_X < DOWN_FRACTION * peak_X
+    lasting_evaluations = -(-LASTING_STEPS // every)
+    for evaluation in range(len(down_X) - lasting_evaluations):
+        if down_X[evaluation : evaluation + lasting_evaluations + 1].all():
+            return evaluation * every, average_X, peak_X
     return None

@@ -1,1 +1,1 @@
-"""Deterministic rollout lag: schedules and the host-side ring buffer."""
+"""Deterministic lag of rollouts: schedules, recorded traces, and the ring buffer on the host."""

@@ -1,121 +1,168 @@
 """Lag schedules: the deterministic map (learner step, group slot) -> behavior version.
 
-A schedule is a pure function of its constructor's arguments: nothing depends on which steps were asked for
-before, so a resumed run sees the lags of an uninterrupted one. Learner step t updates policy version t to
-t + 1; a group trained on at step t has lag t - behavior version, in optimizer updates.
+A schedule is a pure function of its constructor's arguments. Nothing depends on which steps were
+asked for before, so a resumed run sees the lags of an uninterrupted one.
+
+Learner step t updates policy version t to t + 1. A group that is learned from at step t has the lag
+t - behavior version, in optimizer updates.
 """
 
 import abc
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from staleness_grpo.hashing import uniform_integers
+from staleness_grpo.errors import require, require_at_least, require_choice
+from staleness_grpo.runtime.hashing import uniform_integers
 
 STARTS = ("initial_policy", "synchronous")
 
 
+def check_lag(fields: Mapping[str, Any]) -> None:
+    """Refuses what `config.lag` cannot hold. Raises FieldError."""
+    require_choice(fields, "schedule", (*SCHEDULES, "trace"))
+    require_choice(fields, "start", STARTS)
+    require_at_least(fields, {"max_lag": 0})
+    if fields["schedule"] == "trace":
+        hint = "lag.schedule=trace replays a file: give its path"
+        require(fields["trace"] is not None, "trace", hint, fields["trace"])
+        hint = "the trace file decides the start too: leave it at initial_policy"
+        require(fields["start"] == "initial_policy", "start", hint, fields["start"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
-    """Lags of N group slots, each in [0, min(step, max_lag)]: a subclass says how they are drawn."""
+    """The lags of N group slots at every learner step, each in [0, min(step, max_lag)].
+
+    A subclass decides how they are drawn.
+
+    Raises:
+      ValueError: `max_lag` is negative, there are no groups, or `start` is unknown.
+    """
 
     max_lag: int  # S
     num_groups: int  # N
     seed: int = 0
-    start: str = "initial_policy"  # before step S, only versions that exist; "synchronous": lag 0 there
+    # The lags of steps below S. "initial_policy": as scheduled, but never older than version 0.
+    # "synchronous": 0.
+    start: str = "initial_policy"
 
     def __post_init__(self):
         if self.max_lag < 0 or self.num_groups < 1:
-            raise ValueError(f"need max_lag >= 0 and num_groups >= 1, got {self.max_lag} and {self.num_groups}")
+            given = f"{self.max_lag} and {self.num_groups}"
+            raise ValueError(f"need max_lag >= 0 and num_groups >= 1, got {given}")
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {STARTS}, got {self.start!r}")
 
     @abc.abstractmethod
-    def _scheduled_lags(self, steps_Kx1: np.ndarray) -> np.ndarray:
-        """Lags [K, N] or [K, 1] of these steps, given that version 0 is the oldest there is."""
+    def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
+        """Returns the lags [I, N] or [I, 1] of these steps. Version 0 is the oldest."""
 
-    def lags(self, steps_K: np.ndarray) -> np.ndarray:
-        """Lags [K, N], int64, of every slot of these learner steps."""
-        steps_Kx1 = np.asarray(steps_K, np.int64)[:, None]
-        lags = self._scheduled_lags(steps_Kx1)
+    def lags(self, steps_I: np.ndarray) -> np.ndarray:
+        """Returns the lags [I, N], int64, of every slot of these learner steps."""
+        steps_Ix1 = np.asarray(steps_I, np.int64)[:, None]
+        lags = self._scheduled_lags(steps_Ix1)
         if self.start == "synchronous":
-            lags = np.where(steps_Kx1 < self.max_lag, 0, lags)
-        return np.broadcast_to(lags, (len(steps_Kx1), self.num_groups))
+            lags = np.where(steps_Ix1 < self.max_lag, 0, lags)
+        return np.broadcast_to(lags, (len(steps_Ix1), self.num_groups))
 
     def behavior_versions(self, step: int) -> np.ndarray:
-        """The policy version [N], int32, that generates each group of this learner step."""
+        """Returns the policy versions [N], int32, that generate the groups of this learner step."""
         return (step - self.lags(np.array([step]))[0]).astype(np.int32)
 
     def due(self, version: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """All that this policy version must generate: the inverse of `behavior_versions`.
+        """Returns the groups that this policy version must generate.
+
+        It is the inverse of `behavior_versions`.
 
         Args:
-          version: a policy version, i.e. the learner step that is about to run.
-          num_steps: learner steps of the run; later ones are not generated for.
+          version: a policy version, which is also the learner step that is about to run.
+          num_steps: learner steps of the run; nothing is generated for later ones.
 
         Returns:
-          (steps_K, slots_K), int64: learner step and slot of each group, by step and then by slot.
+          (steps_W, slots_W), int64: learner step and slot of each group, by step and then by slot.
         """
-        steps = np.arange(version, min(version + self.max_lag + 1, num_steps))
-        rows, slots_K = np.nonzero(self.lags(steps) == (steps - version)[:, None])
-        return steps[rows], slots_K
+        steps_I = np.arange(version, min(version + self.max_lag + 1, num_steps))
+        rows_W, slots_W = np.nonzero(self.lags(steps_I) == (steps_I - version)[:, None])
+        return steps_I[rows_W], slots_W
 
 
 class Constant(Schedule):
-    """Lag S at every step, min(step, S) at the start."""
+    """A schedule with lag S at every step, and min(step, S) at the start."""
 
-    def _scheduled_lags(self, steps_Kx1):
-        return np.minimum(steps_Kx1, self.max_lag)
+    def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
+        return np.minimum(steps_Ix1, self.max_lag)
 
 
 class Cyclic(Schedule):
-    """A snapshot refreshed every S steps: lags 0, 1, ..., S - 1, 0, ... S = 0 and S = 1 are synchronous."""
+    """A schedule whose rollouts come from a snapshot that is refreshed every S steps.
 
-    def _scheduled_lags(self, steps_Kx1):
-        return steps_Kx1 % max(self.max_lag, 1)
+    The lags are 0, 1, ..., S - 1, 0, 1, ... So S = 0 and S = 1 are synchronous.
+    """
+
+    def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
+        return steps_Ix1 % max(self.max_lag, 1)
 
 
 class Uniform(Schedule):
-    """Lags independent over (step, slot) and uniform on 0..min(step, S)."""
+    """A schedule whose lags are uniform on 0..min(step, S), independent over (step, slot)."""
 
-    def _scheduled_lags(self, steps_Kx1):
-        bound = np.minimum(steps_Kx1, self.max_lag) + 1
-        return uniform_integers(bound, self.seed, steps_Kx1, np.arange(self.num_groups))
+    def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
+        bound = np.minimum(steps_Ix1, self.max_lag) + 1
+        return uniform_integers(bound, self.seed, steps_Ix1, np.arange(self.num_groups))
 
 
 @dataclasses.dataclass(frozen=True)
 class Minibatched(Schedule):
-    """Rollout batches of K num_groups groups, cut into K minibatches for K consecutive learner steps.
+    """A schedule of rollout batches that are cut into minibatches for consecutive learner steps.
 
-    A whole batch is generated as `batches` says for its first step; the minibatch of its k-th step is k updates
-    older. So S bounds every lag when that of `batches` is S - (K - 1).
+    A batch has `updates_per_batch * num_groups` groups. All of them are generated as `batches` says
+    for the batch's first step. The minibatch that is learned from i steps later is i updates older.
+    So S bounds every lag when the bound of `batches` is S - (updates_per_batch - 1).
     """
 
     batches: Schedule = dataclasses.field(kw_only=True)
-    updates_per_batch: int = dataclasses.field(kw_only=True)  # K
+    updates_per_batch: int = dataclasses.field(kw_only=True)
 
-    def lags(self, steps_K: np.ndarray) -> np.ndarray:
-        """Lags [K, N], int64, of every slot of these learner steps."""
-        steps_K = np.asarray(steps_K, np.int64)
-        place_Kx1 = (steps_K % self.updates_per_batch)[:, None]
-        slots_KxN = place_Kx1 * self.num_groups + np.arange(self.num_groups)
-        return np.take_along_axis(self.batches.lags(steps_K - place_Kx1[:, 0]), slots_KxN, axis=1) + place_Kx1
+    def lags(self, steps_I: np.ndarray) -> np.ndarray:
+        """Returns the lags [I, N], int64, of every slot of these learner steps."""
+        steps_I = np.asarray(steps_I, np.int64)
+        minibatch_Ix1 = (steps_I % self.updates_per_batch)[:, None]
+        slots_IxN = minibatch_Ix1 * self.num_groups + np.arange(self.num_groups)
+        batch_lags = self.batches.lags(steps_I - minibatch_Ix1[:, 0])  # [I, the whole batch's N]
+        return np.take_along_axis(batch_lags, slots_IxN, axis=1) + minibatch_Ix1
 
-    def _scheduled_lags(self, steps_Kx1):
-        return self.lags(steps_Kx1[:, 0])
+    def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
+        return self.lags(steps_Ix1[:, 0])
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "cyclic": Cyclic, "uniform": Uniform}
 
 
 def make_schedule(
-    name: str, max_lag: int, num_groups: int, seed: int = 0, start: str = "initial_policy", updates_per_batch: int = 1
+    name: str,
+    max_lag: int,
+    num_groups: int,
+    seed: int = 0,
+    start: str = "initial_policy",
+    updates_per_batch: int = 1,
 ) -> Schedule:
-    """The schedule `lag.schedule` names, for rollout batches of `num_groups` groups.
+    """Makes the schedule that `lag.schedule` names, for rollout batches of `num_groups` groups.
+
+    Args:
+      name: a key of SCHEDULES.
+      max_lag: S, the bound of every lag.
+      num_groups: groups of a rollout batch.
+      seed: of random lags.
+      start: one of STARTS, see Schedule.
+      updates_per_batch: learner steps that a rollout batch is cut into.
 
     Raises:
-      ValueError: on an unknown name or start, a negative lag, a batch that `updates_per_batch` does not divide, or a
-        max_lag below updates_per_batch - 1, the age that a batch reaches while it is learned from.
+      ValueError: the name or start is unknown, the lag is negative, `updates_per_batch` does not
+        divide the batch, or max_lag is below updates_per_batch - 1. A batch becomes that old while
+        it is learned from.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {tuple(SCHEDULES)}, got {name!r}")
@@ -123,9 +170,11 @@ def make_schedule(
         return SCHEDULES[name](max_lag, num_groups, seed, start)
     if num_groups % updates_per_batch or max_lag < updates_per_batch - 1:
         raise ValueError(
-            f"updates_per_batch={updates_per_batch} must divide num_groups={num_groups} and be at most max_lag + 1, "
-            f"with max_lag={max_lag}"
+            f"updates_per_batch={updates_per_batch} must divide num_groups={num_groups} "
+            f"and be at most max_lag + 1, with max_lag={max_lag}"
         )
     batches = SCHEDULES[name](max_lag - updates_per_batch + 1, num_groups, seed, start)
     minibatch = num_groups // updates_per_batch
-    return Minibatched(max_lag, minibatch, seed, start, batches=batches, updates_per_batch=updates_per_batch)
+    return Minibatched(
+        max_lag, minibatch, seed, start, batches=batches, updates_per_batch=updates_per_batch
+    )

@@ -1,15 +1,19 @@
-"""Lags recorded from a run, as a file that another run replays exactly.
+"""Traces: lags recorded from a run, as a file that another run replays exactly.
 
     {"step": 0, "slot": 0, "behavior_version": 0}
     {"step": 0, "slot": 1, "behavior_version": 0, "time": 12.5}
 
-One JSON object a line, in any order: `step`, the learner step (optimizer update) that learned from the group; `slot`,
-its place in that step's batch, from 0; `behavior_version`, the optimizer updates applied when it was generated; and, if
-known, `time`, seconds on a clock of the run, which a replay does not read. Every slot of every step must be there once.
+Each line is a JSON object for one group. Lines may be in any order, and every slot of every step
+must be there once. The fields are:
+
+    step              the learner step (optimizer update) that learned from the group
+    slot              the group's place in that step's batch, from 0
+    behavior_version  the optimizer updates applied when the group was generated
+    time              seconds on a clock of the run; optional, and not read by a replay
+
+This command makes such a file from the records of a trainer; SOURCE is a key of `CONVERTERS`:
 
     python -m staleness_grpo.staleness.trace SOURCE RECORDS.jsonl > trace.jsonl
-
-makes such a file from what trainers write; SOURCE is a key of `CONVERTERS`.
 """
 
 import dataclasses
@@ -25,51 +29,59 @@ from staleness_grpo.staleness.schedule import Schedule
 
 
 class TraceError(ValueError):
-    """A trace that cannot be replayed. The message names the line."""
+    """A trace cannot be replayed. The message names the line or the first gap."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace(Schedule):
-    """The lags of a file, `lags_TxN` for T learner steps; there is no start-up rule, the file says it all."""
+    """A schedule that replays the lags of a trace, which decide the start of the run as well."""
 
-    lags_TxN: np.ndarray = dataclasses.field(kw_only=True)
+    lags_IxN: np.ndarray = dataclasses.field(kw_only=True)  # of I learner steps
 
-    def _scheduled_lags(self, steps_Kx1):
-        return self.lags_TxN[steps_Kx1[:, 0]]
+    def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
+        return self.lags_IxN[steps_Ix1[:, 0]]
 
 
 def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: int) -> np.ndarray:
-    """The lags [T, N], int64, of a trace file; later steps and higher slots in the file are not read.
+    """Reads the lags [I, N], int64, of a trace file.
+
+    Args:
+      path: the file. Its later steps and higher slots are checked, but not kept.
+      num_steps: I, the learner steps of the run.
+      num_groups: N, the groups of each step.
+      max_lag: S, the largest lag that is accepted.
 
     Raises:
-      TraceError: naming the line of a malformed object, a group given twice, a negative lag, one above max_lag; or
-        naming the first gap, a (step, slot) that the run needs and no line gives.
+      TraceError: naming the line of a malformed object, a group given twice, a negative lag, or one
+        above max_lag. Or naming the first gap, a (step, slot) that the run needs and no line gives.
       OSError: the file cannot be read.
     """
-    lags_TxN = np.full((num_steps, num_groups), -1, np.int64)
+    lags_IxN = np.full((num_steps, num_groups), -1, np.int64)
     with pathlib.Path(path).open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             step, slot, version = _fields(line, number, ("step", "slot", "behavior_version"))
             if not 0 <= version <= step:
-                raise TraceError(f"line {number}: step {step} cannot learn from behavior version {version}")
+                raise TraceError(
+                    f"line {number}: step {step} cannot learn from behavior version {version}"
+                )
             if step - version > max_lag:
                 raise TraceError(f"line {number}: lag {step - version} is above max_lag={max_lag}")
             if slot < 0:
                 raise TraceError(f"line {number}: slot {slot} is negative")
             if step >= num_steps or slot >= num_groups:
                 continue
-            if lags_TxN[step, slot] >= 0:
+            if lags_IxN[step, slot] >= 0:
                 raise TraceError(f"line {number}: step {step}, slot {slot} is given a second time")
-            lags_TxN[step, slot] = step - version
-    gaps = np.argwhere(lags_TxN < 0)
+            lags_IxN[step, slot] = step - version
+    gaps = np.argwhere(lags_IxN < 0)
     if len(gaps):
         step, slot = gaps[0]
         raise TraceError(f"{len(gaps)} gaps: no line gives step {step}, slot {slot}")
-    return lags_TxN
+    return lags_IxN
 
 
 def _fields(line: str, number: int, names: tuple[str, ...]) -> list[int]:
-    """These integer fields of one line's object."""
+    """Returns the integer fields of these names in one line. Raises TraceError if it has none."""
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -78,49 +90,59 @@ def _fields(line: str, number: int, names: tuple[str, ...]) -> list[int]:
         raise TraceError(f"line {number}: not an object")
     for name in names:
         if type(record.get(name)) is not int:
-            raise TraceError(f"line {number}: {name} is {record.get(name, 'absent')!r}, not an integer")
+            value = record.get(name, "absent")
+            raise TraceError(f"line {number}: {name} is {value!r}, not an integer")
     return [record[name] for name in names]
 
 
 def from_run(lines: Iterable[str]) -> Iterator[dict]:
-    """From a run's own metrics.jsonl, made with metrics.lags=True: {"step": 3, "lags": [2, 2, 1, 0], ...}."""
+    """Converts the metrics.jsonl of a training with metrics.lags=True.
+
+    A line is {"step": 3, "lags": [2, 2, 1, 0], ...}, with the lag of each slot.
+    """
     for number, line in enumerate(lines, start=1):
         (step,) = _fields(line, number, ("step",))
         lags = json.loads(line).get("lags")
         if not isinstance(lags, list) or not all(type(lag) is int for lag in lags):
-            raise TraceError(f"line {number}: no list of integers named lags: train with --config.metrics.lags=True")
+            hint = "train with metrics.lags=True"
+            raise TraceError(f"line {number}: no list of integers named lags: {hint}")
         for slot, lag in enumerate(lags):
             yield {"step": step, "slot": slot, "behavior_version": step - lag}
 
 
 def from_versions(lines: Iterable[str]) -> Iterator[dict]:
-    """A line for each sample with the policy version that made it: {"step": 3, "version": 1}.
+    """Converts lines with the policy version that made each sample: {"step": 3, "version": 1}.
 
-    `step` counts optimizer updates, as `version` does. Slots are numbered in the order of a step's lines.
+    `step` and `version` count optimizer updates. Slots are numbered in the order of a step's lines.
     """
-    slots = defaultdict(int)
+    num_lines: dict[int, int] = defaultdict(int)  # of each step, so far
     for number, line in enumerate(lines, start=1):
         step, version = _fields(line, number, ("step", "version"))
-        yield {"step": step, "slot": slots[step], "behavior_version": version}
-        slots[step] += 1
+        yield {"step": step, "slot": num_lines[step], "behavior_version": version}
+        num_lines[step] += 1
 
 
 def from_ages(lines: Iterable[str]) -> Iterator[dict]:
-    """A line for each sample with its age in optimizer updates when it was learned from: {"step": 3, "age": 2}."""
-    slots = defaultdict(int)
+    """Converts lines with the age of each sample: {"step": 3, "age": 2}.
+
+    An age is in optimizer updates, at the step that learned from the sample. Slots are numbered in
+    the order of a step's lines.
+    """
+    num_lines: dict[int, int] = defaultdict(int)  # of each step, so far
     for number, line in enumerate(lines, start=1):
         step, age = _fields(line, number, ("step", "age"))
-        yield {"step": step, "slot": slots[step], "behavior_version": step - age}
-        slots[step] += 1
+        yield {"step": step, "slot": num_lines[step], "behavior_version": step - age}
+        num_lines[step] += 1
 
 
 CONVERTERS = {"run": from_run, "versions": from_versions, "ages": from_ages}
 
 
 def main(arguments: list[str]) -> int:
-    """Converts a file to stdout; returns the exit code."""
+    """Converts a file to stdout, and returns the exit code."""
     if len(arguments) != 2 or arguments[0] not in CONVERTERS:
-        print(f"give SOURCE, one of {', '.join(CONVERTERS)}, and a file of records", file=sys.stderr)
+        sources = ", ".join(CONVERTERS)
+        print(f"give SOURCE, one of {sources}, and a file of records", file=sys.stderr)
         return 2
     source, path = arguments
     try:

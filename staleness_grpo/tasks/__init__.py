@@ -1,68 +1,92 @@
-"""Tasks: prompts by index, and what their rewards are judged from."""
+"""Tasks: prompts by index, and the rewards of responses to them."""
 
 import importlib
 import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the worker processes that judge rewards import this package, and not JAX with it
+from staleness_grpo.errors import FieldError
+
+if TYPE_CHECKING:  # the workers that judge rewards import this package, and should not import JAX
     from staleness_grpo.tasks.base import Task
 
-# name -> (what makes it, a config that has its fields). Imported on use: it may need packages that others do without.
+# name -> MODULE.CALLABLE, which makes the task. It is imported on use, because one task may need
+# packages that the others do without.
 TASKS = {
-    "arithmetic": ("arithmetic.ArithmeticTask", "arithmetic.py"),
-    "enumerable": ("enumerable.EnumerableTask", "bias.py"),
-    "jsonl": ("text.jsonl_task", "gsm8k_llama32_1b.py"),
-    "reasoning_gym": ("text.reasoning_gym_task", "reasoning_gym_qwen.py"),
-    "stories": ("text.stories_task", "stories260k_cpu.py"),
+    "arithmetic": "arithmetic.ArithmeticTask",
+    "enumerable": "enumerable.EnumerableTask",
+    "jsonl": "text.jsonl_task",
+    "reasoning_gym": "text.reasoning_gym_task",
+    "stories": "text.stories_task",
 }
-TEXT_TASKS = ("jsonl", "reasoning_gym", "stories")  # their tokens are those of a checkpoint's tokenizer
+# Their tokens are those of a checkpoint's tokenizer.
+TEXT_TASKS = ("jsonl", "reasoning_gym", "stories")
 
 
-class TaskError(ValueError):
-    """A field of a task's config that cannot be used."""
-
-    def __init__(self, field: str, mend: str):
-        super().__init__(f"task.{field}: {mend}")
-        self.field, self.mend = field, mend
-
-
-def make_task(config: Mapping, checkpoint: str | None = None) -> "Task":
-    """The task `config["name"]`; the other entries are its arguments, unless they are None.
+def make_task(config: Mapping[str, Any], checkpoint: str | None = None) -> "Task":
+    """Makes the task `config["name"]`; the other entries that are not None are its arguments.
 
     Args:
       config: `config.task`.
       checkpoint: the folder whose tokenizer a text task uses.
 
     Raises:
-      TaskError: for an unknown name, entries that the task lacks or does not have, or a value that it refuses.
-      CheckpointError: for a folder without a tokenizer.
+      FieldError: the name is unknown, a field is missing, the task has no such field, or it refuses
+        a value. The error names the field inside `config.task`.
+      ModelFolderError: the folder has no tokenizer.
     """
-    given = {name: value for name, value in config.items() if value is not None}
-    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    arguments = {
+        field: tuple(value) if isinstance(value, list) else value
+        for field, value in config.items()
+        if value is not None
+    }
     name = arguments.pop("name")
     if name not in TASKS:
-        raise TaskError("name", f"choose one of {', '.join(TASKS)}")
-    module, maker = TASKS[name][0].split(".")
-    make = getattr(importlib.import_module(f"{__name__}.{module}"), maker)
-    fields = dict(inspect.signature(make).parameters)
-    fields.pop("tokenizer", None)
-    lacking = [field for field in fields if fields[field].default is inspect.Parameter.empty and field not in arguments]
-    unknown = [field for field in arguments if field not in fields]
-    if lacking or unknown:
-        needs = f"needs the fields {', '.join(lacking)}" * bool(lacking)
-        knows_not = f"has no field {' or '.join(unknown)}" * bool(unknown)
-        reason = " and ".join(filter(None, (needs, knows_not)))
-        raise TaskError("name", f"the task {name} {reason}: {another_config(name)}")
+        raise FieldError("name", f"choose one of {', '.join(TASKS)}")
+    make = _maker(name)
+    _check_fields(name, arguments, task_fields(name))
     if name in TEXT_TASKS:
-        from staleness_grpo.policy import tokenizer
+        from staleness_grpo.policy.huggingface import tokenizer
 
         if checkpoint is None:
-            raise TaskError("name", f"the task {name} needs a tokenizer: give policy.checkpoint=FOLDER")
+            hint = f"the task {name} needs a tokenizer: give policy.checkpoint=FOLDER"
+            raise FieldError("name", hint)
         arguments["tokenizer"] = tokenizer.load(checkpoint)
     return make(**arguments)
 
 
-def another_config(name: str) -> str:
-    """How to get the fields of this task, in words: flags can change fields and not add them."""
-    return f"write a config file with the fields of {name}, as experiments/configs/{TASKS[name][1]}"
+def task_fields(name: str) -> dict[str, inspect.Parameter]:
+    """Returns the fields that `config.task` may have beside `name`, for the task of this name."""
+    fields = dict(inspect.signature(_maker(name)).parameters)
+    fields.pop("tokenizer", None)  # it comes from the checkpoint
+    return fields
+
+
+def fields_hint(name: str) -> str:
+    """Says how to get the fields of a task: flags can change fields, but not add them."""
+    fields = ", ".join(task_fields(name))
+    return f"give a config whose task section has the fields of {name} ({fields})"
+
+
+def _maker(name: str) -> Callable[..., "Task"]:
+    module, maker = TASKS[name].split(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), maker)
+
+
+def _check_fields(
+    name: str, arguments: Mapping[str, Any], fields: Mapping[str, inspect.Parameter]
+) -> None:
+    """Raises FieldError unless the arguments are fields of the task and none is missing."""
+    missing = [
+        field
+        for field, parameter in fields.items()
+        if parameter.default is inspect.Parameter.empty and field not in arguments
+    ]
+    unknown = [field for field in arguments if field not in fields]
+    reasons = []
+    if missing:
+        reasons.append(f"needs the fields {', '.join(missing)}")
+    if unknown:
+        reasons.append(f"has no field {' or '.join(unknown)}")
+    if reasons:
+        raise FieldError("name", f"the task {name} {' and '.join(reasons)}: {fields_hint(name)}")

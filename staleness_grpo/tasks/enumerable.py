@@ -1,7 +1,4 @@
-"""A task so small that every response can be enumerated, which makes population quantities exact.
-
-Shape letters beyond the legend of `types.py`: Y, the enumerated responses of one prompt.
-"""
+"""A task so small that every response can be enumerated, so that expectations are exact sums."""
 
 import dataclasses
 import functools
@@ -11,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from staleness_grpo.tasks import TaskError
+from staleness_grpo.errors import require, require_at_least
 from staleness_grpo.types import Array, Prompts
 
 END_TOKEN = 0
@@ -19,14 +16,17 @@ END_TOKEN = 0
 
 @dataclasses.dataclass(frozen=True)
 class EnumerableTask:
-    """Rewards drawn once and for all for each of the Y possible responses to each prompt.
+    """A task with a fixed random reward for each of the Y possible responses to each prompt.
 
-    For prompt i a permutation of the responses is drawn from (seed, i). Its first `difficulty * Y` responses get
-    the lowest level of `reward_levels`, and the rest are dealt out over the higher levels in turn, the highest
-    first: each level is attained as long as there are enough responses, the highest one always.
+    For prompt i, a permutation of the responses is drawn from (seed, i). Its first `difficulty * Y`
+    responses get the lowest of `reward_levels`. The rest get the higher levels in turn, the highest
+    first. So the highest level is always attained, and every level if there are enough responses.
 
-    With `variable_length`, token 0 ends a response and belongs to it, and a response of R other tokens is
-    cut there: Y = sum_{k<=R} (V-1)^k. Otherwise Y = V^R.
+    With `variable_length`, token 0 ends a response and belongs to it, and a response of R other
+    tokens is cut there: Y = sum_{k<=R} (V-1)^k. Otherwise Y = V^R.
+
+    Raises:
+      FieldError: a field is out of its range, or `reward_levels` does not increase.
     """
 
     vocab_size: int = 4
@@ -38,25 +38,26 @@ class EnumerableTask:
     seed: int = 0
 
     def __post_init__(self):
-        for field, least in (("vocab_size", 2), ("max_response_length", 1), ("num_prompts", 1)):
-            if getattr(self, field) < least:
-                raise TaskError(field, f"give a number >= {least}")
-        if len(self.reward_levels) < 2 or list(self.reward_levels) != sorted(set(self.reward_levels)):
-            raise TaskError("reward_levels", "give two or more increasing numbers")
-        if not 0 <= self.difficulty < 1:
-            raise TaskError("difficulty", "give a number in [0, 1)")
+        require_at_least(vars(self), {"vocab_size": 2, "max_response_length": 1, "num_prompts": 1})
+        levels = list(self.reward_levels)
+        increasing = len(levels) >= 2 and levels == sorted(set(levels))
+        require(increasing, "reward_levels", "give two or more increasing numbers", levels)
+        in_range = 0 <= self.difficulty < 1
+        require(in_range, "difficulty", "give a number in [0, 1)", self.difficulty)
 
     @property
     def end_token(self) -> int | None:
+        """Returns token 0, or None if every response has R tokens."""
         return END_TOKEN if self.variable_length else None
 
     @property
     def pad_token(self) -> int:
-        return END_TOKEN  # the end token itself: no token of the vocabulary is lost to padding
+        """Returns the end token, so that padding takes no token of the vocabulary."""
+        return END_TOKEN
 
     @property
     def prompt_length(self) -> int:
-        """Digits of the largest prompt index in base V."""
+        """Returns P, the digits of the largest prompt index in base V."""
         length = 1
         while self.vocab_size**length < self.num_prompts:
             length += 1
@@ -64,19 +65,27 @@ class EnumerableTask:
 
     @functools.cached_property
     def responses(self) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens_YxR, mask_YxR): every possible response once, in lexicographic order, padded at the right."""
+        """Returns (tokens_YxR, mask_YxR) with each possible response once, right-padded.
+
+        The order is lexicographic.
+        """
         tokens = np.array(
-            list(itertools.product(range(self.vocab_size), repeat=self.max_response_length)), dtype=np.int32
+            list(itertools.product(range(self.vocab_size), repeat=self.max_response_length)),
+            dtype=np.int32,
         )
         if not self.variable_length:
             return tokens, np.ones(tokens.shape, dtype=bool)
         ended_before = np.cumsum(tokens == END_TOKEN, axis=-1) - (tokens == END_TOKEN) > 0
-        canonical = ~np.any(ended_before & (tokens != END_TOKEN), axis=-1)  # one padding for each response
+        # Of the sequences that differ after the end alone, the one with padding there is kept.
+        canonical = ~np.any(ended_before & (tokens != END_TOKEN), axis=-1)
         return tokens[canonical], ~ended_before[canonical]
 
     @functools.cached_property
     def reward_table(self) -> np.ndarray:
-        """Reward [num_prompts, Y], float32, of every response to every prompt, in the order of `responses`."""
+        """Returns the reward [num_prompts, Y], float32, of each response to each prompt.
+
+        Responses are in the order of `responses`.
+        """
         num_responses = len(self.responses[0])
         num_lowest = min(int(self.difficulty * num_responses), num_responses - 1)
         higher_levels = self.reward_levels[:0:-1]
@@ -84,57 +93,70 @@ class EnumerableTask:
         dealt += [higher_levels[i % len(higher_levels)] for i in range(num_responses - num_lowest)]
         rewards = np.empty((self.num_prompts, num_responses), dtype=np.float32)
         for index in range(self.num_prompts):
-            rewards[index, np.random.default_rng([self.seed, index]).permutation(num_responses)] = dealt
+            order = np.random.default_rng([self.seed, index]).permutation(num_responses)
+            rewards[index, order] = dealt
         return rewards
 
     def prompts(self, index_N: np.ndarray) -> Prompts:
-        """The digits of the index in base V; no padding."""
+        """Returns the digits of each index in base V; there is no padding."""
         index_N = np.asarray(index_N, dtype=np.int32)
         place_P = self.vocab_size ** np.arange(self.prompt_length - 1, -1, -1)
         tokens = (index_N[:, None] // place_P % self.vocab_size).astype(np.int32)
-        return Prompts(tokens_NxP=tokens, mask_NxP=np.ones(tokens.shape, dtype=bool), index_N=index_N)
+        return Prompts(
+            tokens_NxP=tokens, mask_NxP=np.ones(tokens.shape, dtype=bool), index_N=index_N
+        )
 
     @property
     def _places(self) -> np.ndarray:
-        """What each token of a response counts in its code."""
+        """Returns the weights [R] of the positions in a response's code, its number in base V."""
         return self.vocab_size ** np.arange(self.max_response_length - 1, -1, -1)
 
     def response_index(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Place in `responses` of each response; tokens and mask [..., R].
+        """Returns the index [...] in `responses` of each response; tokens and mask are [..., R].
 
         Raises:
-          ValueError: for a response that is none of them (its mask goes on after the end token, say).
+          ValueError: a response is not among them, for instance because its mask goes on after the
+            end token.
         """
         tokens_YxR, mask_YxR = self.responses
         codes_Y = tokens_YxR @ self._places  # increasing, because the order is lexicographic
         codes = np.where(mask, tokens, END_TOKEN) @ self._places
         index = np.minimum(np.searchsorted(codes_Y, codes), len(codes_Y) - 1)
         if np.any(codes_Y[index] != codes) or np.any(mask_YxR[index] != mask):
-            raise ValueError("a response is not among the enumerated ones: its tokens and its mask disagree")
+            raise ValueError(
+                "a response is not among the enumerated ones: its tokens and its mask disagree"
+            )
         return index
 
-    def rewards(self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray) -> np.ndarray:
-        """Rewards [N, G], float32, looked up."""
+    def rewards(
+        self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray
+    ) -> np.ndarray:
+        """Looks up the rewards [N, G], float32."""
         index_NxG = self.response_index(np.asarray(tokens_NxGxR), np.asarray(mask_NxGxR))
         return self.reward_table[np.asarray(index_N)[:, None], index_NxG]
 
     def answer_key(self, index_N: np.ndarray) -> np.ndarray:
-        """Rewards [N, V^R] of all sequences by their code in base V; 0 for those that are no response."""
+        """Returns the rewards [N, V^R], float32, of all sequences by their code in base V.
+
+        A sequence that is not a response has reward 0.
+        """
         tokens_YxR, _ = self.responses
         rewards = np.zeros((len(index_N), self.vocab_size**self.max_response_length), np.float32)
         rewards[:, tokens_YxR @ self._places] = self.reward_table[index_N]
         return rewards
 
     def judge(self, key: Array, tokens_NxGxR: Array, mask_NxGxR: Array) -> jax.Array:
-        """The rewards [N, G] that stand in the key; a masked token counts as the end token."""
-        code_NxG = jnp.sum(jnp.where(mask_NxGxR, tokens_NxGxR, END_TOKEN) * self._places[None, None], axis=-1)
+        """Looks up the rewards [N, G] in the key; a masked token counts as the end token."""
+        tokens_NxGxR = jnp.where(mask_NxGxR, tokens_NxGxR, END_TOKEN)
+        code_NxG = jnp.sum(tokens_NxGxR * self._places[None, None], axis=-1)
         return jnp.take_along_axis(key, code_NxG, axis=-1)
 
     def answer(self, index: int) -> np.ndarray:
-        """The first response of the highest reward."""
+        """Returns the first response of the highest reward."""
         tokens_YxR, mask_YxR = self.responses
         best = np.argmax(self.reward_table[index])
         return tokens_YxR[best, mask_YxR[best]]
 
     def decode(self, tokens: np.ndarray) -> str:
+        """Returns the numbers of the tokens with spaces between them."""
         return " ".join(str(int(token)) for token in tokens)

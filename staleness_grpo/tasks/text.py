@@ -1,7 +1,7 @@
-"""Problems in words, answered by a language model and judged as text: files, reasoning-gym, and stories.
+"""Tasks of text, answered by a language model: problems from a file, reasoning-gym, and stories.
 
-Not in the config but made here from it: the prompts' tokens, all of them at the start, because the longest one gives
-every batch its shape.
+All prompts are turned into tokens at the start, because the longest one gives every batch its
+shape.
 """
 
 import dataclasses
@@ -16,62 +16,66 @@ from typing import Any
 
 import numpy as np
 
-from staleness_grpo.policy.huggingface_config import CheckpointError
-from staleness_grpo.policy.tokenizer import Tokenizer
-from staleness_grpo.tasks import TaskError, verifiers
+from staleness_grpo.errors import FieldError, require, require_choice
+from staleness_grpo.policy.huggingface.config import ModelFolderError
+from staleness_grpo.policy.huggingface.tokenizer import Tokenizer
+from staleness_grpo.tasks import verifiers
 from staleness_grpo.types import Prompts
 
-PLACE = "{prompt}"
+PLACEHOLDER = "{prompt}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is asked, and what a response is compared with."""
+class TextProblem:
+    """A question, and the reference that responses to it are compared with."""
 
     prompt: str
-    reference: Any
+    reference: Any  # None if the verifier needs none
 
 
 class PromptedTask:
-    """A TextTask of a list of problems.
+    """A TextTask that asks a list of problems.
 
     Args:
-      tokenizer: of the checkpoint; its stop tokens end a response.
+      tokenizer: the checkpoint's; its stop tokens end a response.
       problems: in the order of their indices.
       verify: (response, reference) -> reward, importable by name; it runs in worker processes.
-      prompt: what is written for a problem, with {prompt} where its own text goes.
-      chat: as a user's message, in the checkpoint's chat template; after `system` as system message, unless that is "".
-      max_response_length: R, tokens.
+      max_response_length: R, in tokens.
+      prompt: the text around a problem, with {prompt} where its own text goes.
+      chat: whether to ask as the user of a chat, in the checkpoint's chat template.
+      system: the system message of the chat; "" for none.
 
     Raises:
-      TaskError: for fields that cannot be used, among them problems that are not there.
+      FieldError: a field cannot be used, or there are no problems.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        problems: Sequence[Problem],
+        problems: Sequence[TextProblem],
         verify: Callable[[str, Any], float],
         *,
         max_response_length: int,
-        prompt: str = PLACE,
+        prompt: str = PLACEHOLDER,
         chat: bool = False,
         system: str = "",
     ):
-        if not problems:
-            raise TaskError("problems", "there are none: give one or more")
-        if PLACE not in prompt:
-            raise TaskError("prompt", f"write {PLACE} where the problem goes")
-        if system and not chat:
-            raise TaskError("system", "a system message needs chat=True")
-        if max_response_length < 1:
-            raise TaskError("max_response_length", "give a number >= 1")
-        self.tokenizer, self.verify, self.max_response_length = tokenizer, verify, max_response_length
+        require(len(problems) > 0, "problems", "there are none: give one or more")
+        require(PLACEHOLDER in prompt, "prompt", f"write {PLACEHOLDER} where the problem goes")
+        require(chat or not system, "system", "a system message needs chat=True")
+        require(max_response_length >= 1, "max_response_length", "give a number >= 1")
+        self.tokenizer = tokenizer
+        self.verify = verify
+        self.max_response_length = max_response_length
         self._references = [problem.reference for problem in problems]
-        self._tokens = [_encode(tokenizer, prompt.replace(PLACE, p.prompt), chat, system) for p in problems]
+        self._tokens = [
+            _encode(tokenizer, prompt.replace(PLACEHOLDER, problem.prompt), chat, system)
+            for problem in problems
+        ]
         if [] in self._tokens:
             number = self._tokens.index([]) + 1
-            raise TaskError("prompt", f"problem {number} has no tokens to answer: write some text around {PLACE}")
+            hint = f"problem {number} has no tokens to answer: write some text around {PLACEHOLDER}"
+            raise FieldError("prompt", hint)
         self.num_prompts = len(problems)
         self.prompt_length = max(map(len, self._tokens))
         self.vocab_size = tokenizer.vocab_size
@@ -79,48 +83,57 @@ class PromptedTask:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the problems in the tokens they are asked in, and of the tokens that end and pad a response."""
+        """Hashes the prompts' tokens, the references, and the stop and pad tokens."""
         problems = [self._tokens, self._references, self.end_token, self.pad_token]
-        # What JSON does not know stands for its type alone: reasoning-gym's references hold sets and the like.
-        written = json.dumps(problems, default=lambda value: type(value).__name__, skipkeys=True)
-        return hashlib.sha256(written.encode()).hexdigest()[:16]
+        # A value that JSON does not know is hashed as the name of its type: the references of
+        # reasoning-gym hold sets and other objects.
+        as_json = json.dumps(problems, default=lambda value: type(value).__name__, skipkeys=True)
+        return hashlib.sha256(as_json.encode()).hexdigest()[:16]
 
     def prompts(self, index_N: np.ndarray) -> Prompts:
-        """The problems' tokens, left-padded."""
+        """Returns the tokens of the problems with these indices, left-padded."""
         index_N = np.asarray(index_N, np.int32)
         tokens_NxP = np.full((len(index_N), self.prompt_length), self.pad_token, np.int32)
         mask_NxP = np.zeros(tokens_NxP.shape, bool)
         for n, index in enumerate(index_N):
             tokens = self._tokens[index]
             tokens_NxP[n, -len(tokens) :] = tokens
-            mask_NxP[n, -len(tokens) :] = True  # not by value: a prompt may hold the pad token
+            mask_NxP[n, -len(tokens) :] = True  # not tokens != pad: a prompt may hold the pad token
         return Prompts(tokens_NxP=tokens_NxP, mask_NxP=mask_NxP, index_N=index_N)
 
     def samples(
         self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray
     ) -> tuple[list[str], list[Any]]:
-        """The text of each response, without its stop token, beside its problem's reference."""
-        texts, references = [], []
-        # The stop token need not be one of the special ones, which decoding leaves out.
-        written_NxGxR = np.asarray(mask_NxGxR) & ~np.isin(tokens_NxGxR, self.end_token)
-        for index, tokens_GxR, written_GxR in zip(index_N, tokens_NxGxR, written_NxGxR, strict=True):
-            texts += [self.decode(tokens[written]) for tokens, written in zip(tokens_GxR, written_GxR, strict=True)]
+        """Returns the text of each response, without its stop token, and the references.
+
+        Both lists have B = N * G entries. A reference is the one of the response's problem.
+        """
+        texts: list[str] = []
+        references: list[Any] = []
+        # Decoding leaves out special tokens, but a stop token need not be one of them.
+        text_NxGxR = np.asarray(mask_NxGxR) & ~np.isin(tokens_NxGxR, self.end_token)
+        for index, tokens_GxR, text_GxR in zip(index_N, tokens_NxGxR, text_NxGxR, strict=True):
+            for tokens_R, text_R in zip(tokens_GxR, text_GxR, strict=True):
+                texts.append(self.decode(tokens_R[text_R]))
             references += [self._references[index]] * len(tokens_GxR)
         return texts, references
 
     def decode(self, tokens: np.ndarray) -> str:
-        """The text, without special tokens."""
-        return self.tokenizer.decode(tokens)
+        """Returns the text of the tokens, without special tokens."""
+        return self.tokenizer.decode(list(tokens))
 
 
 def _encode(tokenizer: Tokenizer, text: str, chat: bool, system: str) -> list[int]:
+    """Returns the tokens of a prompt. Raises FieldError if the chat template cannot be used."""
     if not chat:
         return tokenizer.encode(text)
-    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
+    messages = [{"role": "user", "content": text}]
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
     try:
         return tokenizer.encode_chat(messages)
-    except CheckpointError as error:
-        raise TaskError("chat", f"{error}: give False, or another checkpoint") from error
+    except ModelFolderError as error:
+        raise FieldError("chat", f"{error}: give False, or another checkpoint") from error
 
 
 def jsonl_task(
@@ -129,67 +142,91 @@ def jsonl_task(
     path: str,
     verifier: str,
     max_response_length: int,
-    prompt: str = PLACE,
+    prompt: str = PLACEHOLDER,
     chat: bool = False,
     system: str = "",
 ) -> PromptedTask:
-    """The problems of a JSON-lines file, {"prompt", "answer"} or GSM8K's {"question", "answer"} on each line.
+    """Makes a task of a JSON-lines file.
 
-    Of a GSM8K answer only what follows '####' is kept.
+    A line is {"prompt", "answer"}, or GSM8K's {"question", "answer"}. Of a GSM8K answer, only the
+    text after '####' is kept.
 
     Args:
+      tokenizer: the checkpoint's.
+      path: the file.
       verifier: a key of `verifiers.MATHEMATICS`.
       max_response_length, prompt, chat, system: see PromptedTask.
+
+    Raises:
+      FieldError: a field or a line of the file cannot be used, or a package is not installed.
     """
-    if verifier not in verifiers.MATHEMATICS:
-        raise TaskError("verifier", f"choose one of {', '.join(verifiers.MATHEMATICS)}")
+    require_choice({"verifier": verifier}, "verifier", tuple(verifiers.MATHEMATICS))
     if verifier == "math_verify":
         _require_package("math_verify", "verifier", "math-verify", "or give number")
     problems = read_problems(path)
     if verifier == "number":
         for problem in problems:
             if verifiers.final_number(problem.reference) is None:
-                mend = f"the answer {problem.reference[:40]!r} in task.path has no number: give exact or math_verify"
-                raise TaskError("verifier", mend)
-    prompting = dict(max_response_length=max_response_length, prompt=prompt, chat=chat, system=system)
-    return PromptedTask(tokenizer, problems, verifiers.MATHEMATICS[verifier], **prompting)
+                answer = repr(problem.reference[:40])
+                hint = f"the answer {answer} in path has no number: give exact or math_verify"
+                raise FieldError("verifier", hint)
+    return PromptedTask(
+        tokenizer,
+        problems,
+        verifiers.MATHEMATICS[verifier],
+        max_response_length=max_response_length,
+        prompt=prompt,
+        chat=chat,
+        system=system,
+    )
 
 
-def read_problems(path: str | pathlib.Path) -> list[Problem]:
-    """The problems of a file, in its order. Raises TaskError, with the line's number, for one that is none."""
+def read_problems(path: str | pathlib.Path) -> list[TextProblem]:
+    """Reads the problems of a JSON-lines file, in its order.
+
+    Raises:
+      FieldError: naming `path`, with the number of the first line that is not a problem.
+    """
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")  # with a byte-order mark or without
-        lines = text.split("\n")  # and not at U+2028, which a JSON string may hold
+        # utf-8-sig accepts files with a byte-order mark and without.
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise TaskError("path", f"{reason}: give a JSON-lines file of problems") from error
-    problems = [_problem(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not problems:
-        raise TaskError("path", "the file has no problems: give another")
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise FieldError("path", f"{reason}: give a JSON-lines file of problems") from error
+    lines = text.split("\n")  # splitlines would split at U+2028, which a JSON string may hold
+    problems = [
+        _problem(line, number) for number, line in enumerate(lines, start=1) if line.strip()
+    ]
+    require(len(problems) > 0, "path", "the file has no problems: give another")
     return problems
 
 
-def _problem(line: str, number: int) -> Problem:
-    def refuse(reason):
-        return TaskError("path", f'line {number} {reason}: write {{"prompt": TEXT, "answer": TEXT}}')
+def _problem(line: str, number: int) -> TextProblem:
+    """Reads one line. Raises FieldError if it is not a problem."""
+
+    def refusal(reason: str) -> FieldError:
+        hint = f'line {number} {reason}: write {{"prompt": TEXT, "answer": TEXT}}'
+        return FieldError("path", hint)
 
     try:
         fields = json.loads(line)
-    except (ValueError, RecursionError) as error:  # the latter for brackets in brackets
-        raise refuse("is no JSON") from error
-    names = ("prompt", "answer") if isinstance(fields, dict) and "prompt" in fields else ("question", "answer")
-    values = [fields.get(name) if isinstance(fields, dict) else None for name in names]
-    for name, value in zip(names, values, strict=True):
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deep
+        raise refusal("is not JSON") from error
+    if not isinstance(fields, dict):
+        raise refusal("is not a JSON object")
+    asked = "prompt" if "prompt" in fields else "question"
+    for name in (asked, "answer"):
+        value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
-            raise refuse(f"has no text {name}")
+            raise refusal(f"has no text as its {name}")
         if re.search("[\ud800-\udfff]", value):
-            raise refuse(f"has half a surrogate pair, which is no character, in its {name}")
-    prompt, answer = values
-    if names[0] == "question":
+            raise refusal(f"has half a surrogate pair, which is not a character, in its {name}")
+    answer = fields["answer"]
+    if asked == "question":
         _, marker, answer = answer.rpartition("####")
-        if not marker or not answer.strip():  # an empty answer would be that of an empty response
-            raise refuse("has a question whose answer has nothing after '####'")
-    return Problem(prompt, answer.strip())
+        if not marker or not answer.strip():  # an empty response would match an empty answer
+            raise refusal("has a question whose answer has nothing after '####'")
+    return TextProblem(fields[asked], answer.strip())
 
 
 def reasoning_gym_task(
@@ -200,40 +237,52 @@ def reasoning_gym_task(
     seed: int,
     max_response_length: int,
     options: Mapping[str, Any] | None = None,
-    prompt: str = PLACE,
+    prompt: str = PLACEHOLDER,
     chat: bool = False,
     system: str = "",
 ) -> PromptedTask:
-    """Problems that the library reasoning-gym makes and judges.
+    """Makes a task of problems that the library reasoning-gym makes and judges.
 
     Args:
-      dataset: any of its names, such as 'chain_sum'.
-      size, seed: how many problems, and which.
-      options: the dataset's own settings but `size` and `seed`, such as its difficulty; the library's defaults where
-        unset.
+      tokenizer: the checkpoint's.
+      dataset: the name of a reasoning-gym dataset, such as 'chain_sum'.
+      size: how many problems to make.
+      seed: the dataset's seed, which decides what problems are made.
+      options: the dataset's other settings, such as its difficulty. The library's defaults stand
+        for those that are not given.
       max_response_length, prompt, chat, system: see PromptedTask.
+
+    Raises:
+      FieldError: a field cannot be used, or the package is not installed.
     """
     _require_package("reasoning_gym", "name", "reasoning-gym", "or give another task")
     import reasoning_gym
 
-    if dataset not in reasoning_gym.factory.DATASETS:
-        raise TaskError("dataset", "reasoning-gym has none of that name: its gallery lists them")
-    if size < 1:
-        raise TaskError("size", "give a number >= 1")
+    known = dataset in reasoning_gym.factory.DATASETS
+    require(known, "dataset", "reasoning-gym has no such dataset: give one of its gallery")
+    require(size >= 1, "size", "give a number >= 1")
     options = {} if options is None else options
-    if not isinstance(options, Mapping) or {"size", "seed"} & set(options):
-        raise TaskError("options", "give a dict of the dataset's own settings; task.size and task.seed are apart")
+    hint = "give a dict of the dataset's other settings; size and seed are fields of their own"
+    require(isinstance(options, Mapping) and not {"size", "seed"} & set(options), "options", hint)
     settings = {"size": size, "seed": seed, **options}
     try:
         entries = reasoning_gym.create_dataset(dataset, **settings)
-        problems = [Problem(entries[i]["question"], entries[i]) for i in range(size)]
+        problems = [TextProblem(entries[i]["question"], entries[i]) for i in range(size)]
     except (TypeError, ValueError, AssertionError) as error:
-        raise TaskError("options", f"reasoning-gym refuses them ({error}): leave them out, or mend them") from error
-    prompting = dict(max_response_length=max_response_length, prompt=prompt, chat=chat, system=system)
-    return PromptedTask(tokenizer, problems, verifiers.ReasoningGym(dataset, settings), **prompting)
+        hint = f"reasoning-gym refuses them ({error}): leave them out, or fix them"
+        raise FieldError("options", hint) from error
+    return PromptedTask(
+        tokenizer,
+        problems,
+        verifiers.ReasoningGym(dataset, settings),
+        max_response_length=max_response_length,
+        prompt=prompt,
+        chat=chat,
+        system=system,
+    )
 
 
-# The openings of the stories that the tinyllamas models were trained on are like these.
+# Openings like those of the stories that the tinyllamas models were trained on.
 NAMES = ("Lily", "Tim", "Sara", "Ben", "Mia", "Tom", "Amy", "Max")
 HEROES = ("girl", "boy", "cat", "dog", "bird", "bunny", "bear", "fish")
 MOODS = ("little", "big", "happy", "sad")
@@ -248,21 +297,26 @@ STORY_RULES: dict[str, tuple[Callable[[str, Any], float], Any]] = {
 
 
 def stories_task(tokenizer: Tokenizer, *, rule: str, max_response_length: int) -> PromptedTask:
-    """Openings of children's stories for a plain language model to go on with; no answer is right or wrong.
+    """Makes a task of openings of children's stories, which a plain language model continues.
 
     Args:
-      rule: what is rewarded, a key of STORY_RULES.
+      tokenizer: the checkpoint's.
+      rule: what is rewarded, a key of STORY_RULES. No response is right or wrong.
+      max_response_length: R, in tokens.
+
+    Raises:
+      FieldError: a field cannot be used.
     """
-    if rule not in STORY_RULES:
-        raise TaskError("rule", f"choose one of {', '.join(STORY_RULES)}")
+    require_choice({"rule": rule}, "rule", tuple(STORY_RULES))
     verify, reference = STORY_RULES[rule]
     problems = [
-        Problem(OPENING.format(mood=mood, hero=hero, name=name), reference)
+        TextProblem(OPENING.format(mood=mood, hero=hero, name=name), reference)
         for mood, hero, name in itertools.product(MOODS, HEROES, NAMES)
     ]
     return PromptedTask(tokenizer, problems, verify, max_response_length=max_response_length)
 
 
 def _require_package(module: str, field: str, package: str, otherwise: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise TaskError(field, f"pip install {package}, of the extra tasks, {otherwise}")
+    """Raises FieldError for a field whose value needs a module that is not installed."""
+    installed = importlib.util.find_spec(module) is not None
+    require(installed, field, f"pip install {package}, of the extra tasks, {otherwise}")

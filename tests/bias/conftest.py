@@ -1,4 +1,4 @@
-"""float64 for every test of the exact bias, and none of it for the rest of the suite."""
+"""Turns on float64 for every test of the exact bias, and for no other test."""
 
 import jax
 import pytest

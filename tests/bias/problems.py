@@ -1,4 +1,4 @@
-"""Tiny problems that the tests of the exact bias share."""
+"""Makes the tiny problems that the tests of the exact bias share."""
 
 import dataclasses
 import functools
@@ -11,7 +11,8 @@ import numpy as np
 from staleness_grpo.bias import exact
 from staleness_grpo.bias.enumeration import Problem, response_logprobs
 from staleness_grpo.objective.surrogate import SurrogateConfig
-from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from staleness_grpo.policy.architecture import TransformerConfig
+from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.tasks.enumerable import EnumerableTask
 
 # Asymmetric, so that swapped bounds show.
@@ -20,7 +21,7 @@ OBJECTIVE = SurrogateConfig(clip_low=0.2, clip_high=0.35, std_epsilon=1e-4)
 
 @dataclasses.dataclass(frozen=True)
 class TabularPolicy:
-    """Free logits for every prefix of at most `max_length` tokens: the policy without parameter sharing."""
+    """A policy that shares no parameters: it has free logits for every prefix of tokens."""
 
     vocab_size: int
     max_length: int
@@ -55,8 +56,10 @@ def toy_transformer(vocab_size):
 
 
 def make(policy_name, group_size=3, **task_fields):
-    """(problem, task, policy) of a small enumerable task."""
-    task = EnumerableTask(**{"vocab_size": 3, "max_response_length": 2, "num_prompts": 2, **task_fields})
+    """Returns (problem, task, policy) of a small enumerable task."""
+    task = EnumerableTask(
+        **{"vocab_size": 3, "max_response_length": 2, "num_prompts": 2, **task_fields}
+    )
     if policy_name == "transformer":
         policy = toy_transformer(task.vocab_size)
     else:
@@ -70,7 +73,7 @@ def initial_params(policy):
 
 
 def fresh_and_stale(policy, scale):
-    """Parameters and a behavior version of them that differs by normal noise of this scale."""
+    """Returns parameters and a behavior version that differs by normal noise of this scale."""
     params = initial_params(policy)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     return params, unravel(flat + scale * np.random.default_rng(0).normal(size=flat.size))
@@ -78,12 +81,17 @@ def fresh_and_stale(policy, scale):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def full_sequence_logprobs(policy, task, params):
-    """log pi of every response [N, Y, R] by running the policy on whole sequences, no prefix sharing."""
+    """Returns log pi of every response, [N, Y, R], without sharing of prefixes.
+
+    The policy runs on whole sequences.
+    """
     tokens_YxR, mask_YxR = task.responses
     rows = []
     for prompt_P in task.prompts(np.arange(task.num_prompts)).tokens_NxP:
         sequences = np.concatenate([np.tile(prompt_P, (len(tokens_YxR), 1)), tokens_YxR], axis=1)
-        logprobs = jax.nn.log_softmax(policy.apply(params, sequences), axis=-1)[:, len(prompt_P) - 1 : -1]
+        logprobs = jax.nn.log_softmax(policy.apply(params, sequences), axis=-1)[
+            :, len(prompt_P) - 1 : -1
+        ]
         chosen = jnp.take_along_axis(logprobs, tokens_YxR[..., None], axis=-1)[..., 0]
         rows.append(jnp.where(jnp.asarray(mask_YxR), chosen, 0.0))
     return jnp.stack(rows)

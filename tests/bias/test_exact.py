@@ -1,4 +1,4 @@
-"""The exact surrogate gradient against brute force, against autodiff, and against what theory says it must be."""
+"""Tests the exact surrogate gradient against brute force, autodiff and theory."""
 
 import dataclasses
 import itertools
@@ -12,9 +12,9 @@ from staleness_grpo.bias import exact
 from staleness_grpo.bias.enumeration import expected_reward
 from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.surrogate import SurrogateConfig, grpo_surrogate
-from tests import reference
 from tests.bias import problems
 from tests.bias.problems import OBJECTIVE, flatten, fresh_and_stale, relative_error
+from tests.helpers import reference
 
 # name -> (policy, group size, fields of the task, fields of the objective)
 CASES = {
@@ -22,10 +22,20 @@ CASES = {
     "three_levels": ("tabular", 3, {"reward_levels": (0.0, 0.3, 1.0), "difficulty": 0.4}, {}),
     "variable_length": ("tabular", 4, {}, {}),
     "tokens": ("tabular", 3, {}, {"length_normalization": "tokens"}),
-    "constant_no_std": ("tabular", 3, {}, {"length_normalization": "constant", "normalize_std": False}),
+    "constant_no_std": (
+        "tabular",
+        3,
+        {},
+        {"length_normalization": "constant", "normalize_std": False},
+    ),
     "longer": ("tabular", 2, {"max_response_length": 3, "num_prompts": 4}, {}),
     "transformer": ("transformer", 3, {}, {}),
-    "transformer_three_levels": ("transformer", 3, {"reward_levels": (-1.0, 0.0, 2.0), "difficulty": 0.4}, {}),
+    "transformer_three_levels": (
+        "transformer",
+        3,
+        {"reward_levels": (-1.0, 0.0, 2.0), "difficulty": 0.4},
+        {},
+    ),
 }
 
 
@@ -36,12 +46,21 @@ def build(name):
 
 
 def brute_force(problem, task, policy, params, behavior_params, objective):
-    """(L, dL/dlog pi) by NumPy over all groups, from log-probabilities of whole sequences."""
-    logprobs = [np.asarray(problems.full_sequence_logprobs(policy, task, p)) for p in (params, behavior_params)]
+    """Returns (L, dL/dlog pi) by NumPy over all groups.
+
+    The log-probabilities are those of whole sequences.
+    """
+    logprobs = [
+        np.asarray(problems.full_sequence_logprobs(policy, task, p))
+        for p in (params, behavior_params)
+    ]
     return reference.population_surrogate(
-        *logprobs, task.responses[1], task.reward_table.astype(np.float64), problem.group_size,
+        *logprobs,
+        task.responses[1],
+        task.reward_table.astype(np.float64),
+        problem.group_size,
         **dataclasses.asdict(objective),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,10 +74,20 @@ def test_matches_brute_force_over_all_groups(name):
     _, pull_back = jax.vjp(lambda p: problems.full_sequence_logprobs(policy, task, p), params)
     expected = pull_back(jnp.asarray(cotangent))[0]
     # 1e-12: some thousands of terms of float64 rounding.
-    assert relative_error(problems.surrogate_gradient(problem, params, behavior_params, objective), expected) < 1e-12
-    np.testing.assert_allclose(problems.surrogate(problem, params, behavior_params, objective), value, rtol=1e-12)
     assert (
-        relative_error(jax.grad(problems.surrogate, 1)(problem, params, behavior_params, objective), expected) < 1e-12
+        relative_error(
+            problems.surrogate_gradient(problem, params, behavior_params, objective), expected
+        )
+        < 1e-12
+    )
+    np.testing.assert_allclose(
+        problems.surrogate(problem, params, behavior_params, objective), value, rtol=1e-12
+    )
+    assert (
+        relative_error(
+            jax.grad(problems.surrogate, 1)(problem, params, behavior_params, objective), expected
+        )
+        < 1e-12
     )
 
 
@@ -93,44 +122,60 @@ def test_brute_force_rejects_wrong_coefficients(mutation):
 
 @pytest.mark.parametrize("name", ["two_levels", "variable_length", "transformer_three_levels"])
 def test_matches_autodiff_of_the_literal_surrogate(name):
-    """jax.grad through `grpo_surrogate` and `group_advantages` of every group, weighted by its probability."""
+    """The reference is jax.grad through the training loss of every group, by its probability."""
     problem, task, policy, objective = build(name)
     params, behavior_params = fresh_and_stale(policy, 0.4)
-    groups_KxG = np.array(list(itertools.product(range(len(task.responses[0])), repeat=problem.group_size)))
-    mask_KxGxR = task.responses[1][groups_KxG]
-    behavior_logprobs = problems.logprobs(problem, behavior_params)
-    rewards_NxKxG = jnp.asarray(task.reward_table, jnp.float64)[:, groups_KxG]
-    advantages_NxKxG = group_advantages(
-        rewards_NxKxG, normalize_std=objective.normalize_std, std_epsilon=objective.std_epsilon
+    groups_ZxG = np.array(
+        list(itertools.product(range(len(task.responses[0])), repeat=problem.group_size))
     )
-    group_probs_NxK = jnp.exp(jnp.sum(behavior_logprobs[:, groups_KxG], axis=(-1, -2)))
+    mask_ZxGxR = task.responses[1][groups_ZxG]
+    behavior_logprobs = problems.logprobs(problem, behavior_params)
+    rewards_NxZxG = jnp.asarray(task.reward_table, jnp.float64)[:, groups_ZxG]
+    advantages_NxZxG = group_advantages(
+        rewards_NxZxG, normalize_std=objective.normalize_std, std_epsilon=objective.std_epsilon
+    )
+    group_probs_NxZ = jnp.exp(jnp.sum(behavior_logprobs[:, groups_ZxG], axis=(-1, -2)))
 
     def literal(params):
         policy_logprobs = problems.logprobs(problem, params)
         loss_of_group = jax.vmap(lambda *arrays: grpo_surrogate(*arrays, objective)[0])
-        losses_NxK = jax.vmap(loss_of_group, in_axes=(0, 0, 0, None))(
-            policy_logprobs[:, groups_KxG], behavior_logprobs[:, groups_KxG], advantages_NxKxG, mask_KxGxR
+        losses_NxZ = jax.vmap(loss_of_group, in_axes=(0, 0, 0, None))(
+            policy_logprobs[:, groups_ZxG],
+            behavior_logprobs[:, groups_ZxG],
+            advantages_NxZxG,
+            mask_ZxGxR,
         )
-        return -jnp.sum(group_probs_NxK * losses_NxK) / len(losses_NxK)
+        return -jnp.sum(group_probs_NxZ * losses_NxZ) / len(losses_NxZ)
 
     expected = jax.jit(jax.grad(literal))(params)
-    assert relative_error(problems.surrogate_gradient(problem, params, behavior_params, objective), expected) < 1e-13
+    assert (
+        relative_error(
+            problems.surrogate_gradient(problem, params, behavior_params, objective), expected
+        )
+        < 1e-13
+    )
 
 
 def test_prefix_pass_equals_full_sequences():
     problem, task, policy, _ = build("longer")
     params = problems.initial_params(policy)
     np.testing.assert_allclose(
-        problems.logprobs(problem, params), problems.full_sequence_logprobs(policy, task, params), rtol=1e-13
+        problems.logprobs(problem, params),
+        problems.full_sequence_logprobs(policy, task, params),
+        rtol=1e-13,
     )
     probs_NxY = jnp.exp(jnp.sum(problems.logprobs(problem, params), axis=-1))
-    np.testing.assert_allclose(jnp.sum(probs_NxY, axis=-1), 1.0, rtol=1e-13)  # each response exactly once
+    # Each response is there exactly once.
+    np.testing.assert_allclose(jnp.sum(probs_NxY, axis=-1), 1.0, rtol=1e-13)
 
 
 def test_bias_is_the_difference_of_gradients_and_zero_without_lag():
     problem, _, policy, objective = build("transformer")
     params, behavior_params = fresh_and_stale(policy, 0.05)
-    stale, fresh = (problems.surrogate_gradient(problem, params, phi, objective) for phi in (behavior_params, params))
+    stale, fresh = (
+        problems.surrogate_gradient(problem, params, phi, objective)
+        for phi in (behavior_params, params)
+    )
     bias = problems.surrogate_bias(problem, params, behavior_params, objective)
     assert relative_error(bias, jax.tree.map(jnp.subtract, stale, fresh)) < 1e-12
     none = flatten(problems.surrogate_bias(problem, params, params, objective))
@@ -153,9 +198,14 @@ def test_gradient_is_zero_where_all_rewards_are_equal():
 
 
 def test_clip_cuts_to_exactly_zero():
-    """Both rewarded tokens above the upper bound, both others below the lower one: nothing is left."""
+    """Nothing is left when rewarded tokens pass the upper bound and the others the lower one."""
     problem, _, policy = problems.make(
-        "tabular", vocab_size=2, max_response_length=1, num_prompts=2, variable_length=False, difficulty=0.5
+        "tabular",
+        vocab_size=2,
+        max_response_length=1,
+        num_prompts=2,
+        variable_length=False,
+        difficulty=0.5,
     )
     params = problems.initial_params(policy)
     behavior = problems.logprobs(problem, params)[..., 0]
@@ -166,7 +216,8 @@ def test_clip_cuts_to_exactly_zero():
     moved = {"table": table}
     gradient = problems.surrogate_gradient(problem, moved, params, OBJECTIVE)
     assert np.all(np.asarray(gradient["table"]) == 0.0)
-    backward = problems.surrogate_gradient(problem, params, moved, OBJECTIVE)  # unlearning is not clipped
+    # Unlearning is not clipped.
+    backward = problems.surrogate_gradient(problem, params, moved, OBJECTIVE)
     assert np.any(np.asarray(backward["table"]) != 0.0)
 
 
@@ -201,7 +252,12 @@ def test_problem_goes_through_jit_and_vmap_with_other_rewards():
         return jax.vmap(of)(levels)
 
     first, second = gradients(problem, levels)["table"]
-    assert relative_error(first, problems.surrogate_gradient(problem, params, behavior_params, objective)) < 1e-13
+    assert (
+        relative_error(
+            first, problems.surrogate_gradient(problem, params, behavior_params, objective)
+        )
+        < 1e-13
+    )
     assert relative_error(second, first) > 0.1
 
 
@@ -212,17 +268,21 @@ def test_surrogate_on_the_diagonal_is_zero_and_its_phi_gradient_is_minus_h(norma
     params = problems.initial_params(policy)
     assert abs(problems.surrogate(problem, params, params, objective)) < 1e-15
     phi_gradient = jax.grad(problems.surrogate, 2)(problem, params, params, objective)
-    minus_h = jax.tree.map(jnp.negative, problems.surrogate_gradient(problem, params, params, objective))
+    minus_h = jax.tree.map(
+        jnp.negative, problems.surrogate_gradient(problem, params, params, objective)
+    )
     assert relative_error(phi_gradient, minus_h) < 1e-12
 
 
 def diagonal_jacobian(problem, policy, objective):
-    """d/dtheta of H(theta, theta), [D, D]: symmetric exactly where H is a gradient field."""
+    """Returns d/dtheta of H(theta, theta), [D, D]; it is symmetric where H is a gradient field."""
     params = problems.initial_params(policy)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
 
     def diagonal(flat):
-        return flatten(problems.surrogate_gradient(problem, unravel(flat), unravel(flat), objective))
+        return flatten(
+            problems.surrogate_gradient(problem, unravel(flat), unravel(flat), objective)
+        )
 
     return np.asarray(jax.jit(jax.jacfwd(diagonal))(flat))
 
@@ -246,14 +306,22 @@ def test_diagonal_is_parallel_to_the_performative_derivative_for_fixed_length():
 
 
 def test_without_std_and_with_constant_length_h_is_the_reward_gradient():
-    """A = r - mean: E[A | y] = (1 - 1/G)(r - J), so H(theta, theta) = (1 - 1/G) grad J / R for fixed length."""
-    problem, _, policy = problems.make("tabular", variable_length=False, reward_levels=(0.0, 0.3, 1.0))
+    """Theory: H(theta, theta) = (1 - 1/G) grad J / R for fixed length.
+
+    For A = r - mean, and so E[A | y] = (1 - 1/G)(r - J).
+    """
+    problem, _, policy = problems.make(
+        "tabular", variable_length=False, reward_levels=(0.0, 0.3, 1.0)
+    )
     objective = SurrogateConfig(normalize_std=False, length_normalization="constant")
     params = problems.initial_params(policy)
     reward_gradient = jax.grad(expected_reward, 1)(problem, params)
     scale = (1 - 1 / problem.group_size) / problem.tokens_YxR.shape[1]
     expected = jax.tree.map(lambda g: scale * g, reward_gradient)
-    assert relative_error(problems.surrogate_gradient(problem, params, params, objective), expected) < 1e-12
+    assert (
+        relative_error(problems.surrogate_gradient(problem, params, params, objective), expected)
+        < 1e-12
+    )
 
 
 @pytest.mark.parametrize("reward_levels", [(0.0, 1.0), (0.0, 0.3, 1.0)])
@@ -262,8 +330,12 @@ def test_sequence_is_leaves_the_group_statistics(reward_levels):
     params, behavior_params = fresh_and_stale(policy, 0.3)
 
     def residual(objective):
-        weighted = exact.corrected_gradient(problem, params, behavior_params, objective, exact.sequence_is_coefficients)
-        return flatten(weighted) - flatten(problems.surrogate_gradient(problem, params, params, objective))
+        weighted = exact.corrected_gradient(
+            problem, params, behavior_params, objective, exact.sequence_is_coefficients
+        )
+        return flatten(weighted) - flatten(
+            problems.surrogate_gradient(problem, params, params, objective)
+        )
 
     predicted = flatten(exact.group_statistics_bias(problem, params, behavior_params, OBJECTIVE))
     assert jnp.linalg.norm(predicted) > 1e-4

@@ -1,4 +1,6 @@
-"""The paired bias: zero at lag 0, unbiased against enumeration, and its Gram matrices against plain gradients."""
+"""Tests the paired bias: 0 at lag 0, unbiased against enumeration, from plain gradients."""
+
+import dataclasses
 
 import chex
 import jax
@@ -8,26 +10,34 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from staleness_grpo import config as config_lib
-from staleness_grpo import learner, train
-from staleness_grpo import mesh as mesh_lib
 from staleness_grpo.bias import paired
-from staleness_grpo.loss import surrogate_loss
+from staleness_grpo.config.defaults import default_config
 from staleness_grpo.objective.surrogate import SurrogateConfig
-from staleness_grpo.rollouts import TRAINING, Generator
+from staleness_grpo.runtime import mesh as mesh_lib
+from staleness_grpo.training.diagnostics import cosine, make_paired_gram
+from staleness_grpo.training.loop import train
+from staleness_grpo.training.loss import surrogate_loss
+from staleness_grpo.training.programs import Programs
+from staleness_grpo.training.rollouts import TRAINING, Generator
+from staleness_grpo.training.run import build_run
 from tests.bias import problems
 
 GROUPS, COMPARISONS = 32, 80
 
 
 def brute_force(stale, fresh):
-    """(bias norm, relative bias, cosine) by a loop over ordered pairs of different groups of each comparison."""
+    """Returns (bias norm, relative bias, cosine) by a loop over pairs of different groups.
+
+    The pairs are ordered, and within a comparison.
+    """
 
     def mean(a, b):
-        return np.mean([
-            np.mean([x[i] @ y[j] for i in range(len(x)) for j in range(len(x)) if i != j])
-            for x, y in zip(a, b, strict=True)
-        ])  # fmt: skip
+        return np.mean(
+            [
+                np.mean([x[i] @ y[j] for i in range(len(x)) for j in range(len(x)) if i != j])
+                for x, y in zip(a, b, strict=True)
+            ]
+        )
 
     bias = np.sqrt(max(mean(stale - fresh, stale - fresh), 0))
     return (
@@ -46,12 +56,14 @@ def test_estimates_are_those_of_pairs_of_different_groups():
     rng = np.random.default_rng(0)
     fresh = rng.normal(size=(3, 5, 4)) + 2
     stale = fresh + rng.normal(size=(3, 5, 4)) + 1
-    found = paired.estimate(gram(stale, fresh))
+    estimate = paired.estimate(gram(stale, fresh))
     np.testing.assert_allclose(
-        (found.bias_norm, found.relative_bias, found.cosine), brute_force(stale, fresh), rtol=1e-12
+        (estimate.bias_norm, estimate.relative_bias, estimate.cosine),
+        brute_force(stale, fresh),
+        rtol=1e-12,
     )
-    assert found.num_groups == 15
-    assert found.bias_norm_interval[0] < found.bias_norm < found.bias_norm_interval[1]
+    assert estimate.num_groups == 15
+    assert estimate.bias_norm_interval[0] < estimate.bias_norm < estimate.bias_norm_interval[1]
 
 
 @pytest.mark.parametrize(
@@ -61,9 +73,9 @@ def test_estimates_are_those_of_pairs_of_different_groups():
 def test_too_few_groups_have_no_interval(comparisons, groups, has_interval):
     rng = np.random.default_rng(0)
     fresh = rng.normal(size=(comparisons, groups, 3))
-    found = paired.estimate(gram(fresh + 1 + rng.normal(size=fresh.shape), fresh))
-    assert np.isfinite(found.bias_norm)
-    assert np.isfinite(found.bias_norm_interval).tolist() == [has_interval] * 2
+    estimate = paired.estimate(gram(fresh + 1 + rng.normal(size=fresh.shape), fresh))
+    assert np.isfinite(estimate.bias_norm)
+    assert np.isfinite(estimate.bias_norm_interval).tolist() == [has_interval] * 2
 
 
 def test_products_that_are_not_finite_are_refused():
@@ -74,43 +86,56 @@ def test_products_that_are_not_finite_are_refused():
 
 
 def test_without_an_estimate_there_is_no_interval_and_a_norm_that_may_be_zero_leaves_it_open():
-    """Fresh gradients that are noise alone: their squared norm is estimated below 0, or not far above it."""
+    """The squared norm of pure noise is estimated below 0, or not far above it."""
     rng = np.random.default_rng(0)
     missing = []
     for _ in range(20):
         fresh = rng.normal(size=(1, 8, 3))
-        found = paired.estimate(gram(fresh + 10, fresh))
-        missing.append(np.isnan(found.relative_bias))
-        assert np.all(np.isfinite(found.bias_norm_interval))
+        estimate = paired.estimate(gram(fresh + 10, fresh))
+        missing.append(np.isnan(estimate.relative_bias))
+        assert np.all(np.isfinite(estimate.bias_norm_interval))
         if missing[-1]:
-            assert np.all(np.isnan([*found.relative_bias_interval, found.cosine, *found.cosine_interval]))
+            assert np.all(
+                np.isnan(
+                    [*estimate.relative_bias_interval, estimate.cosine, *estimate.cosine_interval]
+                )
+            )
         else:
-            assert found.relative_bias_interval[0] < found.relative_bias < found.relative_bias_interval[1] == np.inf
-            assert found.cosine_interval[0] < found.cosine < found.cosine_interval[1]
-            assert np.any(np.isinf(found.cosine_interval))
+            assert (
+                estimate.relative_bias_interval[0]
+                < estimate.relative_bias
+                < estimate.relative_bias_interval[1]
+                == np.inf
+            )
+            assert estimate.cosine_interval[0] < estimate.cosine < estimate.cosine_interval[1]
+            assert np.any(np.isinf(estimate.cosine_interval))
     assert 0 < sum(missing) < 20
 
 
 def test_groups_without_noise_leave_the_interval_no_width():
-    """However often a resample draws a group: its pairs are those of different groups."""
+    """Pairs are those of different groups, however often a resample draws a group."""
     fresh = np.ones((3, 8, 2))
-    found = paired.estimate(gram(fresh + [[[1.0, 0.0]]], fresh))
-    np.testing.assert_allclose(found.bias_norm_interval, [1, 1], rtol=1e-12)
-    np.testing.assert_allclose(found.cosine_interval, [3 / np.sqrt(10)] * 2, rtol=1e-12)
+    estimate = paired.estimate(gram(fresh + [[[1.0, 0.0]]], fresh))
+    np.testing.assert_allclose(estimate.bias_norm_interval, [1, 1], rtol=1e-12)
+    np.testing.assert_allclose(estimate.cosine_interval, [3 / np.sqrt(10)] * 2, rtol=1e-12)
 
 
 def test_each_comparison_is_resampled_by_itself():
-    """So that the interval of 16 like ones is a quarter of one's; with resamples in common it would be as wide."""
+    """The interval of 16 equal comparisons is a quarter of that of a single one.
+
+    With resamples in common it would be as wide.
+    """
     rng = np.random.default_rng(2)
     fresh = rng.normal(size=(1, 16, 3))
     products = gram(fresh + 5 + rng.normal(size=fresh.shape), fresh)
-    one = np.diff(paired.estimate(products).bias_norm_interval)
+    single = np.diff(paired.estimate(products).bias_norm_interval)
     sixteen = np.diff(paired.estimate(np.repeat(products, 16, axis=0)).bias_norm_interval)
-    np.testing.assert_allclose(sixteen / one, 1 / 4, rtol=0.15)  # quantiles of 1,000 resamples vary by 5 %
+    # Quantiles of 1,000 resamples vary by 5 %.
+    np.testing.assert_allclose(sixteen / single, 1 / 4, rtol=0.15)
 
 
 def test_the_interval_of_four_blocks_covers_the_truth():
-    """Of two comparisons: in 96 of these 120 cases if four blocks of four were drawn, in 106 with three."""
+    """Resamples draw three of the four blocks: with four of four, fewer cases would be covered."""
     rng = np.random.default_rng(3)
     cases, covered = 120, 0
     for _ in range(cases):
@@ -118,22 +143,26 @@ def test_the_interval_of_four_blocks_covers_the_truth():
         stale = fresh + 0.2 + rng.normal(size=fresh.shape) * 0.05
         low, high = paired.estimate(gram(stale, fresh)).bias_norm_interval
         covered += low <= 0.2 * np.sqrt(20) <= high
-    assert covered > 101
+    assert covered > 101  # 106 are; if four of four blocks were drawn, 96 would be
 
 
 def test_noise_is_no_bias_and_the_interval_covers_the_truth():
-    """A plain |mean d| would be 5 times the truth here: 16 groups, noise of norm 20 each, a bias of norm 1."""
+    """A plain |mean d| would be about 5 times the truth here.
+
+    There are 16 groups with noise of norm 20 each, and a bias of norm 1.
+    """
     rng = np.random.default_rng(1)
     dimensions, truth, covered, squares = 400, 1.0, 0, []
     for _ in range(40):
         fresh = rng.normal(size=(8, 16, dimensions)) + 0.5
         stale = fresh + rng.normal(size=fresh.shape) + truth / np.sqrt(dimensions)
-        found = paired.estimate(gram(stale, fresh))
-        covered += found.bias_norm_interval[0] <= truth <= found.bias_norm_interval[1]
-        squares.append(found.bias_norm**2)
+        estimate = paired.estimate(gram(stale, fresh))
+        covered += estimate.bias_norm_interval[0] <= truth <= estimate.bias_norm_interval[1]
+        squares.append(estimate.bias_norm**2)
         assert np.linalg.norm((stale - fresh)[0].mean(axis=0)) > 4
     np.testing.assert_allclose(np.mean(squares), truth**2, atol=4 * np.std(squares) / np.sqrt(40))
-    assert covered >= 32  # of 40; 38 are expected of a 95 % interval, below 32 has probability 0.001
+    # Of 40. A 95 % interval is expected to cover 38; fewer than 32 have probability 0.001.
+    assert covered >= 32
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 3), (1, 3, 3, 3), (1, 4, 3, 2), (1, 4, 1, 1)])
@@ -142,81 +171,122 @@ def test_other_shapes_are_refused(shape):
         paired.estimate(np.zeros(shape))
 
 
+def make_generator(task, policy, num_prompts):
+    """Returns a generator whose programs can do nothing but sample."""
+    programs = Programs(
+        policy=policy,
+        task=task,
+        temperature=1.0,
+        loss=None,
+        make_optimizer=None,
+        cosine_ceiling=None,
+        proximal_logprobs=None,
+        paired_gram=None,
+    )
+    return Generator(programs, mesh_lib.make_mesh(), seed=0, num_prompts=num_prompts, group_size=3)
+
+
 def sampled_gram(task, policy, params, behavior_params, objective):
-    """Gram matrices of COMPARISONS paired batches, through the code that trains."""
-    generator = Generator(policy, task, mesh_lib.make_mesh(), 0, GROUPS, 3, 1.0)
-    paired_gram = learner.make_paired_gram(policy, objective, 1.0, None, 0, GROUPS)
-    slots, found = np.arange(GROUPS), []
+    """Returns Gram matrices of COMPARISONS paired batches, through the code that trains."""
+    generator = make_generator(task, policy, GROUPS)
+    paired_gram = make_paired_gram(policy, objective, 1.0, None, 0, GROUPS)
+    slots, grams = np.arange(GROUPS), []
     for step in range(COMPARISONS):
         prompts = generator.prompts(TRAINING, np.full_like(slots, step), slots)
         batch = [np.full_like(slots, step), slots, 3]
-        stale = generator.score(prompts, generator.sample(behavior_params, prompts, TRAINING, *batch), 0)
+        stale = generator.score(
+            prompts, generator.sample(behavior_params, prompts, TRAINING, *batch), 0
+        )
         fresh = generator.answer_again(params, step)
-        found.append(np.asarray(paired_gram(params, stale, fresh)))
-    return np.array(found)
+        grams.append(np.asarray(paired_gram(params, stale, fresh)))
+    return np.array(grams)
 
 
 def test_the_estimate_agrees_with_enumeration_within_its_interval():
     objective = problems.OBJECTIVE
     problem, task, policy = problems.make("transformer")
     params, behavior_params = problems.fresh_and_stale(policy, 0.3)
-    truth = float(optax.tree.norm(problems.surrogate_bias(problem, params, behavior_params, objective)))
-    fresh_norm = float(optax.tree.norm(problems.surrogate_gradient(problem, params, params, objective)))
-    found = paired.estimate(sampled_gram(task, policy, params, behavior_params, objective))
-    assert found.bias_norm_interval[0] < truth < found.bias_norm_interval[1]
-    assert found.relative_bias_interval[0] < truth / fresh_norm < found.relative_bias_interval[1]
-    assert found.bias_norm_interval[1] < 1.5 * found.bias_norm_interval[0]  # tight enough to tell theta from phi
+    truth = float(
+        optax.tree.norm(problems.surrogate_bias(problem, params, behavior_params, objective))
+    )
+    fresh_norm = float(
+        optax.tree.norm(problems.surrogate_gradient(problem, params, params, objective))
+    )
+    estimate = paired.estimate(sampled_gram(task, policy, params, behavior_params, objective))
+    assert estimate.bias_norm_interval[0] < truth < estimate.bias_norm_interval[1]
+    assert (
+        estimate.relative_bias_interval[0] < truth / fresh_norm < estimate.relative_bias_interval[1]
+    )
+    # Tight enough to tell theta from phi.
+    assert estimate.bias_norm_interval[1] < 1.5 * estimate.bias_norm_interval[0]
     stale_gradient = problems.surrogate_gradient(problem, params, behavior_params, objective)
     fresh_gradient = problems.surrogate_gradient(problem, params, params, objective)
-    cosine = float(learner.cosine(stale_gradient, fresh_gradient))
-    assert found.cosine_interval[0] < cosine < found.cosine_interval[1]
-    swapped = float(optax.tree.norm(problems.surrogate_bias(problem, behavior_params, params, objective)))
-    assert not found.bias_norm_interval[0] < swapped < found.bias_norm_interval[1]
+    angle = float(cosine(stale_gradient, fresh_gradient))
+    assert estimate.cosine_interval[0] < angle < estimate.cosine_interval[1]
+    swapped = float(
+        optax.tree.norm(problems.surrogate_bias(problem, behavior_params, params, objective))
+    )
+    assert not estimate.bias_norm_interval[0] < swapped < estimate.bias_norm_interval[1]
 
 
 def test_the_blocks_gradients_average_to_that_of_the_batch():
     objective = SurrogateConfig(length_normalization="tokens")  # a divisor of the whole batch
     _, task, policy = problems.make("transformer")
     params, behavior_params = problems.fresh_and_stale(policy, 0.15)
-    generator = Generator(policy, task, mesh_lib.make_mesh(), 0, 8, 3, 1.0)
+    generator = make_generator(task, policy, 8)
     slots = np.arange(8)
     prompts = generator.prompts(TRAINING, slots * 0, slots)
     responses = generator.sample(behavior_params, prompts, TRAINING, slots * 0, slots, 3)
     stale = generator.score(prompts, responses, 0)
     fresh = generator.answer_again(params, 0)
-    correction = config_lib.default().correction
+    correction = default_config().correction
     correction.name = "m2po_authors"  # its mask depends on the whole batch
-    loss = jax.jit(jax.grad(lambda p, batch: surrogate_loss(policy, objective, 1.0, correction)(p, batch)[0]))
+    loss = jax.jit(
+        jax.grad(lambda p, batch: surrogate_loss(policy, objective, 1.0, correction)(p, batch)[0])
+    )
     s, f = (problems.flatten(loss(params, batch)) for batch in (stale, fresh))
-    paired_gram = learner.make_paired_gram(policy, objective, 1.0, correction, microbatch_prompts=4, num_blocks=4)
-    found = paired_gram(params, stale, fresh)
+    paired_gram = make_paired_gram(
+        policy, objective, 1.0, correction, microbatch_prompts=4, num_blocks=4
+    )
+    products = paired_gram(params, stale, fresh)
     expected = [(s - f) @ (s - f), s @ s, f @ f, s @ f]
-    np.testing.assert_allclose(jnp.mean(found, axis=(1, 2)), expected, rtol=1e-10)
+    np.testing.assert_allclose(jnp.mean(products, axis=(1, 2)), expected, rtol=1e-10)
 
 
 def test_at_lag_zero_the_batch_is_answered_the_same_and_the_bias_is_zero_bitwise():
-    config = config_lib.default()
+    config = default_config()
     config.update(dict(steps=5, num_prompts=4, group_size=4, eval_every=0))
     config.warm_start.steps = 0
-    config.policy.update(dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16))
-    config.task = ConfigDict(dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8))
+    config.policy.update(
+        dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16)
+    )
+    config.task = ConfigDict(
+        dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8)
+    )
     config.optimizer.learning_rate = 0.05
     config.metrics.paired_every = 2
 
-    def grams(max_lag):
+    def measured_grams(max_lag):
         config.lag.max_lag = max_lag
-        run, seen = train.build(config), []
-        measure = run.paired_gram
-        run.paired_gram = lambda params, stale, fresh: (seen.append((stale, fresh)), measure(params, stale, fresh))[1]
-        records = list(train.train(run, config))
-        assert ["paired_gram" in record for record in records] == [True, False, True, False, True]
-        return [np.asarray(record["paired_gram"]) for record in records if "paired_gram" in record], seen
+        run, seen = build_run(config), []
+        measure = run.programs.paired_gram
 
-    found, seen = grams(0)
-    for (stale, fresh), matrices in zip(seen, found, strict=True):
+        def watched(params, stale, fresh):
+            seen.append((stale, fresh))
+            return measure(params, stale, fresh)
+
+        run.programs = dataclasses.replace(run.programs, paired_gram=watched)
+        records = list(train(run))
+        assert ["paired_gram" in record for record in records] == [True, False, True, False, True]
+        return [
+            np.asarray(record["paired_gram"]) for record in records if "paired_gram" in record
+        ], seen
+
+    products, seen = measured_grams(0)
+    for (stale, fresh), matrices in zip(seen, products, strict=True):
         chex.assert_trees_all_equal(jax.device_get(stale), jax.device_get(fresh))
         assert np.all(matrices[0] == 0.0) and np.any(matrices[1] != 0.0)
-    assert paired.estimate(np.array(found)).bias_norm_interval == (0.0, 0.0)
-    stale_found, _ = grams(2)
-    assert np.all(stale_found[0][0] == 0.0)  # step 0 has lag 0 at any S
-    assert np.all([np.trace(matrices[0]) > 0 for matrices in stale_found[1:]])
+    assert paired.estimate(np.array(products)).bias_norm_interval == (0.0, 0.0)
+    stale_products, _ = measured_grams(2)
+    assert np.all(stale_products[0][0] == 0.0)  # step 0 has lag 0 at any S
+    assert np.all([np.trace(matrices[0]) > 0 for matrices in stale_products[1:]])

@@ -1,4 +1,4 @@
-"""The sampled gradient, through the code that trains, averages to the exact one."""
+"""Tests that the sampled gradient, through the code that trains, averages to the exact one."""
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +17,32 @@ NUM_BATCHES = 200_000  # each of one group for one or both prompts
 @pytest.mark.slow
 @pytest.mark.parametrize(("scale", "batch_prompts"), [(0.0, 1), (0.3, 2)])
 def test_sampled_gradient_averages_to_the_exact_one(scale, batch_prompts):
-    problem, _, policy = problems.make("transformer", group_size=4, reward_levels=(0.0, 0.5, 1.0), difficulty=0.4)
+    problem, _, policy = problems.make(
+        "transformer", group_size=4, reward_levels=(0.0, 0.5, 1.0), difficulty=0.4
+    )
     params, behavior_params = fresh_and_stale(policy, scale)
-    policy_logprobs, behavior_logprobs = (problems.logprobs(problem, p) for p in (params, behavior_params))
+    policy_logprobs, behavior_logprobs = (
+        problems.logprobs(problem, p) for p in (params, behavior_params)
+    )
     jacobian = jax.jit(jax.jacrev(lambda p: response_logprobs(problem, p).ravel()))(params)
-    jacobian = jnp.concatenate([x.reshape(policy_logprobs.size, -1) for x in jax.tree.leaves(jacobian)], axis=1)
+    jacobian = jnp.concatenate(
+        [x.reshape(policy_logprobs.size, -1) for x in jax.tree.leaves(jacobian)], axis=1
+    )
 
     @jax.jit
     def chunk(key):
-        def one(key):
-            return sampled_cotangent(problem, policy_logprobs, behavior_logprobs, OBJECTIVE, batch_prompts, key)
+        def sample(key):
+            return sampled_cotangent(
+                problem, policy_logprobs, behavior_logprobs, OBJECTIVE, batch_prompts, key
+            )
 
-        return jax.vmap(one)(jax.random.split(key, CHUNK)).reshape(CHUNK, -1) @ jacobian
+        return jax.vmap(sample)(jax.random.split(key, CHUNK)).reshape(CHUNK, -1) @ jacobian
 
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(NUM_BATCHES // CHUNK)]
     gradients = np.concatenate([chunk(key) for key in keys])
-    expected = np.asarray(flatten(problems.surrogate_gradient(problem, params, behavior_params, OBJECTIVE)))
+    expected = np.asarray(
+        flatten(problems.surrogate_gradient(problem, params, behavior_params, OBJECTIVE))
+    )
     deviation = gradients.mean(axis=0) - expected
     standard_error = gradients.std(axis=0, ddof=1) / np.sqrt(len(gradients))
     moving = standard_error > 0
@@ -42,7 +52,13 @@ def test_sampled_gradient_averages_to_the_exact_one(scale, batch_prompts):
     # rms error over disjoint blocks of n batches falls as n^-1/2.
     sizes = np.array([10, 100, 1000])
     rms = [
-        np.sqrt(np.mean(np.sum((gradients.reshape(-1, n, expected.size).mean(axis=1) - expected) ** 2, axis=1)))
+        np.sqrt(
+            np.mean(
+                np.sum(
+                    (gradients.reshape(-1, n, expected.size).mean(axis=1) - expected) ** 2, axis=1
+                )
+            )
+        )
         for n in sizes
     ]
     slope = np.polyfit(np.log(sizes), np.log(rms), 1)[0]

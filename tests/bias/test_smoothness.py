@@ -1,4 +1,4 @@
-"""The constant of the theorem against a full singular value decomposition, and what it bounds."""
+"""Tests the theorem's constant against a full singular value decomposition, and its bound."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ def test_power_iteration_finds_sigma_max_and_the_bound_is_attained_along_its_dir
         return flatten(exact.surrogate_gradient(problem, params, unravel(flat_behavior), OBJECTIVE))
 
     _, singular_values, directions = np.linalg.svd(np.asarray(jax.jit(jax.jacfwd(gradient))(flat)))
-    smoothness_of = jax.jit(smoothness.behavior_smoothness, static_argnames=("objective", "num_iterations"))
+    smoothness_of = jax.jit(
+        smoothness.behavior_smoothness, static_argnames=("objective", "num_iterations")
+    )
     sigma = smoothness_of(problem, params, OBJECTIVE, 60, jax.random.key(1))
     np.testing.assert_allclose(sigma, singular_values[0], rtol=1e-6)
 
@@ -26,8 +28,12 @@ def test_power_iteration_finds_sigma_max_and_the_bound_is_attained_along_its_dir
     random = np.random.default_rng(0).normal(size=worst.size)
     tightness = []
     for direction in (worst, random):
-        step = 1e-5 * direction / np.linalg.norm(direction)  # small: the bound is one of first order
+        step = (
+            1e-5 * direction / np.linalg.norm(direction)
+        )  # small: the bound is one of first order
         behavior_params = unravel(flatten(params) + jnp.asarray(step))
-        tightness.append(smoothness.lipschitz_tightness(problem, params, behavior_params, OBJECTIVE, sigma))
+        tightness.append(
+            smoothness.lipschitz_tightness(problem, params, behavior_params, OBJECTIVE, sigma)
+        )
     np.testing.assert_allclose(tightness[0], 1.0, rtol=1e-3)
     assert 0 < tightness[1] < 0.9

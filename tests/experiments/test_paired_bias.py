@@ -7,10 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments import cli, paired_bias, paired_summary
-from experiments.figures import paired
-from staleness_grpo import metrics
-from staleness_grpo.config import ConfigError
+from experiments.common import cli
+from experiments.paired_bias import __main__ as paired_bias
+from experiments.paired_bias import analysis as paired_summary
+from experiments.paired_bias import figures as paired
+from staleness_grpo.errors import FieldError
+from staleness_grpo.runtime.records import read_jsonl
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
 
@@ -20,7 +22,9 @@ def tiny():
     config.update(dict(steps=12, num_prompts=4, group_size=4, eval_every=6))
     config.warm_start.steps = 0
     config.metrics.update(dict(paired_every=2, paired_blocks=0))
-    config.policy.update(dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16))
+    config.policy.update(
+        dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16)
+    )
     config.task = dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8)
     config.paired.update(dict(max_lags=(0, 4), learning_rates=(0.01,)))
     return config
@@ -34,14 +38,20 @@ def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_
     paired_bias.main(config, tmp_path)
     assert capsys.readouterr().out.count("finished already") == 2
     assert (tmp_path / "cells.jsonl").read_bytes() == first
-    synchronous, stale = metrics.read_jsonl(tmp_path / "cells.jsonl")
+    synchronous, stale = read_jsonl(tmp_path / "cells.jsonl")
     assert synchronous["bias_norm"] == 0 and synchronous["bias_norm_interval"] == [0, 0]
     assert (synchronous["num_comparisons"], synchronous["first_step"]) == (6, 0)
     assert (stale["num_comparisons"], stale["first_step"], stale["num_groups"]) == (4, 4, 16)
     assert stale["bias_norm_interval"][1] > 0 and stale["drift"] > 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["claims"][0]["holds"] and summary["claims"][0]["measured"] == 0
-    for name in ("paired_bias.png", "paired_bias.pdf", "config.json", "environment.json", "S4-eta0.01/metrics.jsonl"):
+    for name in (
+        "paired_bias.png",
+        "paired_bias.pdf",
+        "config.json",
+        "environment.json",
+        "S4-eta0.01/metrics.jsonl",
+    ):
         assert (tmp_path / name).stat().st_size > 0
 
 
@@ -51,13 +61,18 @@ def test_a_training_that_collapses_at_once_is_a_cell_like_the_others(tmp_path):
     config.eval_every = 0
     config.paired.learning_rates = (0.01, 1e30)
     paired_bias.main(config, tmp_path)
-    cells = {(cell["max_lag"], cell["learning_rate"]): cell for cell in metrics.read_jsonl(tmp_path / "cells.jsonl")}
+    cells = {
+        (cell["max_lag"], cell["learning_rate"]): cell
+        for cell in read_jsonl(tmp_path / "cells.jsonl")
+    }
     assert [cell["collapsed"] for cell in cells.values()] == [False, True, False, True]
     assert cells[4, 0.01]["bias_norm_interval"][1] > 0
     lost = cells[4, 1e30]
     assert (lost["num_comparisons"], lost["bias_norm"], lost["first_step"]) == (0, None, None)
     claims = json.loads((tmp_path / "summary.json").read_text())["claims"]
-    assert [claim["claim"] for claim in claims] == ["the bias at lag 0 is exactly 0"] and claims[0]["holds"]
+    assert [claim["claim"] for claim in claims] == ["the bias at lag 0 is exactly 0"] and claims[0][
+        "holds"
+    ]
     assert (tmp_path / "paired_bias.png").stat().st_size > 0
 
 
@@ -72,10 +87,18 @@ def test_a_comparison_that_is_not_finite_is_left_out_and_counted():
                | same for k, gram in enumerate(grams)]  # fmt: skip
     config = paired_bias.trainings(tiny())["S4-eta0.01"]
     found = paired_summary.cell(config, records, {"collapsed": False, "final_eval_reward": None})
-    sound = paired_summary.cell(config, records[:3] + records[4:], {"collapsed": False, "final_eval_reward": None})
-    assert (found["num_comparisons"], found["num_not_finite"], found["num_reward_failures"]) == (4, 1, 4)
+    sound = paired_summary.cell(
+        config, records[:3] + records[4:], {"collapsed": False, "final_eval_reward": None}
+    )
+    assert (found["num_comparisons"], found["num_not_finite"], found["num_reward_failures"]) == (
+        4,
+        1,
+        4,
+    )
     assert found | {"num_not_finite": 0} == sound and found["clip_fraction"] == pytest.approx(0.06)
-    assert found["drift"] == pytest.approx(np.sqrt((0 + 1 + 4 + 16) / 4))  # root mean square of steps 0, 1, 2 and 4
+    assert found["drift"] == pytest.approx(
+        np.sqrt((0 + 1 + 4 + 16) / 4)
+    )  # root mean square of steps 0, 1, 2 and 4
 
 
 def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
@@ -130,16 +153,20 @@ def test_cells_without_a_positive_estimate_are_left_out_of_a_slope_and_counted()
 def test_what_cannot_be_compared_is_refused_by_flag(field, value, flag):
     config = tiny()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(ConfigError, match=f"^--config.{flag}="):
+    with pytest.raises(FieldError, match=f"^--config.{flag}="):
         paired_bias.validate(config)
 
 
 def test_each_training_has_a_folder_of_its_own():
     config = tiny()
-    config.paired.update(dict(max_lags=(0, 4), learning_rates=(1e-4, 1.0000001e-4, 1.0000002e-4, 1)))
+    config.paired.update(
+        dict(max_lags=(0, 4), learning_rates=(1e-4, 1.0000001e-4, 1.0000002e-4, 1))
+    )
     paired_bias.validate(config)
     names = ["0.0001", "0.00010000001", "0.00010000002", "1"]
-    assert list(paired_bias.trainings(config)) == [f"S{lag}-eta{name}" for lag in (0, 4) for name in names]
+    assert list(paired_bias.trainings(config)) == [
+        f"S{lag}-eta{name}" for lag in (0, 4) for name in names
+    ]
 
 
 def test_a_config_may_say_itself_what_one_of_its_trainings_is():
@@ -152,15 +179,24 @@ def test_one_update_for_each_batch():
     config = tiny()
     config.updates_per_batch = 2
     config.paired.max_lags = (1, 4)
-    with pytest.raises(ConfigError, match=r"^--config.metrics.paired_every="):
+    with pytest.raises(FieldError, match=r"^--config.metrics.paired_every="):
         paired_bias.validate(config)
 
 
 def test_an_open_interval_is_an_arrow_and_a_missing_one_nothing():
     figure, axis = plt.subplots()
     intervals = {1: [0.5, 1.5], 2: [0.5, None], 4: [None, None]}
-    cells = [{"max_lag": lag, "cosine": 0.9, "cosine_interval": interval} for lag, interval in intervals.items()]
+    cells = [
+        {"max_lag": lag, "cosine": 0.9, "cosine_interval": interval}
+        for lag, interval in intervals.items()
+    ]
     paired.errorbars(axis, cells, "max_lag", "cosine", "0", "")
-    assert [line.get_ydata().tolist() for line in axis.lines] == [[0.5, 1.5], [0.5, 0.9], [0.9, 0.9, 0.9]]
-    assert [(arrow.xy, arrow.xycoords) for arrow in axis.texts] == [((2, 1), ("data", "axes fraction"))]
+    assert [line.get_ydata().tolist() for line in axis.lines] == [
+        [0.5, 1.5],
+        [0.5, 0.9],
+        [0.9, 0.9, 0.9],
+    ]
+    assert [(arrow.xy, arrow.xycoords) for arrow in axis.texts] == [
+        ((2, 1), ("data", "axes fraction"))
+    ]
     plt.close(figure)

@@ -1,108 +1,172 @@
-"""The report: claims from records, intervals of known value, and no picture without its data."""
+"""The report: verdicts and numbers from records, at every stage, and nothing drawn without data."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from experiments import lag_comparison, report
-from experiments.figures import style, training
+from experiments.common import claims as claims_lib
+from experiments.common import html
+from experiments.common.claims import Claim
+from experiments.reproduce import __main__ as reproduce
+from experiments.reproduce import contrast, report
+from experiments.reproduce.paper import PAPER_CLAIMS
+
+CONFIG = {
+    "jobs": {"bias": ["experiments.bias"], "scaling_laws": ["experiments.sweep"]},
+    "contrast": {"max_lag": 16, "learning_rate": 2e-3},
+}
+ENVIRONMENT = {"versions": {"jax": "0"}, "platform": "here", "commit": "abc"}
 
 
-def records(final, num_steps=60, lag=0):
-    """A run whose evaluations rise from 0.3 to `final` and stay there from half way."""
-    rewards = 0.3 + (final - 0.3) * np.minimum(np.arange(num_steps) / (num_steps / 2), 1)
-    evaluated = [{"eval_reward": reward, "gradient_cosine_ceiling": 0.2} for reward in rewards]
-    return [
-        {
-            "step": step,
-            "lag_max": min(step, lag),
-            "ratio_max": 1.0,
-            "ratio_q01": 1.0,
-            "drift_from_start": 0.1 * step,
-            "drift_from_behavior": 0.1 * min(step, lag),
-            "entropy": 0.5,
-            "clip_fraction_positive": 0.0,
-            "clip_fraction_negative": 0.0,
-            "ess": 1.0,
-            "gradient_cosine": None if step == 0 else 0.1,
-            **(evaluated[step] if step % 5 == 0 else {}),
-        }
-        for step in range(num_steps)
+def claim(name, holds=True, measured=1.0, **fields):
+    given = dict(claim=f"Sentence on {name}", interval=[0.5, 1.5], n=8, unit="problems")
+    return Claim(name=name, measured=measured, holds=holds, **(given | fields))
+
+
+def cell(lag, seed, final, learning_rate=2e-3, every=5, steps=30):
+    rewards = np.linspace(0.3, final, steps // every)
+    traces = {name: rewards.tolist() for name in contrast.PANELS}
+    return {
+        "max_lag": lag,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "first": 0.3,
+        "final": final,
+        "collapse_step": 20 if final < 0.15 else None,
+        "trace_every": every,
+        "traces": traces,
+    }
+
+
+def write_job(folder, claims, cells=(), **summary):
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = summary | {"claims": claims_lib.records(claims)}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "cells.jsonl").write_text("".join(json.dumps(record) + "\n" for record in cells))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    (tmp_path / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    return tmp_path
+
+
+def every_claim(job, failing=()):
+    names = [
+        name
+        for stated in PAPER_CLAIMS
+        if stated.job == job
+        for name in (*stated.evidence, *stated.beside)
     ]
+    return [claim(name, holds=name not in failing) for name in dict.fromkeys(names)]
 
 
-def run(final, lag):
-    config = {
-        "lag": {"max_lag": lag}, "optimizer": {"learning_rate": 2e-3, "name": "adam"}, "steps": 60,
-        "num_prompts": 64, "group_size": 8,
-    }  # fmt: skip
-    return {"config": config, "records": records(final, lag=lag), "summary": {"median_time_step": 0.02}}
+def page_of(workdir, running=None):
+    path, found = report.write(workdir, CONFIG, running)
+    return path.read_text(), found
 
 
-def test_wilson_interval():
-    # Wilson 1927 by hand for 8 of 10: centre (0.8 + 0.19208) / 1.38416, half 1.96 sqrt(0.016 + 0.009604) / 1.38416
-    np.testing.assert_allclose(lag_comparison.rate_interval(0.8, 10), [0.49016, 0.94331], atol=1e-4)
-    low, high = lag_comparison.rate_interval(0.0, 100)
-    assert low == pytest.approx(0, abs=1e-12) and 0.03 < high < 0.04
+def test_before_any_job_every_claim_is_open_and_the_page_is_there(workdir):
+    page, found = page_of(workdir, running="bias")
+    assert found == []
+    assert page.count('class="badge open"') == 2 * len(PAPER_CLAIMS)
+    assert "0 of 2 jobs are finished; bias is running" in page
 
 
-def test_facts_follow_the_records():
-    facts = lag_comparison.facts(run(0.9, 0), run(0.5, 16), 512)
-    by_claim = {fact["claim"]: fact for fact in facts}
-    assert [fact["holds"] for fact in facts] == [True] * len(facts)
-    cost = by_claim["At this learning rate a lag of 16 costs final pass rate"]
-    assert cost["measured"] == pytest.approx(0.4)
-    half = 1.96 * np.sqrt(0.9 * 0.1 / 2560 + 0.25 / 2560)
-    np.testing.assert_allclose(cost["interval"], [0.4 - half, 0.4 + half])
-
-    other = lag_comparison.facts(run(0.3, 0), run(0.9, 16), 512)  # nothing rises, and lag costs nothing
-    assert not other[0]["holds"] and not other[2]["holds"]
-    shifted = run(0.5, 16)
-    shifted["records"][20]["lag_max"] = 15
-    assert not lag_comparison.facts(run(0.9, 0), shifted, 512)[4]["holds"]
+def test_verdicts_follow_the_claims_of_the_finished_jobs(workdir):
+    write_job(workdir / "bias", every_claim("bias", failing={"adam_constant_slope"}))
+    page, found = page_of(workdir, running="scaling_laws")
+    verdicts = [stated.verdict(report_claims(found, stated.job)) for stated in PAPER_CLAIMS]
+    assert verdicts == ["holds", "part", "open", "open", "open"]
+    summary = page[: page.index("<nav>")]
+    shown = re.findall(r'class="badge (\w+)"', summary)
+    assert shown == verdicts
+    assert "The exponent of S eta is 1 [0.5, 1.5] with SGD" in summary
 
 
-def write_run(folder, final, lag):
-    folder.mkdir(parents=True)
-    written = run(final, lag)
-    (folder / "config.json").write_text(json.dumps(written["config"]))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in written["records"]))
-    (folder / "summary.json").write_text(json.dumps(written["summary"]))
+def report_claims(found, job):
+    prefix = f"{job}."
+    return {c.name.removeprefix(prefix): c for c in found if c.name.startswith(prefix)}
 
 
-def test_training_section_is_self_contained(tmp_path):
-    write_run(tmp_path / "train_lag_0", 0.9, 0)
-    write_run(tmp_path / "train_lag_16", 0.5, 16)
-    page = report.section_html(report.training_section(tmp_path))
-    assert (tmp_path / "training.png").exists() and (tmp_path / "training.pdf").exists()
-    assert 'src="data:image/png;base64,' in page and 'src="/' not in page
-    assert "0.9 [0.8878, 0.911]" in page and ">yes<" in page
+def test_a_finding_has_no_verdict_and_a_refuted_claim_has_one():
+    rows = html.claims_table([claim("finding", holds=None), claim("refuted", holds=False)])
+    assert rows.count("does not hold") == 1 and "holds<" not in rows
+    assert html.claims_table([]) == ""
 
 
-def test_a_gap_in_the_data_is_an_error(tmp_path):
-    write_run(tmp_path / "train_lag_0", 0.9, 0)
-    with pytest.raises(FileNotFoundError):
-        report.training_section(tmp_path)
-    broken = records(0.9)
-    del broken[30]["entropy"]
-    with pytest.raises(KeyError), style.context():
-        training.draw({"S = 0": broken})
+def test_words_from_records_cannot_break_the_page():
+    assert "<script>" not in html.claims_table([claim("x", claim="<script>", note="a < b")])
 
 
-def test_what_does_not_hold_is_said_as_plainly():
-    fact = {"claim": "a < b", "measured": 2.0, "interval": [1.0, 3.0], "n": 4, "holds": False}
-    row = '<tr><td>a &lt; b</td>{}<td class="number">2 [1, 3]</td><td>4</td><td class="no">no</td></tr>'
-    assert report.fact_row(fact, with_paper=False) == row.format("")
-    assert report.fact_row(fact | {"paper": "-1"}, with_paper=True) == row.format("<td>-1</td>")
+def test_the_pair_differs_in_lag_alone_and_its_numbers_are_those_of_the_seeds(workdir):
+    seeds = range(6)
+    finals = [0.9, 0.88, 0.86, 0.87, 0.89, 0.91]
+    cells = [cell(0, s, finals[s]) for s in seeds] + [cell(16, s, 0.02 * s) for s in seeds]
+    cells += [cell(16, s, 0.5, learning_rate=1e-3) for s in seeds]  # another learning rate
+    write_job(workdir / "scaling_laws", [], cells)
+    pair = contrast.pair_of_lags(workdir / "scaling_laws" / "cells.jsonl", 16, 2e-3)
+    by_name = {c.name: c for c in contrast.claims(pair, 2e-3, "command")}
+    lost = by_name["lag_costs_reward"]
+    differences = np.array(finals) - 0.02 * np.arange(6)
+    assert lost.measured == pytest.approx(differences.mean())
+    assert differences.min() <= lost.interval[0] < lost.measured < lost.interval[1]
+    assert lost.interval[1] <= differences.max() and lost.holds and lost.n == 6
+    assert by_name["lag_makes_runs_collapse"].measured == [0, 6]
+    page, found = page_of(workdir)
+    assert (workdir / "contrast.png").exists() and "data:image/png;base64," in page
+    assert "contrast.lag_costs_reward" in {c.name for c in found}
 
 
-def test_the_page_has_the_sections_of_its_jobs(tmp_path):
-    write_run(tmp_path / "train_lag_0", 0.3, 0)
-    write_run(tmp_path / "train_lag_16", 0.9, 16)
-    (tmp_path / "environment.json").write_text('{"versions": {"jax": "1"}, "platform": "p", "commit": null}')
-    page = report.write(tmp_path, ["train_lag_0", "train_lag_16"]).read_text()
-    assert page.count("<h2>") == 1 and "6 claims,\n4 hold" in page
-    assert "<li>At this learning rate a lag of 16 costs final pass rate</li>" in page
-    with pytest.raises(FileNotFoundError):
-        report.write(tmp_path, ["bias", "train_lag_0", "train_lag_16"])
+def test_equal_outcomes_are_no_cost_of_lag(workdir):
+    cells = [cell(lag, s, 0.5 + 0.01 * s) for lag in (0, 16) for s in range(6)]
+    write_job(workdir / "scaling_laws", [], cells)
+    pair = contrast.pair_of_lags(workdir / "scaling_laws" / "cells.jsonl", 16, 2e-3)
+    by_name = {c.name: c for c in contrast.claims(pair, 2e-3, "command")}
+    assert by_name["lag_costs_reward"].measured == 0 and not by_name["lag_costs_reward"].holds
+    assert not by_name["lag_makes_runs_collapse"].holds
+
+
+@pytest.mark.parametrize("lags", [(0,), (16,), ()])
+def test_a_map_without_the_pair_says_so(workdir, lags):
+    write_job(workdir / "scaling_laws", [], [cell(lag, 0, 0.5) for lag in lags])
+    page, _ = page_of(workdir)
+    assert "has no pairs of cells at lags 0 and 16" in page
+
+
+def test_a_record_with_a_gap_is_an_error(workdir):
+    cells = [cell(lag, s, 0.5) for lag in (0, 16) for s in range(2)]
+    del cells[0]["traces"]["entropy"]
+    write_job(workdir / "scaling_laws", [], cells)
+    with pytest.raises(KeyError, match="entropy"):
+        report.write(workdir, CONFIG)
+
+
+def test_a_figure_that_a_job_left_out_is_named_with_the_reason(workdir):
+    reason = "No figure of eta_max: two lags are too few for a fit."
+    write_job(workdir / "scaling_laws", every_claim("scaling_laws"), figures_left_out=[reason])
+    assert html.text(reason) in page_of(workdir)[0]
+
+
+def test_two_claims_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two claims have one name"):
+        claims_lib.records([claim("a"), claim("a")])
+
+
+def test_claims_survive_their_file():
+    claims = [claim("a", paper="-1", note="a note"), claim("b", holds=None, interval=None)]
+    assert claims_lib.read({"claims": json.loads(json.dumps(claims_lib.records(claims)))}) == claims
+
+
+def test_the_page_is_for_a_phone_too_and_needs_nothing_else(workdir):
+    write_job(workdir / "bias", every_claim("bias"))
+    page, _ = page_of(workdir)
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_each_job_is_one_command():
+    words = reproduce.command(("experiments.train", "--config.steps=3"), "DIR")
+    assert words == ["-m", "experiments.train", "--workdir=DIR", "--config.steps=3"]

@@ -1,3 +1,5 @@
+"""Tests of the sweep: its analysis on cells with a known law, its shares, refusals and figures."""
+
 import json
 import os
 import random
@@ -12,11 +14,13 @@ import nbformat
 import numpy as np
 import pytest
 
-from experiments import sweep, sweep_grid, sweep_statistics, sweep_summary
+from experiments.common import claims as common_claims
+from experiments.common import cli
 from experiments.configs import scaling_laws, scaling_laws_full
-from experiments.figures import scaling
-from staleness_grpo import metrics, sweep_runner
-from staleness_grpo.config import ConfigError, FlagError
+from experiments.sweep import __main__ as sweep
+from experiments.sweep import analysis, claims, figures, grid, laws, measure
+from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.runtime.records import plain, read_jsonl, write_json
 from tests.conftest import ROOT
 
 LAGS = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -25,7 +29,10 @@ EVERY, STEPS = 5, 300
 
 
 def synthetic_records(seeds=range(4)):
-    """Cells that collapse at eta t_c = 0.24 if eta > 0.008 / S, each with 5 % of noise: the larger of two bounds."""
+    """Returns cells that collapse at eta t_c = 0.243 if eta > 0.0115 / S, each with 5 % of noise.
+
+    So the boundary is the larger of two bounds.
+    """
     rng = np.random.default_rng(0)
     records = []
     for seed in seeds:
@@ -44,7 +51,9 @@ def synthetic_records(seeds=range(4)):
                     "gradient_cosine": np.full(blocks, 0.1 + 0.05 * rng.normal()),
                     "gradient_cosine_ceiling": np.where(np.arange(blocks) % 5, np.nan, 0.5),
                     # Rises 20 to 25 steps before a collapse, by more than ever in a stable run.
-                    "entropy": np.where(np.arange(blocks) * EVERY >= (collapse or 2 * STEPS) - 25, 0.9, 0.3),
+                    "entropy": np.where(
+                        np.arange(blocks) * EVERY >= (collapse or 2 * STEPS) - 25, 0.9, 0.3
+                    ),
                     "log_ratio_second_moment": np.full(blocks, 0.1),
                 }
                 records.append(
@@ -61,7 +70,7 @@ def synthetic_records(seeds=range(4)):
                         cosine=float(np.mean(traces["gradient_cosine"])),
                         trace_every=EVERY,
                         traces={name: list(values) for name, values in traces.items()},
-                    )  # fmt: skip
+                    )
                 )
     return records
 
@@ -72,13 +81,18 @@ def synthetic_config():
     return config
 
 
+def whole_summary(maps):
+    """Returns what `main` writes to summary.json."""
+    summary = analysis.summarize(maps, synthetic_config())
+    return plain(summary | {common_claims.KEY: common_claims.records(claims.claims(summary))})
+
+
 @pytest.fixture(scope="module")
 def summary():
-    config = synthetic_config()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_statistics, "RESAMPLES", 6)  # a hundred take most of a minute
+        patch.setattr(laws, "RESAMPLES", 6)  # a hundred take most of a minute
         records = synthetic_records()
-        return metrics.plain(sweep_summary.summarize({"main": records, "cyclic": records[::3]}, config)), records
+        return whole_summary({"main": records, "cyclic": records[::3]}), records
 
 
 def test_the_summary_finds_the_law_that_made_the_cells(summary):
@@ -92,7 +106,8 @@ def test_the_summary_finds_the_law_that_made_the_cells(summary):
     assert summary["eta_max_slope"]["flat"]["slope"] == pytest.approx(0, abs=0.1)
     assert summary["eta_max"]["4"] == pytest.approx(0.0115 / 4, rel=0.2)
     assert summary["by_horizon"]["300"]["eta_max"] == summary["eta_max"]
-    assert summary["by_horizon"]["100"]["eta_max"]["64"] > 2 * summary["eta_max"]["64"]  # 0.24 / T
+    # The boundary of the longest lag is 0.243 / T.
+    assert summary["by_horizon"]["100"]["eta_max"]["64"] > 2 * summary["eta_max"]["64"]
     assert summary["g_upd"] == pytest.approx(30)
     assert summary["r_crit"] == pytest.approx(30 * 0.243, rel=0.1)
     rules = summary["rules"]
@@ -114,62 +129,110 @@ def test_signs_are_told_from_noise(summary):
     assert stable["relative"] == pytest.approx(stable["cosine"] / 0.5)
 
 
-def test_a_map_without_a_boundary_is_counted_and_not_fitted():
+def test_a_map_without_a_boundary_is_counted_and_its_missing_figures_are_named():
     records = [record | {"collapse_step": None} for record in synthetic_records(range(2))]
-    summary = sweep_summary.summarize({"main": records}, synthetic_config())
+    summary = whole_summary({"main": records})
     assert summary["num_cells"] == len(records) and summary["num_collapsed"] == 0
     assert summary["claims"] == [] and "rules" not in summary
+    names = [sentence.split(":")[0] for sentence in summary["figures_left_out"]]
+    assert names == [
+        f"scaling_{name}" for name in ("collapse_time", "eta_max", "cosine", "anatomy")
+    ]
+    assert all("No boundary can be fitted." in line for line in summary["figures_left_out"])
+
+
+def test_figures_that_the_records_cannot_carry_are_left_out_with_a_reason():
+    records = synthetic_records(range(2))
+    assert analysis.figures_left_out(records, fitted=True) == {}
+    recovered = [record | {"stayed_down": False} for record in records]
+    assert list(analysis.figures_left_out(recovered, fitted=True)) == ["anatomy"]
+    one_rate = [record for record in records if record["learning_rate"] == RATES[0]]
+    assert "two learning rates" in analysis.figures_left_out(one_rate, fitted=False)["reward"]
 
 
 def test_claims_are_complete_and_not_all_true(summary):
     summary, _ = summary
-    assert len(summary["claims"]) == 7 + 2 + 5 + 1 + 7  # main map, cosines, alarms, side by side, the cyclic map
-    for claim in summary["claims"]:
-        assert set(claim) == {"claim", "paper", "measured", "interval", "n", "holds", "command"}
-    holds = {claim["claim"].split(":")[0]: claim["holds"] for claim in summary["claims"]}
-    assert holds["collapse_step * eta is the same for all S >= 16"] is True
-    assert [value for name, value in holds.items() if name.startswith("the smaller of the two")] == [False]
-    assert [value for name, value in holds.items() if name.startswith("the cosine")] == [False] * 2  # it was noise
+    found = {claim.name: claim for claim in common_claims.read(summary)}
+    # The main map, cosines, alarms, side by side, the cyclic map.
+    assert len(found) == len(summary["claims"]) == 7 + 2 + 5 + 1 + 7
+    assert all((claim.unit, claim.n) == ("seeds", 4) for claim in found.values())
+    assert all(claim.command == claims.COMMAND for claim in found.values())
+    assert found["collapse_step_times_eta"].holds is True
+    assert "cells" in found["collapse_step_times_eta"].note
+    assert found["smaller_bound"].holds is False
+    assert found["cyclic_smaller_bound"].claim.startswith("cyclic: ")
+    # The cosine was noise.
+    assert found["cosine_early"].holds is False
+    assert found["cosine_early_over_ceiling"].measured < claims.MIN_ROC_AREA
+    collapses = summary["variants"]["cyclic"]["main"]["collapsed"]
+    assert found["cyclic_collapses"].measured == [collapses, collapses]
+
+
+def test_a_claim_holds_or_not_where_the_paper_says_something_and_nowhere_else(summary):
+    summary, _ = summary
+    for claim in common_claims.read(summary):
+        assert (claim.holds is None) == (claim.paper == ""), claim.name
 
 
 @pytest.fixture
 def results(summary, tmp_path):
-    """A finished sweep's folder."""
+    """Returns the folder of a finished sweep."""
     summary, records = summary
     for name, inside in (("cells", records), ("cells-cyclic", records[::3])):
-        lines = [json.dumps(metrics.plain(record)) + "\n" for record in inside]
+        lines = [json.dumps(plain(record)) + "\n" for record in inside]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
-    metrics.write_json(tmp_path / "summary.json", summary)
+    write_json(tmp_path / "summary.json", summary)
     return tmp_path
 
 
 def test_the_notebook_draws_every_figure(results, monkeypatch):
     monkeypatch.setenv("RESULTS", str(results))
     notebook = nbformat.read(ROOT / "notebooks" / "scaling_laws.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    nbclient.NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 12  # of two maps
-    claims = next(output.text for output in outputs if output.output_type == "stream")
-    assert claims.count("collapse_step * eta") == 2
-    assert all((results / f"scaling_{name}.pdf").stat().st_size > 5_000 for name in ("map", "reward", "cosine"))
+    printed = next(output.text for output in outputs if output.output_type == "stream")
+    assert printed.count("collapse_step * eta is the same") == 2
+    assert all(
+        (results / f"scaling_{name}.pdf").stat().st_size > 5_000
+        for name in ("map", "reward", "cosine")
+    )
 
 
 def test_a_gap_in_the_files_raises(results):
     summary = json.loads((results / "summary.json").read_text())
     del summary["by_horizon"]
-    metrics.write_json(results / "summary.json", summary)
+    write_json(results / "summary.json", summary)
     with pytest.raises(KeyError, match="by_horizon"):
-        scaling.draw_all(results)
+        figures.draw(results)
+
+
+def test_a_second_call_on_a_finished_folder_draws_from_the_records_alone(results, capsys):
+    def measure_again(config, workdir):
+        raise AssertionError("a finished folder is not measured again")
+
+    before = (results / "summary.json").read_bytes()
+    cli.complete(measure_again, sweep.draw, synthetic_config(), results)
+    first, *paths = capsys.readouterr().out.splitlines()
+    assert first.endswith("finished already; its figures are drawn again from its records")
+    assert len(paths) == 12 + 1 and str(results / "summary.json") in paths
+    assert all((results / path).stat().st_size > 0 for path in paths)
+    assert (results / "summary.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("config", [scaling_laws.get_config(), scaling_laws_full.get_config()])
 def test_shipped_configs_are_valid_and_their_cells_have_names_of_their_own(config):
-    sweep_grid.validate(config)
-    for variant in sweep_grid.variant_configs(config).values():
-        grid = variant.sweep
-        cells = sweep_grid.cells(variant)
-        assert len(cells) == len(grid.max_lags) * len(grid.learning_rates) * len(grid.seeds)
-        assert {cell.warm_start.seed for cell in cells.values()} == set(range(min(2, len(grid.seeds))))
+    grid.validate(config)
+    for variant in grid.variant_configs(config).values():
+        shape = variant.sweep
+        cells = grid.cells(variant)
+        assert len(cells) == len(shape.max_lags) * len(shape.learning_rates) * len(shape.seeds)
+        warm_starts = {cell.warm_start.seed for cell in cells.values()}
+        assert warm_starts == set(range(min(2, len(shape.seeds))))
 
 
 @pytest.mark.parametrize(
@@ -183,23 +246,26 @@ def test_shipped_configs_are_valid_and_their_cells_have_names_of_their_own(confi
         ("lag.schedule", "uniform", "lag.schedule"),
         ("variants.cyclic.lag.schedule", "uniform", "variants.cyclic.lag.schedule"),
         ("optimizer.b1", 1.5, "optimizer.b1"),
+        ("variants.cyclic.sweep.seeds", (-1,), "variants.cyclic.seed"),
     ],
 )
-def test_bad_sweeps_are_refused_by_flag(field, value, named):
+def test_bad_sweeps_are_refused_by_field(field, value, named):
     config = scaling_laws.get_config()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(ConfigError, match=f"^--config.{named}="):
-        sweep_grid.validate(config)
+    with pytest.raises(FieldError, match=f"^{re.escape(named)}=") as refused:
+        grid.validate(config)
+    assert refused.value.field == named
+    assert str(FlagError.of_field(refused.value)).startswith(f"--config.{named}=")
 
 
 @pytest.mark.parametrize("value", ["", "3", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b"])
 def test_a_share_that_is_none_is_refused(value):
     with pytest.raises(FlagError, match=f"^--share={re.escape(value)}: give I/N"):
-        sweep.Share.parse(value)
+        measure.Share.parse(value)
 
 
 def test_shares_run_every_cell_once_and_are_gathered(tmp_path, monkeypatch):
-    """A share that is run again, or after the whole, runs nothing; a share that is missing is made up for."""
+    """A share that is run again, or after the whole, runs nothing; a missing one is made up for."""
     config = scaling_laws.get_config()
     config.sweep.update(dict(max_lags=(0, 1), learning_rates=(1e-3, 2e-3), seeds=(0, 1)))
     ran = []
@@ -208,46 +274,24 @@ def test_shares_run_every_cell_once_and_are_gathered(tmp_path, monkeypatch):
         ran.extend(cells)
         return ({"cell": cell, "steps_run": 1} for cell in reversed(cells))
 
-    monkeypatch.setattr(sweep_runner, "run_cells", run_cells)
-    names = list(sweep_grid.cells(config))
+    monkeypatch.setattr(measure, "run_cells", run_cells)
+    names = list(grid.cells(config))
     for index in (2, 3, 2):
-        records = sweep.run_map("main", config, tmp_path, sweep.Share(index, 3))
+        records = measure.run_map("main", config, tmp_path, measure.Share(index, 3))
         assert [record["cell"] for record in records] == names[index - 1 :: 3]
     assert ran == names[1::3] + names[2::3]
     parts = {path: path.read_bytes() for path in tmp_path.glob("cells.share-*")}
-    records = sweep.run_map("main", config, tmp_path)
+    records = measure.run_map("main", config, tmp_path)
     assert [record["cell"] for record in records] == names and sorted(ran) == sorted(names)
-    assert sweep.run_map("main", config, tmp_path, sweep.Share(1, 3)) == [] and len(ran) == len(names)
+    assert measure.run_map("main", config, tmp_path, measure.Share(1, 3)) == [] and len(ran) == len(
+        names
+    )
     assert parts == {path: path.read_bytes() for path in parts}
     (tmp_path / "alone").mkdir()
-    sweep.run_map("main", config, tmp_path / "alone")
-    assert (tmp_path / "alone" / "cells.jsonl").read_bytes() == (tmp_path / "cells.jsonl").read_bytes()
-
-
-TINY = """
-from ml_collections import ConfigDict
-from experiments.configs import scaling_laws
-def get_config():
-    config = scaling_laws.get_config()
-    config.update(dict(steps=60, num_prompts=4, group_size=4, eval_every=5))
-    config.warm_start.steps = 0
-    config.policy.update(dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16))
-    config.task = ConfigDict(dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8))
-    config.sweep.update(dict(max_lags=(0, 1, 2, 4, 8, 16), learning_rates=(1e-3, 1e-2, 1e-1), seeds=(0, 1, 2, 3)))
-    config.sweep.num_workers = 2
-    config.variants = ConfigDict()
-    return config
-"""
-CELLS = """
-import pathlib, sys
-from experiments import cli, sweep, sweep_grid
-from staleness_grpo import compile_cache
-if __name__ == "__main__":
-    compile_cache.enable(pathlib.Path(".cache/jax"))
-    folder = pathlib.Path(sys.argv[1])
-    (config,) = sweep_grid.variant_configs(cli.load_config(folder / "tiny.py")).values()
-    sweep.run_map("main", config, folder)
-"""
+    measure.run_map("main", config, tmp_path / "alone")
+    assert (tmp_path / "alone" / "cells.jsonl").read_bytes() == (
+        tmp_path / "cells.jsonl"
+    ).read_bytes()
 
 
 @pytest.mark.slow
@@ -255,13 +299,11 @@ def test_a_sweep_killed_three_times_ends_like_one_that_was_not(tmp_path):
     def start(name):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        (folder / "tiny.py").write_text(TINY)
-        (tmp_path / "run_cells.py").write_text(CELLS)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen([sys.executable, tmp_path / "run_cells.py", folder], cwd=ROOT, env=environment)
+        command = [sys.executable, "-m", "tests.programs.run_sweep_cells", str(folder)]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
     assert start("whole").wait() == 0
-    whole = metrics.read_jsonl(tmp_path / "whole" / "cells.jsonl")
+    whole = read_jsonl(tmp_path / "whole" / "cells.jsonl")
     assert len(whole) == 72
     path = tmp_path / "killed" / "cells.jsonl"
     rng = random.Random(0)
@@ -269,7 +311,9 @@ def test_a_sweep_killed_three_times_ends_like_one_that_was_not(tmp_path):
     for kill in range(3):
         process = start("killed")
         count = (kill + 1) * 15 + rng.randrange(10)
-        while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < count):
+        while process.poll() is None and (
+            not path.exists() or path.read_bytes().count(b"\n") < count
+        ):
             time.sleep(0.005)
         time.sleep(0.05 * rng.random())
         process.send_signal(signal.SIGKILL)
@@ -278,7 +322,7 @@ def test_a_sweep_killed_three_times_ends_like_one_that_was_not(tmp_path):
         assert counts[-1] >= count
     assert counts == sorted(counts) and counts[-1] < 72
     assert start("killed").wait() == 0
-    killed = metrics.read_jsonl(path)
+    killed = read_jsonl(path)
     for record in whole + killed:
         record.pop("time_cell")
     assert killed == whole

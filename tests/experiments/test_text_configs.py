@@ -1,20 +1,20 @@
-"""The shipped configs of text tasks are sound: checked with a random checkpoint in the place of the pretrained one."""
+"""The shipped configs of text tasks are valid, with a random checkpoint for the pretrained one."""
 
-import importlib
-import inspect
 import json
 
 import jax
 import pytest
 
-from experiments import cli, paired_bias
-from staleness_grpo import validation
-from staleness_grpo.policy.transformer import Policy, TransformerConfig
+from experiments.common import cli
+from experiments.paired_bias.measure import trainings
+from staleness_grpo.config import validation
+from staleness_grpo.policy.architecture import TransformerConfig
+from staleness_grpo.policy.transformer import Policy
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.policy import huggingface  # noqa: E402
-from staleness_grpo.tasks import TASKS, make_task  # noqa: E402
-from tests import byte_tokenizer  # noqa: E402
+from staleness_grpo.tasks import make_task, task_fields  # noqa: E402
+from tests.helpers import byte_tokenizer  # noqa: E402
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
 
@@ -23,35 +23,47 @@ CONFIGS = cli.ROOT / "experiments" / "configs"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     policy = Policy(
-        TransformerConfig(vocab_size=272, num_layers=1, d_model=16, num_heads=8, num_kv_heads=8, head_dim=2, d_ff=16)
+        TransformerConfig(
+            vocab_size=272,
+            num_layers=1,
+            d_model=16,
+            num_heads=8,
+            num_kv_heads=8,
+            head_dim=2,
+            d_ff=16,
+        )
     )
     huggingface.save(folder, policy, policy.init(jax.random.key(0)))
     byte_tokenizer.write(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     return folder
 
 
-@pytest.mark.parametrize("name", ["stories260k_cpu", "gsm8k_llama32_1b", "gsm8k_llama32_3b", "reasoning_gym_qwen"])
+@pytest.mark.parametrize(
+    "name", ["stories260k_cpu", "gsm8k_llama32_1b", "gsm8k_llama32_3b", "reasoning_gym_qwen"]
+)
 def test_shipped_configs_are_valid(name, folder, tmp_path):
     config = cli.load_config(CONFIGS / f"{name}.py")
     config.policy.checkpoint = str(folder)
     if config.task.name == "jsonl":
         pytest.importorskip("math_verify", reason="the extra tasks is not installed")
-        problem = {"question": "Ann has 2 cats and gets 3 more. How many?", "answer": "2 + 3 = <<2+3=5>>5\n#### 5"}
+        problem = {
+            "question": "Ann has 2 cats and gets 3 more. How many?",
+            "answer": "2 + 3 = <<2+3=5>>5\n#### 5",
+        }
         (tmp_path / "train.jsonl").write_text(json.dumps(problem) + "\n")
         config.task.path = str(tmp_path / "train.jsonl")
     if config.task.name == "reasoning_gym":
         pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
         config.task.size = 8
-    module, maker = TASKS[config.task.name][0].split(".")
-    fields = inspect.signature(getattr(importlib.import_module(f"staleness_grpo.tasks.{module}"), maker)).parameters
-    assert set(config.task) - {"name"} == set(fields) - {"tokenizer"}  # each one can be given as a flag
-    cells = paired_bias.trainings(config).values() if "paired" in config else [config]
+    # Every field of the task can be given as a flag.
+    assert set(config.task) - {"name"} == set(task_fields(config.task.name))
+    cells = trainings(config).values() if "paired" in config else [config]
     for cell in cells:
         validation.validate(cell, num_devices=16)
 
 
 def test_gsm8k_itself(folder, data):
-    """All of its problems are read, and each one's own answer is right by the verifier that needs no package."""
+    """All of its problems are read, and each one's own answer is right by the verifier `number`."""
     file = data / "gsm8k" / "test.jsonl"
     if not file.exists():
         pytest.skip(f"no {file}")

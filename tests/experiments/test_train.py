@@ -6,37 +6,67 @@ import pathlib
 
 import pytest
 
-from experiments import train
-from staleness_grpo import metrics, validation
-from tests.test_train import tiny_config
+from experiments.common import cli
+from experiments.train import __main__ as train
+from experiments.train import figures
+from staleness_grpo.config import validation
+from staleness_grpo.runtime.records import read_jsonl
+from tests.helpers.tiny import tiny_config
 
 CONFIGS = sorted(path.stem for path in pathlib.Path("experiments/configs").glob("[!_]*.py"))
+
+
+def run(config, workdir):
+    cli.complete(train.main, train.draw, config, workdir)
 
 
 def test_files_and_second_call(tmp_path, capsys):
     config = tiny_config(**{"steps": 4, "eval_every": 2, "lag.max_lag": 1})
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')  # of a run that was broken off
-    train.main(config, tmp_path)
-    records = metrics.read_jsonl(tmp_path / "metrics.jsonl")
+    run(config, tmp_path)
+    records = read_jsonl(tmp_path / "metrics.jsonl")
     assert [record["step"] for record in records] == [0, 1, 2, 3]
-    assert metrics.read_jsonl(tmp_path / "metrics.interrupted-1.jsonl") == [{"step": 0}]
+    assert read_jsonl(tmp_path / "metrics.interrupted-1.jsonl") == [{"step": 0}]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["learner_steps"] == 4 and summary["collapsed"] is False
     assert summary["first_eval_reward"] == records[0]["eval_reward"]
     assert 0 <= summary["final_eval_reward"] <= 1
 
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    train.main(config, tmp_path)
-    assert "finished already" in capsys.readouterr().out
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    def files():
+        paths = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in paths if path.suffix != ".pdf"}  # has a date
+
+    before = files()
+    assert tmp_path / "training.png" in before
+    capsys.readouterr()
+    (tmp_path / "training.png").unlink()
+    run(config, tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("finished already; its figures are drawn again from its records")
+    assert said[1:] == [str(tmp_path / "summary.json"), str(tmp_path / "training.png")]
+    assert before == files()
+
+
+def test_a_panel_without_measurements_says_so():
+    """A run without evaluations, drift or consecutive gradients still has its curves."""
+    steps = [{"step": step, "entropy": 0.5, "ess": 1.0} for step in range(20)]
+    figure = figures.curves({"S = 0": steps})
+    texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    measured = [axis.get_title() for axis, text in zip(figure.axes, texts, strict=True) if not text]
+    assert measured == ["entropy (nats)", "effective sample size / tokens"]
 
 
 def test_collapse_is_marked_with_everything_on_disk(tmp_path, capsys):
-    diverging = {"steps": 20, "optimizer.name": "sgd", "optimizer.learning_rate": 1e38, "save_policy": True}
+    diverging = {
+        "steps": 20,
+        "optimizer.name": "sgd",
+        "optimizer.learning_rate": 1e38,
+        "save_policy": True,
+    }
     train.main(tiny_config(**diverging), tmp_path)
     assert "the run collapsed, so its policy is not saved" in capsys.readouterr().err
     assert not (tmp_path / "policy").exists()
-    records = metrics.read_jsonl(tmp_path / "metrics.jsonl")
+    records = read_jsonl(tmp_path / "metrics.jsonl")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["collapsed"] is True and summary["final_eval_reward"] is None
     assert records[-1]["collapsed"] and summary["learner_steps"] == len(records) < 20
@@ -44,7 +74,9 @@ def test_collapse_is_marked_with_everything_on_disk(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["arithmetic", "benchmark"])
 def test_shipped_training_configs_are_valid(name):
-    validation.validate(importlib.import_module(f"experiments.configs.{name}").get_config(), num_devices=1)
+    validation.validate(
+        importlib.import_module(f"experiments.configs.{name}").get_config(), num_devices=1
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

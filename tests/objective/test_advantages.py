@@ -1,4 +1,4 @@
-"""Group advantages: values, exact zeros, no gradient."""
+"""Group advantages have the right values, exact zeros and no gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from staleness_grpo.objective.advantages import group_advantages
-from tests import reference
+from tests.helpers import reference
 
 
 @pytest.mark.parametrize("normalize_std", [True, False])
@@ -19,18 +19,20 @@ def test_matches_reference(normalize_std):
 
 
 def test_literal_values():
-    # mean 0.25, population std sqrt(3)/4
+    # The mean is 0.25 and the population std sqrt(3)/4.
     ours = group_advantages(jnp.array([1.0, 0.0, 0.0, 0.0]), normalize_std=True, std_epsilon=1e-9)
     np.testing.assert_allclose(ours, [3**0.5, -(3**-0.5), -(3**-0.5), -(3**-0.5)], rtol=1e-6)
 
 
 def test_equal_rewards_give_exact_zeros():
-    # 0.1 is not a float: its mean over seven copies rounds, and std_epsilon would blow the rest up
+    # 0.1 is no float: its mean over seven copies rounds, and std_epsilon would blow the rest up.
     rewards = jnp.full((3, 7), 0.1, jnp.float32)
     assert not np.any(group_advantages(rewards, normalize_std=True, std_epsilon=1e-12))
 
 
 def test_constant_under_differentiation():
     rewards = jnp.array([[1.0, 0.0, 0.3], [0.0, 0.0, 0.0]])
-    gradient = jax.grad(lambda r: jnp.sum(group_advantages(r, normalize_std=True, std_epsilon=1e-4) ** 2))(rewards)
+    gradient = jax.grad(
+        lambda r: jnp.sum(group_advantages(r, normalize_std=True, std_epsilon=1e-4) ** 2)
+    )(rewards)
     assert not np.any(gradient)

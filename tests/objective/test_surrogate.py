@@ -1,13 +1,18 @@
-"""The surrogate against NumPy: clip edges by sign, masks, gradients that must not exist, diagnostics."""
+"""The surrogate agrees with NumPy: clip edges by sign, masks, missing gradients, diagnostics."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
-from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS, SurrogateConfig, grpo_surrogate
-from tests import reference
+from staleness_grpo.objective.surrogate import (
+    LENGTH_NORMALIZATIONS,
+    SurrogateConfig,
+    grpo_surrogate,
+)
+from tests.helpers import reference
 
 ASYMMETRIC = SurrogateConfig(clip_low=0.1, clip_high=0.3)
 
@@ -39,10 +44,13 @@ def test_matches_reference(x64, length_normalization):
     policy, behavior, advantages, mask = random_batch()
     config = SurrogateConfig(clip_low=0.1, clip_high=0.3, length_normalization=length_normalization)
     loss, gradient, _ = loss_and_gradient(policy, behavior, advantages, mask, config)
-    value, slope = reference.surrogate(policy, behavior, advantages, mask, 0.1, 0.3, length_normalization)
+    value, slope = reference.surrogate(
+        policy, behavior, advantages, mask, 0.1, 0.3, length_normalization
+    )
     np.testing.assert_allclose(loss, -value, rtol=1e-12)
     np.testing.assert_allclose(gradient, -slope, rtol=1e-12, atol=1e-15)
-    assert np.count_nonzero(slope) not in (0, mask.sum())  # some tokens are clipped and some are not
+    # Some tokens are clipped and some are not.
+    assert np.count_nonzero(slope) not in (0, mask.sum())
 
 
 @pytest.mark.parametrize(
@@ -58,9 +66,12 @@ def test_matches_reference(x64, length_normalization):
 )
 def test_the_clip_cuts_the_gradient_exactly(log_ratio, advantage, active):
     loss, gradient, diagnostics = loss_and_gradient(
-        np.array([[-1.0 + log_ratio]], np.float32), np.array([[-1.0]], np.float32),
-        np.array([advantage], np.float32), np.array([[True]]), ASYMMETRIC,
-    )  # fmt: skip
+        np.array([[-1.0 + log_ratio]], np.float32),
+        np.array([[-1.0]], np.float32),
+        np.array([advantage], np.float32),
+        np.array([[True]]),
+        ASYMMETRIC,
+    )
     expected = -advantage * np.exp(log_ratio) if active else 0.0
     np.testing.assert_allclose(gradient, [[expected]], rtol=1e-5)
     assert diagnostics["clip_fraction"] == (0.0 if active else 1.0)
@@ -70,30 +81,40 @@ def test_the_clip_cuts_the_gradient_exactly(log_ratio, advantage, active):
 
 def test_gradient_by_finite_differences(x64):
     policy, behavior, advantages, mask = random_batch(seed=3)
-    loss_fn = lambda p: grpo_surrogate(p, behavior, advantages, mask, ASYMMETRIC)[0]  # noqa: E731
-    # Central differences are good to eps^2; no ratio of this batch lies within eps of a clip edge.
-    jax.test_util.check_grads(loss_fn, (jnp.asarray(policy),), order=1, modes=("rev",), eps=1e-6, rtol=1e-6)
+
+    def loss_fn(policy_logprobs):
+        return grpo_surrogate(policy_logprobs, behavior, advantages, mask, ASYMMETRIC)[0]
+
+    # Central differences are good to eps^2. No ratio of this batch lies within eps of a clip edge.
+    check_grads(loss_fn, (jnp.asarray(policy),), order=1, modes=("rev",), eps=1e-6, rtol=1e-6)
 
 
 def test_behavior_side_has_no_gradient():
     policy, behavior, advantages, mask = (jnp.asarray(x) for x in random_batch())
-    gradient = jax.grad(lambda b: grpo_surrogate(policy, b, advantages, mask, ASYMMETRIC)[0])(behavior)
+    gradient = jax.grad(lambda b: grpo_surrogate(policy, b, advantages, mask, ASYMMETRIC)[0])(
+        behavior
+    )
     assert not np.any(gradient)
-    # On policy both sides are one function of theta: without the stop_gradient the ratio would be constant.
+    # On policy both sides are one function of theta. Without the stop_gradient the ratio would be
+    # constant.
     on_policy = jax.grad(lambda p: grpo_surrogate(p, p, advantages, mask, ASYMMETRIC)[0])(behavior)
     assert np.any(on_policy)
 
 
 def test_advantages_have_no_gradient():
     policy, behavior, advantages, mask = (jnp.asarray(x) for x in random_batch())
-    assert not np.any(jax.grad(lambda a: grpo_surrogate(policy, behavior, a, mask, ASYMMETRIC)[0])(advantages))
+    assert not np.any(
+        jax.grad(lambda a: grpo_surrogate(policy, behavior, a, mask, ASYMMETRIC)[0])(advantages)
+    )
 
 
 @pytest.mark.parametrize("length_normalization", LENGTH_NORMALIZATIONS)
 def test_nothing_leaks_from_masked_places(length_normalization):
     policy, behavior, advantages, mask = random_batch()
     config = SurrogateConfig(length_normalization=length_normalization)
-    clean = loss_and_gradient(np.where(mask, policy, 0), np.where(mask, behavior, 0), advantages, mask, config)
+    clean = loss_and_gradient(
+        np.where(mask, policy, 0), np.where(mask, behavior, 0), advantages, mask, config
+    )
     policy, behavior = np.where(mask, policy, np.nan), np.where(mask, behavior, np.nan)
     dirty = loss_and_gradient(policy, behavior, advantages, mask, config)
     chex.assert_trees_all_equal(clean, dirty)
@@ -103,10 +124,12 @@ def test_nothing_leaks_from_masked_places(length_normalization):
 def test_masked_equals_sliced():
     policy, behavior, advantages, _ = random_batch()
     mask = np.broadcast_to(np.arange(7) < 4, policy.shape)
-    for normalization in ("response", "tokens"):  # 'constant' divides by the padded length on purpose
+    for normalization in ("response", "tokens"):  # 'constant' divides by the padded length
         config = SurrogateConfig(length_normalization=normalization)
         masked, _, _ = loss_and_gradient(policy, behavior, advantages, mask, config)
-        sliced, _, _ = loss_and_gradient(policy[:, :4], behavior[:, :4], advantages, mask[:, :4], config)
+        sliced, _, _ = loss_and_gradient(
+            policy[:, :4], behavior[:, :4], advantages, mask[:, :4], config
+        )
         np.testing.assert_allclose(masked, sliced, rtol=1e-6)
 
 
@@ -118,15 +141,20 @@ def test_empty_response_weighs_nothing():
             policy, behavior, advantages, mask, SurrogateConfig(length_normalization=normalization)
         )
         assert np.isfinite(loss) and not np.any(gradient[3])
-    loss, gradient, diagnostics = loss_and_gradient(policy, behavior, advantages, np.zeros_like(mask), ASYMMETRIC)
+    loss, gradient, diagnostics = loss_and_gradient(
+        policy, behavior, advantages, np.zeros_like(mask), ASYMMETRIC
+    )
     assert loss == 0 and not np.any(gradient)
-    assert diagnostics["ess"] == 1 and all(value == 0 for name, value in diagnostics.items() if name != "ess")
+    assert diagnostics["ess"] == 1 and all(
+        value == 0 for name, value in diagnostics.items() if name != "ess"
+    )
 
 
 def test_missing_behavior_logprobs_is_an_error():
     policy, _, advantages, mask = random_batch()
     with pytest.raises(ValueError, match="never assumes that rollouts are on-policy"):
-        grpo_surrogate(policy, None, advantages, mask, ASYMMETRIC)
+        # None is what is refused.
+        grpo_surrogate(policy, None, advantages, mask, ASYMMETRIC)  # type: ignore[arg-type]
 
 
 def test_shapes_are_checked():
@@ -139,7 +167,12 @@ def test_shapes_are_checked():
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(clip_low=0.0), dict(clip_high=-1.0), dict(length_normalization="mean"), dict(std_epsilon=0.0)],
+    [
+        dict(clip_low=0.0),
+        dict(clip_high=-1.0),
+        dict(length_normalization="mean"),
+        dict(std_epsilon=0.0),
+    ],
 )
 def test_config_refuses(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -172,10 +205,15 @@ def test_diagnostics_against_numpy(x64):
 def test_diagnostics_come_before_the_clamp():
     policy = np.array([[50.0, 0.0, 0.0, 0.0]], np.float32)
     loss, gradient, diagnostics = loss_and_gradient(
-        policy, np.zeros((1, 4), np.float32), np.array([-1.0], np.float32), np.ones((1, 4), bool), SurrogateConfig()
+        policy,
+        np.zeros((1, 4), np.float32),
+        np.array([-1.0], np.float32),
+        np.ones((1, 4), bool),
+        SurrogateConfig(),
     )
     np.testing.assert_allclose(diagnostics["log_ratio_second_moment"], 50.0**2 / 4)
     np.testing.assert_allclose(diagnostics["ratio_max"], np.exp(np.float32(50.0)), rtol=1e-5)
     np.testing.assert_allclose(diagnostics["ess"], 0.25, rtol=1e-5)  # (e^50)^2 does not fit float32
-    np.testing.assert_allclose(loss, (np.exp(20.0) + 3) / 4, rtol=1e-5)  # the clamp holds in the loss
+    # The clamp holds in the loss.
+    np.testing.assert_allclose(loss, (np.exp(20.0) + 3) / 4, rtol=1e-5)
     assert gradient[0, 0] == 0

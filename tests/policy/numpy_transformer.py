@@ -1,13 +1,22 @@
-"""A decoder in plain float64 NumPy, one sequence and one head at a time, written from the Llama and Qwen papers."""
+"""Computes the decoder in plain float64 NumPy, one sequence and one head at a time.
+
+It is written from the Llama and Qwen papers, and shares no code with the policy.
+"""
+
+from typing import Any
 
 import numpy as np
 
+from staleness_grpo.policy.architecture import TransformerConfig
 
-def rms_norm(x, scale, epsilon):
+
+def rms_norm(x: np.ndarray, scale: np.ndarray, epsilon: float) -> np.ndarray:
+    """Returns x / rms(x) * scale."""
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * scale
 
 
-def rope_frequencies(config):
+def rope_frequencies(config: TransformerConfig) -> np.ndarray:
+    """Returns the angle per position of each feature pair [H/2], by the formulas of Llama 3.1."""
     frequencies = []
     for i in range(config.head_dim // 2):
         frequency = config.rope_theta ** (-2 * i / config.head_dim)
@@ -24,8 +33,8 @@ def rope_frequencies(config):
     return np.array(frequencies)
 
 
-def rope(x, config):
-    """x [T, H]: the pair (x_i, x_{i + H/2}) turned by position * frequency_i."""
+def rope(x: np.ndarray, config: TransformerConfig) -> np.ndarray:
+    """Turns the pairs (x_i, x_{i + H/2}) of x [T, H] by position * frequency_i."""
     half = config.head_dim // 2
     turned = np.empty_like(x)
     for t in range(len(x)):
@@ -35,9 +44,8 @@ def rope(x, config):
     return turned
 
 
-def logits(config, params, tokens):
-    """Logits [T, V] of one sequence."""
-    params = {name: value for name, value in params.items()}
+def logits(config: TransformerConfig, params: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
+    """Returns the logits [T, V] of one sequence."""
     x = np.asarray(params["embedding"], np.float64)[np.asarray(tokens)]
     length = len(tokens)
     for i in range(config.num_layers):

@@ -1,4 +1,4 @@
-"""The decoder against an independent NumPy one, and shared prompts against plain sequences."""
+"""Compares the decoder with an independent NumPy one, and shared prompts with plain sequences."""
 
 import dataclasses
 
@@ -7,29 +7,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from staleness_grpo.policy import transformer
-from staleness_grpo.policy.transformer import Policy, RopeScaling, TransformerConfig
+from staleness_grpo.policy import attention, layers
+from staleness_grpo.policy.architecture import RopeScaling, TransformerConfig
+from staleness_grpo.policy.transformer import Policy
 from tests.policy import numpy_transformer
+from tests.policy.examples import random_params
 
 TOY = TransformerConfig(
-    vocab_size=11, num_layers=2, d_model=16, num_heads=4, num_kv_heads=4, head_dim=4, d_ff=24, dtype="float64",
+    vocab_size=11,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=4,
+    d_ff=24,
+    dtype="float64",
     param_dtype="float64",
-)  # fmt: skip
+)
 FAMILY = {
     "toy": TOY,
     "llama": dataclasses.replace(
-        TOY, num_kv_heads=2, tie_embeddings=True, head_dim=8, rope_scaling=RopeScaling(4.0, 1.0, 4.0, 8)
+        TOY,
+        num_kv_heads=2,
+        tie_embeddings=True,
+        head_dim=8,
+        rope_scaling=RopeScaling(4.0, 1.0, 4.0, 8),
     ),
     "qwen2": dataclasses.replace(TOY, num_kv_heads=1, qkv_bias=True, rope_theta=1e6),
     "qwen3": dataclasses.replace(TOY, num_kv_heads=2, qk_norm=True, norm_epsilon=1e-6, head_dim=6),
 }
-
-
-def random_params(policy, seed=0):
-    """Every leaf random, norms and biases too: a norm of ones hides a missing norm."""
-    abstract = jax.eval_shape(policy.init, jax.random.key(0))
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: (0.5 + rng.normal(size=leaf.shape) * 0.3).astype(leaf.dtype), abstract)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -37,7 +43,8 @@ def test_logits_match_an_independent_numpy_decoder(name):
     with jax.enable_x64(True):
         policy = Policy(FAMILY[name])
         params = random_params(policy)
-        tokens = np.random.default_rng(1).integers(0, 11, (2, 13))  # past the RoPE-scaling boundary of 8
+        # Longer than 8, the boundary of the RoPE scaling.
+        tokens = np.random.default_rng(1).integers(0, 11, (2, 13))
         ours = jax.jit(policy.apply)(params, tokens)
     host = jax.device_get(params)
     theirs = [numpy_transformer.logits(FAMILY[name], host, row) for row in tokens]
@@ -46,7 +53,7 @@ def test_logits_match_an_independent_numpy_decoder(name):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_shared_prompts_and_padding_change_nothing(name):
-    """response_logits of left-padded groups equals plain causal sequences, prompt and response together."""
+    """Left-padded groups get the logits of plain causal sequences, prompt and response together."""
     rng = np.random.default_rng(2)
     lengths, prompt_length, group_size, response_length = [1, 3, 5], 5, 2, 4
     with jax.enable_x64(True):
@@ -56,23 +63,29 @@ def test_shared_prompts_and_padding_change_nothing(name):
         mask = np.arange(prompt_length) >= prompt_length - np.array(lengths)[:, None]
         responses = rng.integers(0, 11, (3, group_size, response_length))
         ours = jax.jit(policy.response_logits)(params, prompts, mask, responses)
-        # Plain sequences, filled up on the right, which a causal decoder does not see.
+        # Plain sequences are filled up on the right, which a causal decoder does not see.
         sequences = np.zeros((3, group_size, prompt_length + response_length), int)
         for n, length in enumerate(lengths):
             sequences[n, :, :length] = prompts[n, -length:]
             sequences[n, :, length : length + response_length] = responses[n]
-        plain = jax.jit(policy.apply)(params, sequences.reshape(3 * group_size, -1)).reshape(3, group_size, -1, 11)
+        plain = jax.jit(policy.apply)(params, sequences.reshape(3 * group_size, -1)).reshape(
+            3, group_size, -1, 11
+        )
     for n, length in enumerate(lengths):
         expected = plain[n, :, length - 1 : length - 1 + response_length]
         np.testing.assert_allclose(ours[n], expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("one_product_positions", "tile"), [(0, 128), (12, 128), (0, 1)], ids=["apart", "as_one", "in_blocks"]
+    ("one_product_positions", "tile"),
+    [(0, 128), (12, 128), (0, 1)],
+    ids=["apart", "as_one", "in_blocks"],
 )
-def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(one_product_positions, tile, monkeypatch):
-    monkeypatch.setattr(transformer, "ONE_PRODUCT_POSITIONS", one_product_positions)
-    monkeypatch.setattr(transformer, "TILE", tile)
+def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(
+    one_product_positions, tile, monkeypatch
+):
+    monkeypatch.setattr(attention, "ONE_PRODUCT_POSITIONS", one_product_positions)
+    monkeypatch.setattr(attention, "TILE", tile)
     n, g, k, length, q, h, p = 2, 3, 2, 4, 2, 6, 5
     rng = np.random.default_rng(4)
     queries, weights = rng.normal(size=(2, n, g, k, length, q, h))
@@ -81,45 +94,57 @@ def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(one_produ
     own_mask = np.tril(np.ones((length, length), bool))[None, None]
 
     def expected(queries, own, prefix):
-        found = np.zeros_like(queries)
+        y = np.zeros_like(queries)
         for place in np.ndindex(n, g, k, length, q):
             a, b, c, t, _ = place
             keys = np.concatenate([prefix[0, a, 0, c, prefix_mask[a]], own[0, a, b, c, : t + 1]])
             values = np.concatenate([prefix[1, a, 0, c, prefix_mask[a]], own[1, a, b, c, : t + 1]])
             scores = np.exp(keys @ queries[place] / np.sqrt(h))
-            found[place] = scores @ values / scores.sum()
-        return found
+            y[place] = scores @ values / scores.sum()
+        return y
 
     with jax.enable_x64(True):
 
         def total(queries, own, prefix):
-            y = transformer.attend_causally(
-                transformer.attend, queries, tuple(own), jnp.asarray(own_mask), tuple(prefix), jnp.asarray(prefix_mask)
+            y = attention.attend_causally(
+                attention.attend,
+                queries,
+                tuple(own),
+                jnp.asarray(own_mask),
+                tuple(prefix),
+                jnp.asarray(prefix_mask),
             )
             return jnp.sum(y * weights), y
 
-        gradients, ours = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(queries, own, prefix)
+        gradients, ours = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(
+            queries, own, prefix
+        )
     np.testing.assert_allclose(ours, expected(queries, own, prefix), rtol=1e-12, atol=1e-13)
-    for i, gradient in enumerate(gradients):  # along one random direction each, by central differences
+    # Gradients along one random direction each, against central differences.
+    for i, gradient in enumerate(gradients):
         direction, step = rng.normal(size=gradient.shape), 1e-6
         ends = []
         for sign in (1, -1):
             moved = [queries, own, prefix]
             moved[i] = moved[i] + sign * step * direction
             ends.append(np.sum(weights * expected(*moved)))
-        # Rounding leaves 1e-16 / 1e-6 of a sum of order 10, truncation less.
-        np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), (ends[0] - ends[1]) / 2e-6, atol=1e-7)
+        # Rounding leaves an error of 1e-16 / 1e-6 of a sum of order 10, truncation a smaller one.
+        np.testing.assert_allclose(
+            np.sum(np.asarray(gradient) * direction), (ends[0] - ends[1]) / 2e-6, atol=1e-7
+        )
 
 
-@pytest.mark.parametrize(("length", "ends"), [(9, [3, 6, 9]), (8, [2, 4, 6, 8]), (3, [1, 2, 3]), (1, [1])])
+@pytest.mark.parametrize(
+    ("length", "ends"), [(9, [3, 6, 9]), (8, [2, 4, 6, 8]), (3, [1, 2, 3]), (1, [1])]
+)
 def test_a_block_of_queries_is_not_multiplied_with_later_keys(length, ends, monkeypatch):
-    """A NaN among the values spreads to every query it is multiplied with, were its weight 0."""
-    monkeypatch.setattr(transformer, "TILE", 1)
+    """A NaN among the values reaches every query that it is multiplied with, even at weight 0."""
+    monkeypatch.setattr(attention, "TILE", 1)
     x = jnp.ones((1, 1, 1, length, 1, 2))
     mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
     for position in range(length):
         values = x[..., 0, :].at[:, :, :, position].set(jnp.nan)
-        y = transformer.attend_causally(transformer.attend, x, (x[..., 0, :], values), mask, None, None)
+        y = attention.attend_causally(attention.attend, x, (x[..., 0, :], values), mask, None, None)
         reached = [min(end for end in ends if end > query) > position for query in range(length)]
         np.testing.assert_array_equal(np.isnan(y[0, 0, 0, :, 0, 0]), reached)
 
@@ -129,7 +154,10 @@ def test_gradients_through_shared_prompts_match_plain_sequences():
     with jax.enable_x64(True):
         policy = Policy(FAMILY["llama"])
         params = random_params(policy)
-        prompts, responses = jnp.asarray(rng.integers(0, 11, (2, 3))), jnp.asarray(rng.integers(0, 11, (2, 3, 4)))
+        prompts, responses = (
+            jnp.asarray(rng.integers(0, 11, (2, 3))),
+            jnp.asarray(rng.integers(0, 11, (2, 3, 4))),
+        )
         weights = jnp.asarray(rng.normal(size=(2, 3, 4, 11)))
         mask = jnp.ones((2, 3), bool)
 
@@ -155,31 +183,43 @@ def test_bfloat16_activations_keep_float32_logits():
     tokens = np.zeros((1, 3), np.int32)
     logits = jax.jit(policy.apply)(params, tokens)
     assert logits.dtype == jnp.float32
-    exact = jax.jit(Policy(dataclasses.replace(policy.config, dtype="float32")).apply)(params, tokens)
-    np.testing.assert_allclose(logits, exact, atol=0.1)  # bfloat16 has 8 bits: 0.4 % of logits of order 1
+    exact = jax.jit(Policy(dataclasses.replace(policy.config, dtype="float32")).apply)(
+        params, tokens
+    )
+    # bfloat16 has 8 bits, which is 0.4 % of logits of order 1.
+    np.testing.assert_allclose(logits, exact, atol=0.1)
 
 
 def test_scores_and_norms_of_bfloat16_are_float32():
-    """Each of its numbers is rounded once, where a sum or an exponential in 8 bits would be off by more."""
+    """Each result is rounded once. A sum or an exponential in 8 bits would be off by more."""
     rng = np.random.default_rng(5)
     x = jnp.asarray(rng.normal(size=(256, 64)) + 1, jnp.bfloat16)
-    norm = transformer.RMSNorm(1e-5, "float32")
-    exact = np.asarray(x, float) / np.sqrt(np.mean(np.asarray(x, float) ** 2, axis=-1, keepdims=True) + 1e-5)
+    norm = layers.RMSNorm(1e-5, "float32")
+    exact = np.asarray(x, float) / np.sqrt(
+        np.mean(np.asarray(x, float) ** 2, axis=-1, keepdims=True) + 1e-5
+    )
     y = norm.apply({"params": {"scale": jnp.ones(64)}}, x)
     np.testing.assert_allclose(np.asarray(y, float), exact, rtol=1.01 * 2**-8)
 
-    queries, keys = (jnp.asarray(4 * rng.normal(size=(1, 1, 1, 32, 16)), jnp.bfloat16) for _ in range(2))
-    values = jnp.ones_like(keys).at[..., 16:, :].set(-1.0)  # y is the share of the first half less that of the second
-    y = transformer.attend(queries[:, :, :, :, None], (keys, values), jnp.ones((1, 1, 32, 32), bool), None, None)
+    queries, keys = (
+        jnp.asarray(4 * rng.normal(size=(1, 1, 1, 32, 16)), jnp.bfloat16) for _ in range(2)
+    )
+    # With these values, y is the share of the first half less that of the second.
+    values = jnp.ones_like(keys).at[..., 16:, :].set(-1.0)
+    y = attention.attend(
+        queries[:, :, :, :, None], (keys, values), jnp.ones((1, 1, 32, 32), bool), None, None
+    )
     scores = np.exp(np.asarray(queries, float)[0, 0, 0] @ np.asarray(keys, float)[0, 0, 0].T / 4)
     exact = (scores[:, :16].sum(axis=1) - scores[:, 16:].sum(axis=1)) / scores.sum(axis=1)
     assert np.abs(scores).max() > 1e6
     np.testing.assert_allclose(np.asarray(y, float)[0, 0, 0, :, 0, 0], exact, atol=2 * 2**-8)
 
 
-@pytest.mark.parametrize(("num_prompts", "group_size", "length"), [(2, 3, 30), (3, 1, 5), (2, 3, 4)])
+@pytest.mark.parametrize(
+    ("num_prompts", "group_size", "length"), [(2, 3, 30), (3, 1, 5), (2, 3, 4)]
+)
 def test_gradients_of_several_prompts_in_bfloat16(num_prompts, group_size, length):
-    """Not every product of bfloat16 that XLA can write down has it a program for on CPU."""
+    """The decoder needs none of the products of bfloat16 that XLA on CPU has no program for."""
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, 11, (num_prompts, 5))
     responses = rng.integers(0, 11, (num_prompts, group_size, length))
@@ -193,11 +233,13 @@ def test_gradients_of_several_prompts_in_bfloat16(num_prompts, group_size, lengt
         def total(params):
             return jnp.sum(weights * policy.response_logits(params, prompts, mask, responses))
 
-        return np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params))])
+        return np.concatenate(
+            [leaf.ravel() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params))]
+        )
 
     half, exact = gradient("bfloat16"), gradient("float32")
     cosine = half @ exact / np.sqrt((half @ half) * (exact @ exact))
-    assert cosine > 0.999  # 8 bits: each entry is off by about 1 %, at random
+    assert cosine > 0.999  # with 8 bits each entry is off by about 1 %, at random
 
 
 @pytest.mark.parametrize("wrong", [dict(num_kv_heads=3), dict(head_dim=3)])

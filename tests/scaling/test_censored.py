@@ -1,7 +1,10 @@
+"""Censored fits recover the law that made the data, and intervals resample whole groups."""
+
 import numpy as np
 import pytest
 
-from staleness_grpo.scaling.censored import bootstrap, fit_censored_power_law, fit_threshold
+from staleness_grpo.scaling.bootstrap import group_interval
+from staleness_grpo.scaling.censored import fit_censored_power_law, fit_threshold
 
 
 def test_a_power_law_is_recovered_where_dropping_the_censored_runs_would_bend_it():
@@ -21,17 +24,17 @@ def test_a_power_law_is_recovered_where_dropping_the_censored_runs_would_bend_it
 
 def test_a_covariate_has_its_own_exponent():
     rng = np.random.default_rng(1)
-    x, s = np.exp(rng.uniform(-3, 0, (2, 400)))
-    y = x**-1.5 * s**0.5 * np.exp(0.1 * rng.normal(size=400))
-    fit = fit_censored_power_law(x, y, np.zeros(400, bool), np.log(s)[:, None])
+    x, covariate = np.exp(rng.uniform(-3, 0, (2, 400)))
+    y = x**-1.5 * covariate**0.5 * np.exp(0.1 * rng.normal(size=400))
+    fit = fit_censored_power_law(x, y, np.zeros(400, bool), np.log(covariate)[:, None])
     np.testing.assert_allclose(fit.parameters, [0, -1.5, 0.5], atol=0.05)
 
 
 def test_the_likelihood_of_a_censored_run_is_the_chance_of_a_later_collapse():
-    # One point at log y = 0 and one censored at 0 pull in opposite ways: the mean must lie above 0.
-    x = np.ones(40)
+    # A point at log y = 0 and one censored at 0 pull in opposite ways. The mean must lie above 0.
+    y = np.ones(40)
     censored = np.arange(40) % 2 == 0
-    fit = fit_censored_power_law(np.exp(np.linspace(-1, 1, 40)), x, censored)
+    fit = fit_censored_power_law(np.exp(np.linspace(-1, 1, 40)), y, censored)
     assert fit.parameters[0] > 0
     assert fit.parameters[1] == pytest.approx(0, abs=0.1)
 
@@ -42,12 +45,13 @@ def test_a_threshold_is_recovered_from_yes_and_no():
     event = log_x + 0.5 * rng.normal(size=log_x.size) > 0.7
     fit = fit_threshold(log_x, event, lambda p: np.full(log_x.size, p[0]), np.array([[0.0]]))
     assert fit.parameters[0] == pytest.approx(0.7, abs=0.04)
-    assert fit.sigma == pytest.approx(0.5, abs=0.04)  # standard errors: about 0.012
+    # The standard errors are about 0.012.
+    assert fit.sigma == pytest.approx(0.5, abs=0.04)
 
 
 def test_the_bootstrap_draws_whole_groups():
     groups = np.repeat(np.arange(8), 25)
     values = np.repeat(np.random.default_rng(3).normal(size=8), 25)  # 200 rows that are 8 numbers
-    low, high = bootstrap(groups, lambda rows: values[rows].mean(), 400)
+    low, high = group_interval(groups, lambda rows: values[rows].mean(), 400)
     expected = 2 * 1.96 * values[::25].std() / np.sqrt(8)
     assert high - low == pytest.approx(expected, rel=0.2)

@@ -1,3 +1,5 @@
+"""The stability rules recover the boundary that made the cells, and are judged on other seeds."""
+
 import dataclasses
 import itertools
 
@@ -12,13 +14,15 @@ HORIZONS = (100, 300)
 
 
 def synthetic(rule, seeds, noise=0.05):
-    """Cells whose boundary is the smaller or the larger of 0.0145 / S and 0.27 / T, with noise in its logarithm."""
+    """Returns cells whose boundary is `rule` of 0.0145 / S and 0.27 / T, with noise in its log."""
     rng = np.random.default_rng(min(seeds))
     rows = []
     for lag, rate, horizon, seed in itertools.product(LAGS, RATES, HORIZONS, seeds):
         boundary = rule(0.0145 / lag, 0.27 / horizon) * np.exp(noise * rng.normal())
         rows.append((lag, rate, horizon, rate > boundary, seed))
-    lags, rates, horizons, collapsed, seeds = (np.array(column) for column in zip(*rows, strict=True))
+    lags, rates, horizons, collapsed, seeds = (
+        np.array(column) for column in zip(*rows, strict=True)
+    )
     return stability.Cells(lags.astype(float), rates, horizons.astype(float), collapsed, seeds)
 
 
@@ -32,7 +36,7 @@ def test_the_rule_that_made_the_cells_is_recovered_and_wins_on_held_out_seeds(na
         candidate: stability.cross_validate(candidate, cells, cells.seed % 2).log_likelihood
         for candidate in ("min", "max", "product", "staleness", "horizon")
     }
-    assert max(scores, key=scores.get) == name
+    assert max(scores, key=lambda candidate: scores[candidate]) == name
     assert scores[name] > max(value for key, value in scores.items() if key != name) + 20
 
 
@@ -49,14 +53,16 @@ def test_the_measured_boundary_and_its_slopes():
     for lag in LAGS[1:]:
         # Half a step of the grid, log(16) / 8, is 0.17.
         assert measured[float(lag)] == pytest.approx(np.log(max(0.0145 / lag, 0.9e-3)), abs=0.17)
-    assert measured[1.0] == np.inf  # no cell of S = 1 collapses within the grid: 0.0145 is above it
+    # No cell of S = 1 collapses within the grid, because 0.0145 is above it.
+    assert measured[1.0] == np.inf
     falling = at_300[at_300.max_lag <= 16]
-    assert stability.slope_of_eta_max(falling) == pytest.approx(-1, abs=0.1)  # S = 1 counts, as a bound
+    # S = 1 counts, as a bound.
+    assert stability.slope_of_eta_max(falling) == pytest.approx(-1, abs=0.1)
     assert stability.slope_of_eta_max(at_300[at_300.max_lag >= 16]) == pytest.approx(0, abs=0.1)
 
 
 def test_horizons_are_looked_up_in_the_records():
-    record = dict(max_lag=2, learning_rate=1e-3, seed=7, steps=300)
+    record: dict = dict(max_lag=2, learning_rate=1e-3, seed=7, steps=300)
     records = [
         record | {"collapse_step": 120},
         record | {"collapse_step": None},
@@ -79,11 +85,26 @@ def test_balanced_accuracy_weighs_both_kinds_alike():
 
 
 def test_without_lag_the_staleness_bound_is_infinite():
-    fitted = {"staleness": [-5.0], "min": [-5.0, -1.0], "max": [-5.0, -1.0], "product": [-2.0, 0.5, 0.5]}
-    found = {name: stability.log_eta_max(name, parameters, [0], 300.0)[0] for name, parameters in fitted.items()}
-    assert found == {"staleness": np.inf, "min": -1.0 - np.log(300.0), "max": np.inf, "product": np.inf}
+    fitted = {
+        "staleness": [-5.0],
+        "min": [-5.0, -1.0],
+        "max": [-5.0, -1.0],
+        "product": [-2.0, 0.5, 0.5],
+    }
+    boundaries = {
+        name: stability.log_eta_max(name, parameters, [0], 300.0)[0]
+        for name, parameters in fitted.items()
+    }
+    assert boundaries == {
+        "staleness": np.inf,
+        "min": -1.0 - np.log(300.0),
+        "max": np.inf,
+        "product": np.inf,
+    }
     for power, expected in ((2.0, np.inf), (-2.0, -1.0 - np.log(300.0))):
-        assert stability.log_eta_max("smooth", [-5.0, -1.0, power], [0], 300.0)[0] == pytest.approx(expected)
+        assert stability.log_eta_max("smooth", [-5.0, -1.0, power], [0], 300.0)[0] == pytest.approx(
+            expected
+        )
 
 
 def test_synchronous_cells_are_judged_but_not_fitted():
@@ -98,7 +119,9 @@ def test_synchronous_cells_are_judged_but_not_fitted():
         )
     )
     alone = stability.cross_validate("max", cells, cells.seed % 2)
-    found = stability.cross_validate("max", both, both.seed % 2)
-    assert found.log_likelihood == alone.log_likelihood
-    assert found.balanced_accuracy_stale == alone.balanced_accuracy == alone.balanced_accuracy_stale
-    assert found.balanced_accuracy < alone.balanced_accuracy - 0.1  # a collapse without lag is never foretold
+    judged = stability.cross_validate("max", both, both.seed % 2)
+    assert judged.log_likelihood == alone.log_likelihood
+    assert judged.balanced_accuracy_stale == alone.balanced_accuracy
+    assert alone.balanced_accuracy_stale == alone.balanced_accuracy
+    # A collapse without lag is never foretold.
+    assert judged.balanced_accuracy < alone.balanced_accuracy - 0.1

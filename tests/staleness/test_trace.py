@@ -1,20 +1,27 @@
-"""Traces: what a run recorded is replayed exactly; lines that cannot be are refused by number."""
+"""A recorded trace is replayed exactly, and lines that cannot be replayed are refused by number."""
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 
-from staleness_grpo import config as config_lib
-from staleness_grpo import train, validation
-from staleness_grpo.metrics import plain
+from staleness_grpo.config import validation
+from staleness_grpo.errors import FieldError
+from staleness_grpo.runtime.records import plain
 from staleness_grpo.staleness import schedule, trace
-from tests.test_train import tiny_config
+from staleness_grpo.training.loop import train
+from staleness_grpo.training.run import build_run
+from tests.helpers.tiny import tiny_config
 
 SIZE = dict(num_steps=2, num_groups=2, max_lag=1)
-GOOD = ['{"step": 1, "slot": 1, "behavior_version": 0, "time": 3.5}', '{"step": 0, "slot": 0, "behavior_version": 0}',
-        '{"step": 0, "slot": 1, "behavior_version": 0}', '{"step": 1, "slot": 0, "behavior_version": 1}']  # fmt: skip
+GOOD = [
+    '{"step": 1, "slot": 1, "behavior_version": 0, "time": 3.5}',
+    '{"step": 0, "slot": 0, "behavior_version": 0}',
+    '{"step": 0, "slot": 1, "behavior_version": 0}',
+    '{"step": 1, "slot": 0, "behavior_version": 1}',
+]
 
 
 def written(tmp_path, lines):
@@ -24,10 +31,10 @@ def written(tmp_path, lines):
 
 
 def test_a_file_in_any_order_gives_its_lags(tmp_path):
-    later = '{"step": 9, "slot": 0, "behavior_version": 9}'  # of a longer run
+    later = '{"step": 9, "slot": 0, "behavior_version": 9}'  # the trace is of a longer run
     lags = trace.read(written(tmp_path, [*GOOD, later]), **SIZE)
     np.testing.assert_array_equal(lags, [[0, 0], [0, 1]])
-    replay = trace.Trace(1, 2, lags_TxN=lags)
+    replay = trace.Trace(1, 2, lags_IxN=lags)
     np.testing.assert_array_equal(replay.behavior_versions(1), [1, 0])
     np.testing.assert_array_equal(replay.due(0, 2), [[0, 0, 1], [0, 1, 1]])  # steps, slots
     np.testing.assert_array_equal(replay.due(1, 2), [[1], [0]])
@@ -42,11 +49,20 @@ def test_a_file_in_any_order_gives_its_lags(tmp_path):
         ('{"step": 1, "slot": 0}', "line 5: behavior_version is 'absent', not an integer"),
         ('{"step": 1.0, "slot": 0, "behavior_version": 0}', "line 5: step is 1.0, not an integer"),
         ('{"step": true, "slot": 0, "behavior_version": 0}', "line 5: step is True"),
-        ('{"step": 1, "slot": 0, "behavior_version": 2}', "line 5: step 1 cannot learn from behavior version 2"),
-        ('{"step": 1, "slot": 0, "behavior_version": -1}', "line 5: step 1 cannot learn from behavior version -1"),
+        (
+            '{"step": 1, "slot": 0, "behavior_version": 2}',
+            "line 5: step 1 cannot learn from behavior version 2",
+        ),
+        (
+            '{"step": 1, "slot": 0, "behavior_version": -1}',
+            "line 5: step 1 cannot learn from behavior version -1",
+        ),
         ('{"step": 2, "slot": 0, "behavior_version": 0}', "line 5: lag 2 is above max_lag=1"),
         ('{"step": 1, "slot": -1, "behavior_version": 0}', "line 5: slot -1 is negative"),
-        ('{"step": 1, "slot": 0, "behavior_version": 1}', "line 5: step 1, slot 0 is given a second time"),
+        (
+            '{"step": 1, "slot": 0, "behavior_version": 1}',
+            "line 5: step 1, slot 0 is given a second time",
+        ),
     ],
 )
 def test_a_bad_line_is_refused_by_number(tmp_path, line, message):
@@ -61,8 +77,14 @@ def test_gaps_are_counted_and_the_first_is_named(tmp_path):
 
 def test_converters_on_the_same_four_samples(tmp_path, capsys):
     sources = {
-        "run": ['{"step": 0, "lags": [0, 0], "loss": 0.1}', '{"step": 1, "lags": [0, 1], "loss": 0.1}'],
-        "versions": [json.dumps({"step": s, "version": v, "reward": 1}) for s, v in [(0, 0), (0, 0), (1, 1), (1, 0)]],
+        "run": [
+            '{"step": 0, "lags": [0, 0], "loss": 0.1}',
+            '{"step": 1, "lags": [0, 1], "loss": 0.1}',
+        ],
+        "versions": [
+            json.dumps({"step": s, "version": v, "reward": 1})
+            for s, v in [(0, 0), (0, 0), (1, 1), (1, 0)]
+        ],
         "ages": [json.dumps({"step": s, "age": a}) for s, a in [(0, 0), (0, 0), (1, 0), (1, 1)]],
     }
     for name, lines in sources.items():
@@ -78,16 +100,18 @@ def test_converters_on_the_same_four_samples(tmp_path, capsys):
 
 
 def test_a_replayed_run_is_the_recorded_one(tmp_path):
-    """All numbers of a run with random lags come again when its own trace is replayed under another schedule's name."""
+    """A run with random lags and the replay of its own trace have the same numbers."""
     settings = {"steps": 5, "lag.max_lag": 3, "metrics.lags": True}
     first = tiny_config(**settings, **{"lag.schedule": "uniform"})
-    records = [plain(record) for record in train.train(train.build(first), first)]
+    records = [plain(record) for record in train(build_run(first))]
     expected = schedule.make_schedule("uniform", 3, 4, first.seed).lags(np.arange(5))
     np.testing.assert_array_equal([record["lags"] for record in records], expected)
     lines = [json.dumps(line) for line in trace.from_run(map(json.dumps, records))]
-    second = tiny_config(**settings, **{"lag.schedule": "trace", "lag.trace": str(written(tmp_path, lines))})
+    second = tiny_config(
+        **settings, **{"lag.schedule": "trace", "lag.trace": str(written(tmp_path, lines))}
+    )
     validation.validate(second, num_devices=1)
-    replayed = [plain(record) for record in train.train(train.build(second), second)]
+    replayed = [plain(record) for record in train(build_run(second))]
     for record in records + replayed:
         del record["time_step"]
     assert replayed == records
@@ -95,13 +119,23 @@ def test_a_replayed_run_is_the_recorded_one(tmp_path):
 
 def test_config_refuses_a_trace_that_does_not_cover_the_run(tmp_path):
     path = str(written(tmp_path, GOOD))
-    for overrides, message in [
-        ({"lag.schedule": "trace"}, "--config.lag.trace=None: lag.schedule=trace replays a file"),
-        ({"lag.trace": path}, f"--config.lag.trace={path}: lag.schedule=constant does not read it"),
-        ({"lag.schedule": "trace", "lag.trace": path}, f"--config.lag.trace={path}: line 1: lag 1 is above max_lag=0"),
-        ({"lag.schedule": "trace", "lag.trace": path, "lag.max_lag": 1}, f"--config.lag.trace={path}: 20 gaps"),
-        ({"lag.schedule": "trace", "lag.trace": "absent"}, "--config.lag.trace=absent: "),
-        ({"lag.schedule": "trace", "lag.trace": path, "lag.start": "synchronous"}, "--config.lag.start=synchronous"),
-    ]:
-        with pytest.raises(config_lib.ConfigError, match=f"^{re.escape(message)}"):
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"lag.schedule": "trace"}, "lag.trace=None: lag.schedule=trace replays a file"),
+        ({"lag.trace": path}, f"lag.trace={path}: lag.schedule=constant does not read it"),
+        (
+            {"lag.schedule": "trace", "lag.trace": path},
+            f"lag.trace={path}: line 1: lag 1 is above max_lag=0",
+        ),
+        (
+            {"lag.schedule": "trace", "lag.trace": path, "lag.max_lag": 1},
+            f"lag.trace={path}: 20 gaps",
+        ),
+        ({"lag.schedule": "trace", "lag.trace": "absent"}, "lag.trace=absent: "),
+        (
+            {"lag.schedule": "trace", "lag.trace": path, "lag.start": "synchronous"},
+            "lag.start=synchronous",
+        ),
+    ]
+    for overrides, message in refused:
+        with pytest.raises(FieldError, match=f"^{re.escape(message)}"):
             validation.validate(tiny_config(**overrides), num_devices=1)

@@ -1,15 +1,22 @@
-"""Addition against Python's own integers and strings."""
+"""The task of sums agrees with Python's own integers and strings."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from staleness_grpo import tasks
+from staleness_grpo.errors import FieldError
+from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.arithmetic import CORPUS_KINDS, END, PAD, ArithmeticTask
+from staleness_grpo.tasks.enumerable import EnumerableTask
 
-arithmetic_tasks = st.sampled_from([(k, d) for k in (2, 3, 4) for d in range(1, 5) if k * d <= 9]).map(
-    lambda difficulty: ArithmeticTask(*difficulty)
+arithmetic_tasks = st.sampled_from(
+    [
+        ArithmeticTask(num_terms, num_digits)
+        for num_terms in (2, 3, 4)
+        for num_digits in range(1, 5)
+        if num_terms * num_digits <= 9
+    ]
 )
 FRACTIONS = (0.3, 0.4, 0.3)
 
@@ -19,11 +26,12 @@ def prompt_text(task, index):
 
 
 def responses(task, texts):
-    """Texts as the sampler returns them: (tokens_1xGxR, mask_1xGxR), cut at R."""
+    """Returns texts as the sampler returns them, (tokens_1xGxR, mask_1xGxR), cut at R."""
     tokens = np.full((1, len(texts), task.max_response_length), PAD, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for g, text in enumerate(texts):
-        symbols = [END if c == "$" else PAD if c == "_" else int(c) for c in text][: task.max_response_length]
+        symbols = [END if c == "$" else PAD if c == "_" else int(c) for c in text]
+        symbols = symbols[: task.max_response_length]
         tokens[0, g, : len(symbols)] = symbols
         mask[0, g, : len(symbols)] = True
     return tokens, mask
@@ -50,7 +58,11 @@ def test_declared_lengths_are_attained(task):
 
 def test_prompts_are_left_padded():
     prompts = ArithmeticTask().prompts(np.array([5712, 3, 90]))
-    assert [ArithmeticTask().decode(row) for row in prompts.tokens_NxP] == ["57+12=", "__0+3=", "_0+90="]
+    assert [ArithmeticTask().decode(row) for row in prompts.tokens_NxP] == [
+        "57+12=",
+        "__0+3=",
+        "_0+90=",
+    ]
     np.testing.assert_array_equal(prompts.mask_NxP, prompts.tokens_NxP != PAD)
     np.testing.assert_array_equal(prompts.index_N, [5712, 3, 90])
     assert prompts.tokens_NxP.dtype == prompts.index_N.dtype == np.int32
@@ -58,7 +70,9 @@ def test_prompts_are_left_padded():
 
 def test_only_the_exact_answer_is_rewarded():
     task = ArithmeticTask()
-    tokens, mask = responses(task, ["69$", "69", "069$", "6$", "$", "", "690$", "96$", "69_$", "70$", "69__"])
+    tokens, mask = responses(
+        task, ["69$", "69", "069$", "6$", "$", "", "690$", "96$", "69_$", "70$", "69__"]
+    )
     rewards = task.rewards(np.array([5712]), tokens, mask)
     assert rewards.dtype == np.float32
     np.testing.assert_array_equal(rewards, [[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]])
@@ -77,7 +91,7 @@ def test_each_prompt_is_judged_by_its_own_answer(task, seed):
     keys = [task.decode(task.answer(index)) for index in index_N]
     tokens, mask = responses(task, keys)
     tokens_NxGxR, mask_NxGxR = np.repeat(tokens, 6, axis=0), np.repeat(mask, 6, axis=0)
-    expected = [[float(theirs == mine) for theirs in keys] for mine in keys]
+    expected = [[float(answer == key) for answer in keys] for key in keys]
     np.testing.assert_array_equal(task.rewards(index_N, tokens_NxGxR, mask_NxGxR), expected)
 
 
@@ -120,14 +134,16 @@ def test_corpus_batch_mixes_the_kinds_in_proportion():
     size = 20_000
     prompts, tokens, _ = task.corpus_batch(0, 0, size, FRACTIONS)
     by_kind = np.stack([task.corpus(prompts.index_N, kind)[0] for kind in CORPUS_KINDS])
-    # Where the three authors differ from each other, a row tells who wrote it.
+    # Where the three authors differ from each other, a row shows who wrote it.
     distinct = (
-        (by_kind[0] != by_kind[1]).any(-1) & (by_kind[0] != by_kind[2]).any(-1) & (by_kind[1] != by_kind[2]).any(-1)
+        (by_kind[0] != by_kind[1]).any(-1)
+        & (by_kind[0] != by_kind[2]).any(-1)
+        & (by_kind[1] != by_kind[2]).any(-1)
     )
     author = (by_kind == tokens).all(axis=-1)[:, distinct]
     assert (author.sum(axis=0) == 1).all()
     assert distinct.mean() > 0.6
-    # Binomial standard deviation is below 0.5 / sqrt(12,000) = 0.0046; four of them.
+    # The binomial standard deviation is below 0.5 / sqrt(12,000) = 0.0046; the bound is four.
     np.testing.assert_allclose(author.mean(axis=1), FRACTIONS, atol=0.02)
     assert abs(prompts.index_N.mean() / task.num_prompts - 0.5) < 4 * 0.29 / np.sqrt(size)
 
@@ -143,7 +159,7 @@ def test_a_fraction_of_one_leaves_no_other_kind(fractions):
 
 def test_bad_arguments_are_refused():
     for num_terms, num_digits in ((1, 2), (5, 1), (2, 0), (2, 5)):
-        with pytest.raises(tasks.TaskError, match="num_terms in 2..4"):
+        with pytest.raises(FieldError, match="num_terms in 2..4"):
             ArithmeticTask(num_terms, num_digits)
     for index in (-1, 10_000):
         with pytest.raises(ValueError, match="indices must be in"):
@@ -153,8 +169,27 @@ def test_bad_arguments_are_refused():
 
 
 def test_make_task():
-    assert tasks.make_task({"name": "arithmetic", "num_terms": 3, "num_digits": 1}) == ArithmeticTask(3, 1)
-    enumerable = tasks.make_task({"name": "enumerable", "vocab_size": 3, "reward_levels": [0.0, 0.5, 1.0]})
+    fields = {"name": "arithmetic", "num_terms": 3, "num_digits": 1}
+    assert make_task(fields) == ArithmeticTask(3, 1)
+    fields = {"name": "enumerable", "vocab_size": 3, "reward_levels": [0.0, 0.5, 1.0]}
+    enumerable = make_task(fields)
+    assert isinstance(enumerable, EnumerableTask)
     assert (enumerable.vocab_size, enumerable.reward_levels) == (3, (0.0, 0.5, 1.0))
-    with pytest.raises(ValueError, match="task.name: choose one of"):
-        tasks.make_task({"name": "chess"})
+    with pytest.raises(FieldError, match="^name: choose one of"):
+        make_task({"name": "chess"})
+
+
+def test_fields_that_the_task_lacks_or_does_not_have_are_refused():
+    """The error says what fields the task has, and knows no file."""
+    hint = "give a config whose task section has the fields of arithmetic (num_terms, num_digits)"
+    with pytest.raises(FieldError) as error:
+        make_task({"name": "arithmetic", "num_words": 2})
+    assert str(error.value) == f"name: the task arithmetic has no field num_words: {hint}"
+    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+    with pytest.raises(FieldError) as error:
+        make_task({"name": "stories", "rule": None, "num_digits": 1})
+    assert str(error.value) == (
+        "name: the task stories needs the fields rule, max_response_length and has no field "
+        "num_digits: give a config whose task section has the fields of stories "
+        "(rule, max_response_length)"
+    )

@@ -1,40 +1,46 @@
-"""Tasks of text: what is asked, what is judged, what is refused; and a training whose rewards come from workers."""
+"""Tasks of text: their prompts, their samples, their refusals, and trainings on them."""
 
 import dataclasses
 import json
 import shutil
 import threading
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import train as experiment
-from staleness_grpo import config as config_lib
-from staleness_grpo import train, validation
-from staleness_grpo.checkpoint import Checkpoints
-from staleness_grpo.config import ConfigError, FlagError
-from staleness_grpo.metrics import plain
-from staleness_grpo.rewards import FAILED, JUDGED
-from staleness_grpo.tasks import TaskError, verifiers
+from experiments.train import measure
+from staleness_grpo.config import validation
+from staleness_grpo.config.defaults import default_config
+from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.runtime.records import plain
+from staleness_grpo.tasks import verifiers
 from staleness_grpo.tasks.base import TextTask
+from staleness_grpo.training.checkpoint import Checkpoints
+from staleness_grpo.training.loop import train
+from staleness_grpo.training.rewards import FAILED, JUDGED
+from staleness_grpo.training.run import build_run
 
 tokenizers = pytest.importorskip("tokenizers", reason="the extra hf is not installed")
-from staleness_grpo.policy import huggingface, tokenizer  # noqa: E402
+from staleness_grpo.policy import huggingface  # noqa: E402
+from staleness_grpo.policy.huggingface import tokenizer  # noqa: E402
 from staleness_grpo.policy.transformer import Policy, TransformerConfig  # noqa: E402
 from staleness_grpo.tasks import text  # noqa: E402
-from tests import byte_tokenizer  # noqa: E402
+from tests.helpers import byte_tokenizer  # noqa: E402
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint of a random one-layer policy on bytes."""
+    """Saves a random one-layer policy on bytes as a model folder."""
     folder = tmp_path_factory.mktemp("bytes")
-    shape = dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16)
-    policy = Policy(TransformerConfig(vocab_size=264, **shape))
+    config = TransformerConfig(
+        vocab_size=264, num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16
+    )
+    policy = Policy(config)
     huggingface.save(folder, policy, policy.init(jax.random.key(0)))
     byte_tokenizer.write(folder, TEMPLATE)
     return folder
@@ -47,39 +53,52 @@ def letters(folder):
 
 def problems_file(tmp_path, *lines):
     path = tmp_path / "problems.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    path.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n"
+    )
     return path
 
 
 def jsonl(letters, path, **fields):
-    return text.jsonl_task(letters, **(dict(path=str(path), verifier="number", max_response_length=8) | fields))
+    defaults: dict[str, Any] = dict(path=str(path), verifier="number", max_response_length=8)
+    return text.jsonl_task(letters, **(defaults | fields))
 
 
 def test_prompts_are_the_problems_padded_at_the_left(letters, tmp_path):
     path = problems_file(
-        tmp_path, {"prompt": "1+1?", "answer": " 2 "}, "", {"question": "2+20?", "answer": "x\n#### 22"}
+        tmp_path,
+        {"prompt": "1+1?", "answer": " 2 "},
+        "",
+        {"question": "2+20?", "answer": "x\n#### 22"},
     )
     task = jsonl(letters, path, prompt="Q: {prompt} {x}")
     assert isinstance(task, TextTask)
-    assert (task.num_prompts, task.end_token, task.pad_token, task.vocab_size) == (2, (1, 5), 2, 259)
+    assert (task.num_prompts, task.vocab_size) == (2, 259)
+    assert (task.end_token, task.pad_token) == ((1, 5), 2)
     assert task.prompt_length == len("Q: 2+20? {x}") + 1
     prompts = task.prompts(np.array([1, 0, 0]))
-    assert [task.decode(tokens) for tokens in prompts.tokens_NxP] == ["Q: 2+20? {x}", "Q: 1+1? {x}", "Q: 1+1? {x}"]
+    assert [task.decode(tokens) for tokens in prompts.tokens_NxP] == [
+        "Q: 2+20? {x}",
+        "Q: 1+1? {x}",
+        "Q: 1+1? {x}",
+    ]
     np.testing.assert_array_equal(prompts.mask_NxP.sum(axis=1), [13, 12, 12])
-    np.testing.assert_array_equal(prompts.tokens_NxP[:, 0], [0, 2, 2])  # the first token of a text, or padding
+    # The first token of a text, or padding.
+    np.testing.assert_array_equal(prompts.tokens_NxP[:, 0], [0, 2, 2])
     np.testing.assert_array_equal(prompts.index_N, [1, 0, 0])
     tokens = np.full((2, 2, 8), 2)
     for n, g, answer in ((0, 0, "22"), (0, 1, "2"), (1, 0, "= 2")):
-        written = letters.encode(answer, add_special_tokens=False)
-        tokens[n, g, : len(written) + 1] = [*written, 1]  # with its stop token
+        encoded = letters.encode(answer, add_special_tokens=False)
+        tokens[n, g, : len(encoded) + 1] = [*encoded, 1]  # with its stop token
     texts, references = task.samples(np.array([1, 0]), tokens, tokens != 2)
     assert texts == ["22", "2", "= 2", ""]
     assert references == ["22", "22", "2", "2"]
-    assert [task.verify(*pair) for pair in zip(texts, references, strict=True)] == [1.0, 0.0, 1.0, 0.0]
+    rewards = [task.verify(*pair) for pair in zip(texts, references, strict=True)]
+    assert rewards == [1.0, 0.0, 1.0, 0.0]
 
 
 def test_the_stop_token_is_no_part_of_the_text_whatever_it_is(letters, tmp_path):
-    """5 is a letter here, as </s> is in tokenizers that do not mark it as special."""
+    """Token 5 is a letter here, as </s> is in tokenizers that do not mark it as special."""
     task = jsonl(letters, problems_file(tmp_path, {"prompt": "a", "answer": "2"}), verifier="exact")
     tokens = np.array([[[*letters.encode("yes", add_special_tokens=False), 5, 2]]])
     assert letters.decode([5]) and task.samples([0], tokens, tokens != 2)[0] == ["yes"]
@@ -87,29 +106,40 @@ def test_the_stop_token_is_no_part_of_the_text_whatever_it_is(letters, tmp_path)
 
 def test_a_line_may_hold_any_character_of_json(tmp_path):
     line = json.dumps({"prompt": "a\u2028b", "answer": "1"}, ensure_ascii=False)
-    assert text.read_problems(problems_file(tmp_path, "\ufeff" + line + "\r"))[0].prompt == "a\u2028b"
+    assert (
+        text.read_problems(problems_file(tmp_path, "\ufeff" + line + "\r"))[0].prompt == "a\u2028b"
+    )
 
 
-def test_what_counts_of_a_gsm8k_answer_follows_its_last_marker(tmp_path):
+def test_a_gsm8k_answer_is_the_text_behind_its_last_marker(tmp_path):
     path = problems_file(tmp_path, {"question": "a", "answer": "#### 1, no:\n#### 2"})
-    assert text.read_problems(path) == [text.Problem("a", "2")]
+    assert text.read_problems(path) == [text.TextProblem("a", "2")]
 
 
 def test_problems_that_cannot_be_asked_or_judged_are_refused(letters, tmp_path):
-    plain_letters = dataclasses.replace(letters, tokenizer=tokenizers.Tokenizer(letters.tokenizer.model))
-    for problems, said in (([], "there are none"), ([text.Problem(p, "1") for p in ("a", "")], "problem 2 has no tok")):
-        with pytest.raises(TaskError, match=said):
+    plain_letters = dataclasses.replace(
+        letters, tokenizer=tokenizers.Tokenizer(letters.tokenizer.model)
+    )
+    for problems, message in (
+        ([], "there are none"),
+        ([text.TextProblem(p, "1") for p in ("a", "")], "problem 2 has no tok"),
+    ):
+        with pytest.raises(FieldError, match=message):
             text.PromptedTask(plain_letters, problems, verifiers.exact, max_response_length=8)
-    with pytest.raises(TaskError, match="'yes' in task.path has no number") as error:
+    with pytest.raises(FieldError, match="'yes' in path has no number") as error:
         jsonl(letters, problems_file(tmp_path, {"prompt": "a", "answer": "yes"}))
     assert error.value.field == "verifier"
 
 
 def test_stop_and_pad_tokens_outside_the_vocabulary_are_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
-    for fields in (dict(eos_token_id=[1, 264]), dict(eos_token_id=1, pad_token_id=264), dict(eos_token_id=-1)):
+    for fields in (
+        dict(eos_token_id=[1, 264]),
+        dict(eos_token_id=1, pad_token_id=264),
+        dict(eos_token_id=-1),
+    ):
         (tmp_path / "copy" / "generation_config.json").write_text(json.dumps(fields))
-        with pytest.raises(ConfigError, match=r"--config.policy.checkpoint=.*not all among its 264"):
+        with pytest.raises(FieldError, match=r"policy.checkpoint=.*not all among its 264"):
             validation.validate(text_config(tmp_path / "copy"), 1)
 
 
@@ -117,36 +147,43 @@ def test_chats_are_written_in_the_checkpoints_template(letters, tmp_path):
     path = problems_file(tmp_path, {"prompt": "1+1?", "answer": "2"})
 
     def asked(**fields):
-        return jsonl(letters, path, **fields).decode(jsonl(letters, path, **fields).prompts([0]).tokens_NxP[0])
+        task = jsonl(letters, path, **fields)
+        return task.decode(task.prompts([0]).tokens_NxP[0])
 
     assert asked(chat=True) == "[user]1+1?[assistant]"
     assert asked(chat=True, system="Add.") == "[system]Add.[user]1+1?[assistant]"
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
-        (["{"], "line 1 is no JSON"),
-        ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], "line 2 has no text answer"),
-        ([{"answer": "b"}], "line 1 has no text question"),
-        ([{"prompt": "a", "answer": 3}], "line 1 has no text answer"),
-        ([[1]], "line 1 has no text question"),
-        ([{"question": "a", "answer": "b"}], "line 1 has a question whose answer has nothing after '####'"),
-        ([{"question": "a", "answer": "b #### "}], "line 1 has a question whose answer has nothing after '####'"),
-        ([{"prompt": " ", "answer": "b"}], "line 1 has no text prompt"),
-        ([{"prompt": "a", "answer": "\n"}], "line 1 has no text answer"),
+        (["{"], "line 1 is not JSON"),
+        ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], "line 2 has no text as its answer"),
+        ([{"answer": "b"}], "line 1 has no text as its question"),
+        ([{"prompt": "a", "answer": 3}], "line 1 has no text as its answer"),
+        ([[1]], "line 1 is not a JSON object"),
+        (
+            [{"question": "a", "answer": "b"}],
+            "line 1 has a question whose answer has nothing after '####'",
+        ),
+        (
+            [{"question": "a", "answer": "b #### "}],
+            "line 1 has a question whose answer has nothing after '####'",
+        ),
+        ([{"prompt": " ", "answer": "b"}], "line 1 has no text as its prompt"),
+        ([{"prompt": "a", "answer": "\n"}], "line 1 has no text as its answer"),
         ([{"prompt": "\ud800", "answer": "b"}], "line 1 has half a surrogate pair.* in its prompt"),
-        (["[" * 100_000 + "]" * 100_000], "line 1 is no JSON"),
+        (["[" * 100_000 + "]" * 100_000], "line 1 is not JSON"),
         ([""], "the file has no problems"),
     ],
 )
-def test_lines_that_are_no_problem_are_refused_by_number(tmp_path, lines, said):
-    with pytest.raises(TaskError, match=said):
+def test_lines_that_are_not_problems_are_refused_by_number(tmp_path, lines, message):
+    with pytest.raises(FieldError, match=message):
         text.read_problems(problems_file(tmp_path, *lines))
 
 
 def text_config(folder, **task):
-    config = config_lib.default()
+    config = default_config()
     config.update(dict(steps=8, num_prompts=4, group_size=4, eval_every=4))
     config.warm_start.steps = 0
     config.policy.checkpoint = str(folder)
@@ -155,7 +192,7 @@ def text_config(folder, **task):
 
 
 @pytest.mark.parametrize(
-    ("task", "flag"),
+    ("task", "field"),
     [
         (dict(rule="rhyme"), "task.rule"),
         (dict(max_response_length=0), "task.max_response_length"),
@@ -165,48 +202,56 @@ def text_config(folder, **task):
         (dict(name="poetry"), "task.name"),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_flag(folder, task, flag):
+def test_fields_that_cannot_be_used_are_refused_by_name(folder, task, field):
     config = text_config(folder)
     if task.get("name") == "jsonl":
         del config.task.rule
     config.task.update(task)
-    with pytest.raises(ConfigError, match=f"--config.{flag}="):
+    with pytest.raises(FieldError, match=f"^{field}="):
         validation.validate(config, 1)
 
 
 def test_a_text_task_needs_a_tokenizer_and_a_system_message_a_chat(letters, folder, tmp_path):
     config = text_config(folder)
     config.policy.checkpoint = None
-    with pytest.raises(ConfigError, match="--config.task.name=stories: the task stories needs a tokenizer"):
+    with pytest.raises(FieldError, match="^task.name=stories: the task stories needs a tokenizer"):
         validation.validate(config, 1)
     path = problems_file(tmp_path, {"prompt": "1+1?", "answer": "2"})
-    with pytest.raises(TaskError, match="a system message needs chat=True"):
+    with pytest.raises(FieldError, match="a system message needs chat=True"):
         jsonl(letters, path, system="Add.")
-    with pytest.raises(TaskError, match="write {prompt} where"):
+    with pytest.raises(FieldError, match="write {prompt} where"):
         jsonl(letters, path, prompt="Q:")
 
 
 def test_reasoning_gym_problems_are_the_librarys(letters):
     library = pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
     options = dict(min_terms=2, max_terms=2)
-    task = text.reasoning_gym_task(letters, dataset="chain_sum", size=3, seed=5, options=options, max_response_length=8)
+    task = text.reasoning_gym_task(
+        letters, dataset="chain_sum", size=3, seed=5, options=options, max_response_length=8
+    )
     entries = library.create_dataset("chain_sum", size=3, seed=5, **options)
     asked = [task.decode(tokens) for tokens in task.prompts(np.arange(3)).tokens_NxP]
     assert asked == [entry["question"] for entry in entries]
     _, references = task.samples(np.arange(3), np.zeros((3, 1, 8), int), np.zeros((3, 1, 8), bool))
-    assert [task.verify(entry["answer"], reference) for entry, reference in zip(entries, references, strict=True)] == [
-        1.0, 1.0, 1.0,
-    ]  # fmt: skip
-    wrong = [("chain_summ", {}, "dataset")]
-    wrong += [("chain_sum", options, "options") for options in ({"min_terms": 0}, {"size": 9}, {"seed": 1}, "abc")]
-    for dataset, options, field in wrong:
-        with pytest.raises(TaskError) as error:
-            text.reasoning_gym_task(letters, dataset=dataset, options=options, size=3, seed=5, max_response_length=8)
+    for entry, reference in zip(entries, references, strict=True):
+        assert task.verify(entry["answer"], reference) == 1.0
+    refused: list[tuple[str, Any, str]] = [
+        ("chain_summ", {}, "dataset"),
+        ("chain_sum", {"min_terms": 0}, "options"),
+        ("chain_sum", {"size": 9}, "options"),
+        ("chain_sum", {"seed": 1}, "options"),
+        ("chain_sum", "abc", "options"),
+    ]
+    for dataset, bad_options, field in refused:
+        with pytest.raises(FieldError) as error:
+            text.reasoning_gym_task(
+                letters, dataset=dataset, options=bad_options, size=3, seed=5, max_response_length=8
+            )
         assert error.value.field == field
 
 
-def test_a_run_goes_on_with_its_own_problems_alone(folder, tmp_path, monkeypatch):
-    """The same flags may name another file or tokenizer by then."""
+def test_a_run_goes_on_only_with_its_own_problems(folder, tmp_path, monkeypatch):
+    """The same flags may name another file or tokenizer when a run is resumed."""
     shutil.copytree(folder, tmp_path / "copy")
     lines = [{"prompt": prompt, "answer": "2"} for prompt in ("1+1?", "4/2?")]
     config = text_config(tmp_path / "copy")
@@ -216,80 +261,92 @@ def test_a_run_goes_on_with_its_own_problems_alone(folder, tmp_path, monkeypatch
     def broken_off(*args):
         raise StopIteration
 
-    monkeypatch.setattr(experiment, "resume", broken_off)
+    monkeypatch.setattr(measure, "resume", broken_off)
     for _ in range(2):
         with pytest.raises(StopIteration):
-            experiment.main(config, tmp_path / "out")
+            measure.measure(config, tmp_path / "out")
     record = (tmp_path / "out" / "environment.json").read_bytes()
     for changed in ([lines[1], lines[0]], lines[:1], [lines[0], lines[1] | {"answer": "3"}]):
         problems_file(tmp_path, *changed)
         with pytest.raises(
-            ConfigError, match="^--config.task.path=.*jsonl: .*are not those that .*out was started with"
+            FieldError,
+            match="^task.path=.*jsonl: .*are not those that .*out was started with",
         ):
-            experiment.main(config, tmp_path / "out")
+            measure.measure(config, tmp_path / "out")
     problems_file(tmp_path, *lines)
     (tmp_path / "copy" / "generation_config.json").write_text('{"eos_token_id": 7}')
-    with pytest.raises(ConfigError, match="or their tokens"):
-        experiment.main(config, tmp_path / "out")
+    with pytest.raises(FieldError, match="or their tokens"):
+        measure.measure(config, tmp_path / "out")
     assert (tmp_path / "out" / "environment.json").read_bytes() == record
     (tmp_path / "out" / "environment.json").write_text("{")
     with pytest.raises(FlagError, match="^--workdir=.*environment.json cannot be read"):
-        experiment.main(config, tmp_path / "out")
+        measure.measure(config, tmp_path / "out")
 
 
-def test_a_fingerprint_is_that_of_every_process(letters):
-    """Addresses, and the order of sets of words, are not."""
-    references = [{"words": {"a", "b"}, "made_by": object(), (1, 2): 3, "answer": answer} for answer in "xxy"]
+def test_a_fingerprint_is_the_same_in_every_process(letters):
+    """Addresses and the order of sets differ from process to process, so they do not count."""
+    references = [
+        {"words": {"a", "b"}, "made_by": object(), (1, 2): 3, "answer": answer} for answer in "xxy"
+    ]
     tasks = [
-        text.PromptedTask(letters, [text.Problem("a", reference)], verifiers.exact, max_response_length=8)
+        text.PromptedTask(
+            letters, [text.TextProblem("a", reference)], verifiers.exact, max_response_length=8
+        )
         for reference in references
     ]
     assert tasks[0].fingerprint == tasks[1].fingerprint != tasks[2].fingerprint
 
 
 def even_length(response: str, reference: None) -> float:
-    """A verifier with opinions on random bytes, that some of them break."""
+    """Rewards random bytes by their number, and fails on some of them."""
     if "e" in response:
         raise ValueError("an e")
     return float(len(response) % 2 == 0)
 
 
 def run_of(folder, monkeypatch, **fields):
-    """A training on random bytes judged by `even_length`."""
+    """Builds a training on random bytes judged by `even_length`."""
     monkeypatch.setitem(text.STORY_RULES, "dialogue", (even_length, None))
     config = text_config(folder)
     config.update_from_flattened_dict(fields)
-    return train.build(config), config
+    return build_run(config), config
 
 
 def test_a_training_counts_the_rewards_that_failed(folder, monkeypatch):
     run, config = run_of(folder, monkeypatch, **{"lag.max_lag": 2, "metrics.paired_every": 5})
-    seen, update = [], run.update
-    run.update = lambda state, batch: (seen.append(jax.device_get(batch)), update(state, batch))[1]
+    batches, update = [], run.update
+
+    def recording_update(state, batch):
+        batches.append(jax.device_get(batch))
+        return update(state, batch)
+
+    run.update = recording_update
     try:
-        records = [json.loads(json.dumps(plain(record))) for record in train.train(run, config)]
+        records = [json.loads(json.dumps(plain(record))) for record in train(run)]
     finally:
         run.close()
     total = 0
-    for record, batch in zip(records, seen, strict=True):
+    for record, batch in zip(records, batches, strict=True):
         texts, _ = run.generator.task.samples(
             batch.prompts.index_N, batch.responses.tokens_NxGxR, batch.responses.mask_NxGxR
         )
-        failed = np.array(["e" in found for found in texts]).reshape(4, 4)
+        failed = np.array(["e" in response for response in texts]).reshape(4, 4)
         np.testing.assert_array_equal(batch.reward_outcome_NxG, np.where(failed, FAILED, JUDGED))
-        even = np.array([len(found) % 2 == 0 for found in texts]).reshape(4, 4)
+        even = np.array([len(response) % 2 == 0 for response in texts]).reshape(4, 4)
         np.testing.assert_array_equal(batch.rewards_NxG, (even & ~failed).astype(np.float32))
         assert (record["reward_errors"], record["reward_timeouts"]) == (failed.sum(), 0)
         total += record["reward_errors"]
     assert total > 0
-    # At step 0 nothing is stale, so that the fresh answers it is compared with are the same ones.
+    # At step 0 nothing is stale, so the fresh answers of the comparison are the same ones.
     assert records[0]["paired_reward_failures"] == records[0]["reward_errors"]
-    assert ["paired_reward_failures" in record for record in records] == [step % 5 == 0 for step in range(8)]
+    assert ["paired_reward_failures" in record for record in records] == [
+        step % 5 == 0 for step in range(8)
+    ]
     assert "eval_reward_failures" in records[4] and records[4]["lag_max"] == 2
 
 
 class Held:
-    """A Judging whose rewards come when they are let go."""
+    """A Judging whose rewards are held back until the gate opens."""
 
     def __init__(self, judging, gate):
         self.judging, self.gate, self.waited_for = judging, gate, False
@@ -302,35 +359,41 @@ class Held:
         return self.judging.result()
 
 
-def test_the_loop_waits_for_no_reward_before_its_step_comes(folder, monkeypatch):
-    """With lag 3, what is generated at step t is waited for at step t + 3 and not earlier."""
+def test_the_loop_waits_for_a_reward_only_at_its_own_step(folder, monkeypatch):
+    """With lag 3, the rewards of rollouts from step t are waited for at step t + 3, not earlier."""
     run, config = run_of(folder, monkeypatch, **{"lag.max_lag": 3, "eval_every": 0})
     gate, held, pool = threading.Event(), [], run.generator.reward_pool
     submit = pool.submit
-    monkeypatch.setattr(pool, "submit", lambda *samples: held.append(Held(submit(*samples), gate)) or held[-1])
+
+    def held_submit(*samples):
+        held.append(Held(submit(*samples), gate))
+        return held[-1]
+
+    monkeypatch.setattr(pool, "submit", held_submit)
     waiting = []
     try:
-        for _ in train.train(run, config):
+        for _ in train(run):
             waiting.append([not judging.waited_for for judging in held])
     finally:
         run.close()
-    # A record comes a step late: with that of step t, step t + 1 has been learned from, and t + 4 is generated.
-    for step, found in enumerate(waiting[:-1]):
-        assert found == [False] * (step + 2) + [True] * min(3, 6 - step)
+    # A record comes a step late. With that of step t, step t + 1 has been learned from, and step
+    # t + 4 has been generated.
+    for step, still_waiting in enumerate(waiting[:-1]):
+        assert still_waiting == [False] * (step + 2) + [True] * min(3, 6 - step)
     assert run.buffer.num_unread == 0 and not run.unjudged
 
 
-def test_a_checkpoint_holds_the_rewards_that_were_on_their_way(folder, monkeypatch, tmp_path):
-    """A run broken off and gone on with ends as one that was not, its counts of failures included."""
+def test_a_checkpoint_holds_the_rewards_that_were_still_judged(folder, monkeypatch, tmp_path):
+    """An interrupted and resumed run has the records of a whole one, its failures included."""
     fields = {"lag.max_lag": 3, "checkpoint.save_every": 4}
     run, config = run_of(folder, monkeypatch, **fields)
     try:
-        whole = [plain(record) for record in train.train(run, config, Checkpoints(tmp_path / "a", config))]
+        whole = [plain(record) for record in train(run, Checkpoints(tmp_path / "a", config))]
     finally:
         run.close()
     first, _ = run_of(folder, monkeypatch, **fields)
     checkpoints = Checkpoints(tmp_path / "b", config)
-    loop = train.train(first, config, checkpoints)
+    loop = train(first, checkpoints)
     try:
         for _ in range(5):  # the save before step 4 comes with the record of step 3
             next(loop)
@@ -339,10 +402,10 @@ def test_a_checkpoint_holds_the_rewards_that_were_on_their_way(folder, monkeypat
         first.close()
     again, _ = run_of(folder, monkeypatch, **fields)
     again_checkpoints = Checkpoints(tmp_path / "b", config)
-    again_checkpoints.restore(again, lambda reason, mend: AssertionError(f"{reason}: {mend}"))
+    again_checkpoints.restore(again, lambda reason, hint: AssertionError(f"{reason}: {hint}"))
     assert again.step == 4 and again.buffer.num_unread == 12
     try:
-        rest = [plain(record) for record in train.train(again, config, again_checkpoints)]
+        rest = [plain(record) for record in train(again, again_checkpoints)]
     finally:
         again.close()
     for record in (*whole, *rest):

@@ -1,6 +1,7 @@
-"""What a response is worth, against answers judged by hand."""
+"""The verifiers agree with answers that were judged by hand."""
 
 import fractions
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -9,12 +10,18 @@ import pytest
 
 from staleness_grpo.tasks import verifiers
 
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_program(name):
+    """Runs a program of `tests/programs` in a process of its own."""
+    command = [sys.executable, "-m", f"tests.programs.{name}"]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+
 
 def test_verifiers_import_no_jax():
-    """A worker process starts in a tenth of a second without it, and holds no memory for it."""
-    code = "import sys; from staleness_grpo import rewards; from staleness_grpo.tasks import verifiers; "
-    code += "sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    """A worker process starts faster without JAX, and needs less memory."""
+    assert run_program("reward_worker_imports").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ def test_verifiers_import_no_jax():
     [
         ("She has 3 + 4 = 7 apples.", 7),
         ("so 12 dogs, 30 cats\n#### 42", 42),
-        ("#### 5 of the 9", 5),  # what follows the marker, and not what comes last
+        ("#### 5 of the 9", 5),  # the number behind the marker, not the last one
         ("#### none", None),
         (r"\boxed{12} and then \boxed{1,234.50}", fractions.Fraction(2469, 2)),
         (r"of 8, \boxed{$-3$} remain 100", -3),
@@ -33,8 +40,8 @@ def test_verifiers_import_no_jax():
         (r"\boxed{5} no: \boxed{\dfrac{7}{2}}", fractions.Fraction(7, 2)),
         (r"\boxed{\text{18}} dollars, over 3 days", 18),
         (r"\boxed{18 \text{ dollars}}", 18),
-        (r"it is 5, \boxed{\text{five}}", None),  # the box has no number, and the text is not asked
-        (r"of 12 \boxed{1", None),  # cut off: 1 or 12 or 100
+        (r"it is 5, \boxed{\text{five}}", None),  # only the box is read, and it has no number
+        (r"of 12 \boxed{1", None),  # cut off: it may be 1, 12 or 100
         (r"\boxed{1{,}200}", 1200),
         (r"1\,200\,000", 1_200_000),
         ("\N{MINUS SIGN}5", -5),
@@ -72,7 +79,7 @@ def test_verifiers_import_no_jax():
         ("2 x 10^{3}", 2000),
         (r"3 \times 4", None),
         ("1e3", 1000),
-        ("1e99999", None),  # not made, as long as it would be
+        ("1e99999", None),  # the number would be too long
         ("9" * 5000, None),
         (r"\boxed{- 5}", -5),
         ("x = - 5", -5),
@@ -95,7 +102,12 @@ def test_the_final_number(text, expected):
 
 @pytest.mark.parametrize(
     ("response", "reference", "expected"),
-    [("It is 72.0", "72", 1.0), ("It is 72, not 71", "72", 0.0), ("no number", "72", 0.0), ("1,200", "1200", 1.0)],
+    [
+        ("It is 72.0", "72", 1.0),
+        ("It is 72, not 71", "72", 0.0),
+        ("no number", "72", 0.0),
+        ("1,200", "1200", 1.0),
+    ],
 )
 def test_number(response, reference, expected):
     assert verifiers.number(response, reference) == expected
@@ -122,14 +134,14 @@ def test_math_verify(response, reference, expected):
     assert verifiers.MathVerify()(response, reference) == expected
 
 
-def test_math_verify_starts_without_a_word():
-    """Its warnings that time limits are off would be untrue: the pool of workers has one."""
+def test_math_verify_starts_silently():
+    """Its warnings that time limits are off would be wrong: the pool of workers has one."""
     pytest.importorskip("math_verify", reason="the extra tasks is not installed")
-    code = "from staleness_grpo.tasks import verifiers; verifiers.MathVerify().warm_up()"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stderr == b""
+    result = run_program("warm_up_math_verify")
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
-def test_reasoning_gym_judges_what_stands_between_the_tags():
+def test_reasoning_gym_judges_the_text_between_the_tags():
     library = pytest.importorskip("reasoning_gym", reason="the extra tasks is not installed")
     options = {"size": 3, "seed": 1, "operators": ["+"]}  # not hashable
     entry = library.create_dataset("basic_arithmetic", **options)[2]
@@ -147,11 +159,15 @@ def test_reasoning_gym_judges_what_stands_between_the_tags():
 
 def test_stories():
     words = ("friend", "happy", "play", "smile")
-    assert verifiers.story_mentions("A friend! They PLAY, she smiles. My friend.", words) == 0.5  # 'smiles' is another
+    # Whole words count: 'smiles' is not 'smile'.
+    assert verifiers.story_mentions("A friend! They PLAY, she smiles. My friend.", words) == 0.5
     assert verifiers.story_mentions("", words) == 0.0
-    assert verifiers.story_short_sentences("He ran. She ran very very very far away! Oh", 3) == pytest.approx(1 / 3)
+    one_of_three = "He ran. She ran very very very far away! Oh"
+    assert verifiers.story_short_sentences(one_of_three, 3) == pytest.approx(1 / 3)
     assert verifiers.story_short_sentences('He ran. "Go!" ', 3) == 1.0
-    assert verifiers.story_short_sentences("no end", 3) == verifiers.story_short_sentences("", 3) == 0.0
-    assert verifiers.story_short_sentences("... He ran.", 3) == 0.5  # an empty sentence is none
+    assert verifiers.story_short_sentences("no end", 3) == 0.0
+    assert verifiers.story_short_sentences("", 3) == 0.0
+    assert verifiers.story_short_sentences("... He ran.", 3) == 0.5  # the empty one is not short
     assert verifiers.story_dialogue('He said, "Hi!"', None) == 1.0
-    assert verifiers.story_dialogue('He said, "Hi!', None) == verifiers.story_dialogue('"" "!"', None) == 0.0
+    assert verifiers.story_dialogue('He said, "Hi!', None) == 0.0
+    assert verifiers.story_dialogue('"" "!"', None) == 0.0

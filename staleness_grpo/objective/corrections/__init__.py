@@ -1,1 +1,1 @@
-"""Published corrections for stale rollouts: pure functions of a TokenBatch, by family, and their registry."""
+"""Published corrections for stale rollouts: functions of a TokenBatch, and their registry."""

@@ -1,9 +1,13 @@
-"""The corrections by name, and their parameters. A correction of your own is a function and a line in CORRECTIONS."""
+"""The corrections by name, and their parameters.
+
+To add a correction of your own, write a function of a TokenBatch and put it into CORRECTIONS.
+"""
 
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from staleness_grpo.objective.corrections import clipped, masked, weighted
 from staleness_grpo.objective.surrogate import SurrogateConfig, TokenObjective
@@ -12,100 +16,289 @@ from staleness_grpo.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """A per-token objective and what its definition fixes.
+    """A token objective, where it comes from, and what its definition fixes.
 
-    The keyword arguments of `objective` are its parameters, floats, with the published values as defaults. Those
-    without a default, clip_low and clip_high, are taken from the surrogate's configuration.
+    The keyword arguments of `token_objective` are its parameters. They are floats, with the
+    published values as defaults. Those without a default, clip_low and clip_high, are taken from
+    the surrogate's configuration.
     """
 
-    objective: Callable[..., Array]  # (TokenBatch, *, parameters) -> [..., R], to be maximised
+    # Maps (TokenBatch, *, parameters) to the objective [..., R], to be maximized.
+    token_objective: Callable[..., Array]
+    # The next three are for the documentation. The formula has the symbols of `objective.tokens`,
+    # and clip(x) stands for clip(x, 1 - clip_low, 1 + clip_high).
+    formula: str = ""  # the objective of one token, in one line
+    source: str = ""  # paper or code
+    verified: str = ""  # how sure it is that this is the published rule
     length_normalization: str | None = None  # the only one that the definition allows; None: any
     normalize_std: bool | None = None  # likewise
     reads_advantage_size: bool = False  # uses more of A than its sign and a factor |A|
-    # Whether a response's slope may depend on other responses' log-probabilities. If not, microbatches take one pass
-    # over the policy in place of two; see `loss.accumulated`.
+    # Whether a response's slope may depend on other responses' log-probabilities. If not,
+    # microbatches take one pass over the policy in place of two; see
+    # `training.microbatches.accumulated`.
     reads_other_responses: bool = True
 
 
-_each = functools.partial(Correction, reads_other_responses=False)
+# A correction in which the slope of a response depends on no other response.
+_per_response = functools.partial(Correction, reads_other_responses=False)
+
+_EQUALS_VERL = "equal to verl's code in float64"
 
 CORRECTIONS: dict[str, Correction] = {
-    "grpo_clip": _each(clipped.grpo_clip),
-    "dr_grpo": _each(clipped.grpo_clip, length_normalization="constant", normalize_std=False),
-    "clip_higher": _each(
-        functools.partial(clipped.grpo_clip, clip_low=0.2, clip_high=0.28), length_normalization="tokens"
+    "grpo_clip": _per_response(
+        clipped.grpo_clip,
+        formula="min(rho A, clip(rho) A)",
+        source="GRPO, arXiv 2402.03300",
+        verified=_EQUALS_VERL,
     ),
-    "gspo": _each(clipped.gspo, length_normalization="response"),
-    "cispo": _each(clipped.cispo),
-    "decoupled_ppo": _each(clipped.decoupled_ppo),
-    "sat": Correction(clipped.sat),
-    "m2po_authors": Correction(clipped.m2po_authors),
-    "none": _each(weighted.none),
-    "token_is": _each(weighted.token_is),
-    "sequence_is": _each(weighted.sequence_is),
-    "token_tis": _each(weighted.token_tis),
-    "sequence_tis": _each(weighted.sequence_tis),
-    "geometric_tis": _each(weighted.geometric_tis),
-    "aipo": _each(weighted.aipo),
-    "topr": _each(weighted.topr),
-    "topr_token": _each(weighted.topr_token),
-    "topr_geometric": _each(weighted.topr_geometric),
-    "token_mis": _each(masked.token_mis),
-    "sequence_mis": _each(masked.sequence_mis),
-    "negative_mask": _each(masked.negative_mask),
-    "dppo_tv": _each(masked.dppo_tv),
-    "m2po_areal": Correction(masked.m2po_areal),
-    "mu_grpo": _each(masked.mu_grpo),
-    "stable_reinforce": _each(masked.stable_reinforce, reads_advantage_size=True),
+    "dr_grpo": _per_response(
+        clipped.grpo_clip,
+        formula="min(rho A, clip(rho) A), A without std, constant length normalization",
+        source="Dr. GRPO, arXiv 2503.20783",
+        verified="the objective is that of grpo_clip; not verified: a leave-one-out mean",
+        length_normalization="constant",
+        normalize_std=False,
+    ),
+    "clip_higher": _per_response(
+        functools.partial(clipped.grpo_clip, clip_low=0.2, clip_high=0.28),
+        formula="min(rho A, clip(rho) A), divided by all tokens of the batch",
+        source="DAPO, arXiv 2503.14476",
+        verified=_EQUALS_VERL,
+        length_normalization="tokens",
+    ),
+    "gspo": _per_response(
+        clipped.gspo,
+        formula="min(s A, clip(s) A), s = sg(exp(mean_t log rho)) pi_theta / sg(pi_theta)",
+        source="GSPO, arXiv 2507.18071",
+        verified=_EQUALS_VERL,
+        length_normalization="response",
+    ),
+    "cispo": _per_response(
+        clipped.cispo,
+        formula="sg(clip(rho)) A log pi_theta",
+        source="CISPO, MiniMax-M1, arXiv 2506.13585",
+        verified=f"{_EQUALS_VERL}; not settled: the upper bound for stale rollouts",
+    ),
+    "decoupled_ppo": _per_response(
+        clipped.decoupled_ppo,
+        formula="sg(w) min(r A, clip(r) A)",
+        source="AReaL, arXiv 2505.24298",
+        verified="read in AReaL's code",
+    ),
+    "sat": Correction(
+        clipped.sat,
+        formula=(
+            "min(rho A, clip(rho, 1 - c_low clip_low, 1 + c_high clip_high) A); beyond the "
+            "quantile q of |log rho| the bound on its side has "
+            "c = 2 h q^n / (q^n + |log rho|^n), else c = 1"
+        ),
+        source="SAT, arXiv 2607.18722",
+        verified="second-hand; not verified: normalization of the Hill factor",
+    ),
+    "m2po_authors": Correction(
+        clipped.m2po_authors,
+        formula=(
+            "min(rho A, clip(rho, min(e^-tau, 1 - clip_low), max(e^tau, 1 + clip_high)) A), "
+            "tau from the batch's second moment of log rho"
+        ),
+        source="M2PO, arXiv 2510.01161",
+        verified="read in the authors' code",
+    ),
+    "none": _per_response(
+        weighted.none,
+        formula="A log pi_theta",
+        source="policy gradient on stale tokens",
+        verified="standard",
+    ),
+    "token_is": _per_response(
+        weighted.token_is,
+        formula="rho A",
+        source="importance sampling of tokens",
+        verified="standard",
+    ),
+    "sequence_is": _per_response(
+        weighted.sequence_is,
+        formula="sg(prod_t rho) pi_theta / sg(pi_theta) A",
+        source="importance sampling of responses",
+        verified="standard; its exact bias is tested",
+    ),
+    "token_tis": _per_response(
+        weighted.token_tis,
+        formula="min(w, cap) min(r A, clip(r) A)",
+        source="rollout correction of verl, TRL",
+        verified=_EQUALS_VERL,
+    ),
+    "sequence_tis": _per_response(
+        weighted.sequence_tis,
+        formula="min(prod_t w, cap) min(r A, clip(r) A)",
+        source="rollout correction of verl, TRL",
+        verified=_EQUALS_VERL,
+    ),
+    "geometric_tis": _per_response(
+        weighted.geometric_tis,
+        formula="min(exp(mean_t log w), cap) min(r A, clip(r) A)",
+        source="AReaL's code",
+        verified="read in AReaL's code; not verified: the default cap",
+    ),
+    "aipo": _per_response(
+        weighted.aipo,
+        formula="sg(min(rho, cap)) A log pi_theta",
+        source="AIPO, LlamaRL, arXiv 2505.24034",
+        verified="second-hand",
+    ),
+    "topr": _per_response(
+        weighted.topr,
+        formula="sg(alpha) A log pi_theta, alpha = 1 if A >= 0, else min(prod_t rho, 1)",
+        source="TOPR, arXiv 2503.14286",
+        verified="second-hand; splits by the advantage, the paper by the reward",
+    ),
+    "topr_token": _per_response(
+        weighted.topr_token,
+        formula="sg(alpha) A log pi_theta, alpha = 1 if A >= 0, else min(rho, 1)",
+        source="ROLL's variant of TOPR",
+        verified="second-hand; splits by the advantage, ROLL by the reward",
+    ),
+    "topr_geometric": _per_response(
+        weighted.topr_geometric,
+        formula="sg(alpha) A log pi_theta, alpha = 1 if A >= 0, else min(exp(mean_t log rho), 1)",
+        source="variant of TOPR proposed for verl (#6986)",
+        verified="second-hand",
+    ),
+    "token_mis": _per_response(
+        masked.token_mis,
+        formula="w 1[ratio_low <= w <= ratio_high] min(r A, clip(r) A)",
+        source="IcePop, TRL",
+        verified=_EQUALS_VERL,
+    ),
+    "sequence_mis": _per_response(
+        masked.sequence_mis,
+        formula="W 1[ratio_low <= W <= ratio_high] min(r A, clip(r) A), W = prod_t w",
+        source="IcePop, TRL",
+        verified=f"{_EQUALS_VERL}; no range is published for responses",
+    ),
+    "negative_mask": _per_response(
+        masked.negative_mask,
+        formula="0 if A < 0 and -mean_t log rho > delta, else min(rho A, clip(rho) A)",
+        source="DeepSeek-V3.2, TRL",
+        verified="read in TRL's documentation; delta is not published",
+    ),
+    "dppo_tv": _per_response(
+        masked.dppo_tv,
+        formula=(
+            "1[sign(A) (pi_theta - pi_phi) <= probability_change] rho A - penalty (log rho)^2"
+        ),
+        source="DPPO, prime-rl",
+        verified="read in prime-rl's code",
+    ),
+    "m2po_areal": Correction(
+        masked.m2po_areal,
+        formula=(
+            "1[kept] rho A; kept are the tokens of smallest (log w)^2, as many as have a mean "
+            "< second_moment"
+        ),
+        source="M2PO, arXiv 2510.01161, as in AReaL",
+        verified="read in AReaL's code",
+    ),
+    "mu_grpo": _per_response(
+        masked.mu_grpo,
+        formula=(
+            "0 if A < 0 and an earlier rho of the response is outside [veto_low, veto_high], "
+            "else min(rho A, clip(rho) A)"
+        ),
+        source="mu-GRPO, arXiv 2605.17570",
+        verified=(
+            "second-hand; not verified: the veto's direction and threshold, the clip range, "
+            "whether the veto's own token stays"
+        ),
+    ),
+    "r1_reward_stable_reinforce": _per_response(
+        masked.r1_reward_stable_reinforce,
+        formula=(
+            "0 if |A - mean(A)| > sigmas std(A), else min(rho' A, clip(rho') A), "
+            "rho' = exp(clip(log rho, log ratio_low, log ratio_high))"
+        ),
+        source="StableReinforce, R1-Reward, arXiv 2505.02835",
+        verified="second-hand",
+        reads_advantage_size=True,
+    ),
 }
+
+# Former names, and those that replaced them.
+RENAMED = {"stable_reinforce": "r1_reward_stable_reinforce"}
 
 
 def parameters(name: str) -> dict[str, float]:
-    """The correction's own parameters with their defaults."""
-    return own_parameters(CORRECTIONS[name].objective)
+    """Returns the correction's own parameters with their defaults."""
+    return own_parameters(CORRECTIONS[name].token_objective)
 
 
 def uses_surrogate_clip(name: str) -> bool:
-    """Whether the correction clips at surrogate.clip_low and surrogate.clip_high."""
-    return inspect.Parameter.empty in _keywords(CORRECTIONS[name].objective).values()
+    """Tells whether the correction clips at surrogate.clip_low and surrogate.clip_high."""
+    return inspect.Parameter.empty in _keywords(CORRECTIONS[name].token_objective).values()
 
 
 def own_parameters(function: Callable) -> dict[str, float]:
-    """The keyword arguments that have a default, and these."""
-    return {key: value for key, value in _keywords(function).items() if value is not inspect.Parameter.empty}
+    """Maps a function's own parameters to their defaults.
+
+    Its own parameters are the keyword-only arguments with a default.
+    """
+    return {
+        key: value
+        for key, value in _keywords(function).items()
+        if value is not inspect.Parameter.empty
+    }
 
 
-def chosen(function: Callable, config) -> dict[str, float]:
-    """The values that `config.correction` sets for the function's own parameters."""
-    return {key: config[key] for key in own_parameters(function) if config.get(key) is not None}
+def chosen_parameters(function: Callable, correction_config: Any) -> dict[str, float]:
+    """Returns the values that `config.correction` sets for the function's own parameters."""
+    return {
+        key: correction_config[key]
+        for key in own_parameters(function)
+        if correction_config.get(key) is not None
+    }
 
 
-def _keywords(function: Callable) -> dict:
-    parameters = inspect.signature(function).parameters.items()
-    return {key: p.default for key, p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+def _keywords(function: Callable) -> dict[str, Any]:
+    """Maps the keyword-only arguments to their defaults, or to inspect.Parameter.empty."""
+    return {
+        key: parameter.default
+        for key, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
 
 
-def bind(name: str, config: SurrogateConfig, overrides: Mapping[str, float]) -> TokenObjective:
-    """The correction with all its parameters fixed.
+def name_hint(name: Any) -> str:
+    """Says what to give in place of a name that is not a key of CORRECTIONS."""
+    if name in RENAMED:
+        return f"this correction is called {RENAMED[name]} now: give that"
+    return f"choose one of {', '.join(CORRECTIONS)}"
+
+
+def bind(name: str, surrogate: SurrogateConfig, overrides: Mapping[str, float]) -> TokenObjective:
+    """Returns the token objective of a correction with all its parameters fixed.
 
     Args:
       name: a key of CORRECTIONS.
-      config: the surrogate's choices; its clip range is that of corrections without one of their own.
+      surrogate: the surrogate's choices. Its clip range is that of corrections without one of their
+        own.
       overrides: values of parameters, in place of their defaults.
 
     Raises:
-      ValueError: for an unknown name or parameter, or a `config` that the correction's definition excludes.
+      ValueError: for an unknown name or parameter, or a surrogate that the definition excludes.
     """
     if name not in CORRECTIONS:
-        raise ValueError(f"correction must be one of {', '.join(CORRECTIONS)}, got {name!r}")
+        raise ValueError(f"correction={name}: {name_hint(name)}")
     correction = CORRECTIONS[name]
     for field in ("length_normalization", "normalize_std"):
-        required = getattr(correction, field)
-        if required is not None and getattr(config, field) != required:
-            raise ValueError(f"{field} of {name} is {required!r}, got {getattr(config, field)!r}")
+        required, given = getattr(correction, field), getattr(surrogate, field)
+        if required is not None and given != required:
+            hint = f"the correction {name} is defined with {required}: give that"
+            raise ValueError(f"{field}={given}: {hint}")
     values = dict(overrides)
     if unknown := set(values) - set(parameters(name)):
-        raise ValueError(f"{name} has the parameters {', '.join(parameters(name)) or 'none'}, got {', '.join(unknown)}")
+        known = ", ".join(parameters(name)) or "no parameter"
+        hint = f"leave it out: the correction {name} reads {known}"
+        raise ValueError(f"{', '.join(sorted(unknown))}: {hint}")
     if uses_surrogate_clip(name):
-        values |= {"clip_low": config.clip_low, "clip_high": config.clip_high}
-    return functools.partial(correction.objective, **values)
+        values |= {"clip_low": surrogate.clip_low, "clip_high": surrogate.clip_high}
+    return functools.partial(correction.token_objective, **values)

@@ -1,12 +1,17 @@
-"""What `config.correction` may hold: the parameters of all corrections, and what contradicts the chosen ones."""
+"""The fields of `config.correction`, and the settings that contradict the chosen correction."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-# Each makes a flag. Where its correction is defined, its meaning and its published value stand.
+from staleness_grpo.errors import FieldError, require
+
+# The parameters of all corrections. Each makes a flag. Its meaning and its published value stand
+# where the correction is defined.
 PARAMETERS = (
     "alignment_threshold",  # gac, gac_after_optimizer
     "cap",  # token_tis, sequence_tis, geometric_tis, aipo
-    "clip_high",  # corrections with a clip range of their own: clip_higher, gspo, cispo, m2po_authors, mu_grpo
+    # Corrections with a clip range of their own: clip_higher, gspo, cispo, m2po_authors, mu_grpo.
+    "clip_high",
     "clip_low",
     "delta",  # negative_mask
     "ess_power",  # vcpo
@@ -16,11 +21,11 @@ PARAMETERS = (
     "penalty",  # dppo_tv
     "probability_change",
     "quantile",  # sat
-    "ratio_high",  # token_mis, sequence_mis, stable_reinforce
+    "ratio_high",  # token_mis, sequence_mis, r1_reward_stable_reinforce
     "ratio_low",
     "removed_fraction",  # gac, gac_after_optimizer
     "second_moment",  # m2po_authors, m2po_areal
-    "sigmas",  # stable_reinforce
+    "sigmas",  # r1_reward_stable_reinforce
     "skip_threshold",  # gac, gac_after_optimizer
     "veto_high",  # mu_grpo
     "veto_low",
@@ -28,39 +33,60 @@ PARAMETERS = (
 _AT_MOST_ONE = ("clip_low", "hill_at_quantile", "quantile", "removed_fraction", "skip_threshold")
 
 
-def contradictions(correction: Mapping, surrogate: Mapping, default_surrogate: Mapping) -> Iterator[tuple[str, str]]:
-    """What cannot be run, or would not be read: (flag, mend) of each field, as 'correction.cap'.
+def check_correction(
+    correction_config: Mapping[str, Any],
+    surrogate: Mapping[str, Any],
+    default_surrogate: Mapping[str, Any],
+) -> None:
+    """Refuses a correction that cannot be run, and settings that it would not read.
+
+    Field names in the error are those of the whole config, such as 'correction.cap'.
 
     Args:
-      correction: `config.correction`: a known name, a known update rule or None, and each of PARAMETERS or None.
-      surrogate, default_surrogate: `config.surrogate`, and that of the default configuration.
+      correction_config: `config.correction`: a name, an update rule or None, and each of PARAMETERS
+        or None.
+      surrogate: `config.surrogate`.
+      default_surrogate: `config.surrogate` of the default configuration.
+
+    Raises:
+      FieldError: for the first field that cannot be used.
     """
-    # Imported here: these bring in JAX, which a command needs only once its flags and folders are in order.
+    # Imported here because these bring in JAX. A command needs it only once its flags are in order.
     from staleness_grpo.objective.corrections import registry
     from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
 
-    name, update = correction["name"], correction["update_rule"]
+    name, update_rule = correction_config["name"], correction_config["update_rule"]
+    require(name in registry.CORRECTIONS, "correction.name", registry.name_hint(name), name)
+    hint = f"choose one of {', '.join(UPDATE_CORRECTIONS)}"
+    known_rule = update_rule is None or update_rule in UPDATE_CORRECTIONS
+    require(known_rule, "correction.update_rule", hint, update_rule)
     known = list(registry.parameters(name))
-    if update is not None:
-        known += registry.own_parameters(UPDATE_CORRECTIONS[update].transformation)
+    if update_rule is not None:
+        known += registry.own_parameters(UPDATE_CORRECTIONS[update_rule].transformation)
     for parameter in PARAMETERS:
-        value, flag = correction[parameter], f"correction.{parameter}"
+        value, field = correction_config[parameter], f"correction.{parameter}"
         if value is None:
             continue
         if value < 0:
-            yield flag, "give a number >= 0"
-        elif value > 1 and parameter in _AT_MOST_ONE:
-            yield flag, "give a number <= 1"
-        elif parameter not in known and parameter.startswith("clip_") and registry.uses_surrogate_clip(name):
-            yield flag, f"set surrogate.{parameter}: correction.name={name} reads that"
-        elif parameter not in known:
+            raise FieldError(field, "give a number >= 0", value)
+        if value > 1 and parameter in _AT_MOST_ONE:
+            raise FieldError(field, "give a number <= 1", value)
+        if parameter in known:
+            continue
+        if parameter.startswith("clip_") and registry.uses_surrogate_clip(name):
+            hint = f"set surrogate.{parameter}: correction.name={name} reads that"
+        else:
+            chosen = " and ".join(filter(None, (name, update_rule)))
             reads = ", ".join(known) or "no parameter"
-            yield flag, f"leave it unset: the corrections {' and '.join(filter(None, (name, update)))} read {reads}"
+            hint = f"leave it unset: the corrections {chosen} read {reads}"
+        raise FieldError(field, hint, value)
     for field in ("length_normalization", "normalize_std"):
         required = getattr(registry.CORRECTIONS[name], field)
         if required is not None and surrogate[field] != required:
-            yield f"surrogate.{field}", f"correction.name={name} is defined with {required}: give that"
+            hint = f"correction.name={name} is defined with {required}: give that"
+            raise FieldError(f"surrogate.{field}", hint, surrogate[field])
     for field in ("clip_low", "clip_high"):
         if not registry.uses_surrogate_clip(name) and surrogate[field] != default_surrogate[field]:
-            mend = f"set correction.{field}" if field in known else "leave it at its default"
-            yield f"surrogate.{field}", f"correction.name={name} does not read it: {mend}"
+            hint = f"set correction.{field}" if field in known else "leave it at its default"
+            hint = f"correction.name={name} does not read it: {hint}"
+            raise FieldError(f"surrogate.{field}", hint, surrogate[field])

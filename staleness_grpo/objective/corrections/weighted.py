@@ -1,7 +1,10 @@
-"""Corrections that weight each token's score by an importance weight, exact, truncated or tapered.
+"""Corrections that weight each token's score by an importance weight: exact, truncated or tapered.
 
-Each returns the per-token objective, to be maximised. The proximal policy is that at the start of the update; with
-one optimizer step per rollout batch the weights w = pi_prox/pi_phi are rho = pi_theta/pi_phi, held constant.
+Each returns the per-token objective [..., R], to be maximized. The symbols are those of
+`objective.tokens`, and clip(x) stands for clip(x, 1 - clip_low, 1 + clip_high).
+
+The proximal policy is the policy at the start of the update. With one optimizer step per rollout
+batch the weights w = pi_prox / pi_phi are rho = pi_theta / pi_phi, held constant.
 """
 
 import jax
@@ -12,85 +15,149 @@ from staleness_grpo.types import Array
 
 
 def none(tokens: TokenBatch) -> Array:
-    """A log pi_theta: stale tokens as if they were fresh.
+    """Treats stale tokens as if they were fresh.
 
-    What recomputing the old log-probabilities with the current learner amounts to. Biased at first order in the
-    drift; the least variance of all, as every weight is 1.
+    Formula: A log pi_theta.
+    Source: the effect of recomputing the old log-probabilities with the current learner, as several
+    trainers do by default.
+    Verified: standard policy gradient.
+    Bias: first order in the drift.
+    Variance: the least of all, as every weight is 1.
     """
     return tokens.advantages * tokens.policy_logprobs
 
 
 def token_is(tokens: TokenBatch) -> Array:
-    """rho A, per token. Biased: the ratio of the prefix is left out. Its variance grows with one token's ratio."""
+    """Weights each token by its own ratio.
+
+    Formula: rho A.
+    Source: standard importance sampling, token by token.
+    Verified: standard.
+    Bias: the ratio of the prefix is left out.
+    Variance: grows with one token's ratio.
+    """
     return tokens.ratio() * tokens.advantages
 
 
 def sequence_is(tokens: TokenBatch) -> Array:
-    """(prod_t rho) A on each token's score: sg(prod_t rho) pi_theta / sg(pi_theta) A.
+    """Weights every token by the exact importance weight of its response.
 
-    The exact importance weight of the response. What bias is left comes from group statistics that depend on phi
-    (and, with length normalization 'tokens', from the divisor): none without std and with constant length
-    normalization. Its variance grows exponentially in the length. Products are clamped to exp(+-20).
+    Formula: sg(prod_t rho) pi_theta / sg(pi_theta) A. The product is clamped to exp(+-20).
+    Source: standard importance sampling of whole responses.
+    Verified: standard; its exact bias is tested in tests/bias/test_corrected.py.
+    Bias: none without std and with constant length normalization. Else it comes from group
+    statistics that depend on phi, and with length normalization 'tokens' from the divisor.
+    Variance: grows exponentially in the length.
     """
     weight = clamped_exp(tokens.response_sum(tokens.log_ratio()))
     return jax.lax.stop_gradient(weight) * tokens.score() * tokens.advantages
 
 
 def token_tis(tokens: TokenBatch, *, clip_low: float, clip_high: float, cap: float = 2.0) -> Array:
-    """min(w, cap) min(r A, clip(r) A), per token   (truncated importance sampling; verl's rollout correction, TRL).
+    """Weights GRPO's clipped objective of each token by a truncated importance weight.
 
-    Published caps: 1.5 to 5. Bias of `token_is` plus that of the truncation, which bounds the variance.
+    Formula: min(w, cap) min(r A, clip(r) A).
+    Source: truncated importance sampling, as in verl's rollout correction and TRL. Published caps
+    are 1.5 to 5.
+    Verified: the gradient equals that of verl's code in float64.
+    Bias: that of `token_is`, and that of the truncation.
+    Variance: the cap bounds the weight.
     """
     weight = jnp.minimum(clamped_exp(tokens.proximal_log_weight()), cap)
-    return weight * clipped_objective(tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high)
+    return weight * clipped_objective(
+        tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high
+    )
 
 
-def sequence_tis(tokens: TokenBatch, *, clip_low: float, clip_high: float, cap: float = 2.0) -> Array:
-    """min(prod_t w, cap) min(r A, clip(r) A)   (verl's rollout correction, TRL; published caps 2 to 10).
+def sequence_tis(
+    tokens: TokenBatch, *, clip_low: float, clip_high: float, cap: float = 2.0
+) -> Array:
+    """Weights GRPO's clipped objective by the truncated importance weight of the response.
 
-    Below the cap as unbiased as `sequence_is`; truncation only shortens responses that theta likes more than phi.
+    Formula: min(prod_t w, cap) min(r A, clip(r) A).
+    Source: truncated importance sampling, as in verl's rollout correction and TRL. Published caps
+    are 2 to 10.
+    Verified: the gradient equals that of verl's code in float64.
+    Bias: below the cap that of `sequence_is`. Truncation only shortens the weight of responses that
+    theta likes more than phi does.
+    Variance: the cap bounds the weight.
     """
     weight = jnp.minimum(clamped_exp(tokens.response_sum(tokens.proximal_log_weight())), cap)
-    return weight * clipped_objective(tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high)
+    return weight * clipped_objective(
+        tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high
+    )
 
 
-def geometric_tis(tokens: TokenBatch, *, clip_low: float, clip_high: float, cap: float = 2.0) -> Array:
-    """min(exp(mean_t log w), cap) min(r A, clip(r) A): AReaL's weight of a sequence, the geometric mean.
+def geometric_tis(
+    tokens: TokenBatch, *, clip_low: float, clip_high: float, cap: float = 2.0
+) -> Array:
+    """Weights GRPO's clipped objective by the truncated geometric mean of a response's weights.
 
-    No importance weight of the response, so biased; its variance does not grow with the length. AReaL's default
-    for the cap could not be verified.
+    Formula: min(exp(mean_t log w), cap) min(r A, clip(r) A).
+    Source: AReaL's weight of a sequence.
+    Verified: read in AReaL's code; not run against it. AReaL's default for the cap could not be
+    verified.
+    Bias: the geometric mean is no importance weight of the response.
+    Variance: does not grow with the length.
     """
     weight = jnp.minimum(clamped_exp(tokens.response_mean(tokens.proximal_log_weight())), cap)
-    return weight * clipped_objective(tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high)
+    return weight * clipped_objective(
+        tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high
+    )
 
 
 def aipo(tokens: TokenBatch, *, cap: float = 2.0) -> Array:
-    """sg(min(rho, cap)) A log pi_theta   (LlamaRL, arXiv 2505.24034, second-hand; published caps 2 to 10).
+    """Weights the score of each token by its truncated ratio, without a clip.
 
-    The gradient of `token_tis` with one optimizer step per batch, without a clip for the steps that follow.
+    Formula: sg(min(rho, cap)) A log pi_theta.
+    Source: AIPO of LlamaRL, arXiv 2505.24034. Published caps are 2 to 10.
+    Verified: second-hand.
+    Bias and variance: with one optimizer step per batch the gradient is that of `token_tis`. No
+    clip acts in the steps that follow.
     """
-    return jax.lax.stop_gradient(jnp.minimum(tokens.ratio(), cap)) * tokens.advantages * tokens.policy_logprobs
+    return (
+        jax.lax.stop_gradient(jnp.minimum(tokens.ratio(), cap))
+        * tokens.advantages
+        * tokens.policy_logprobs
+    )
 
 
 def _tapered(tokens: TokenBatch, log_ratio: Array) -> Array:
+    """Weights A log pi_theta by 1 where A >= 0, else by min(exp(log_ratio), 1)."""
     taper = jnp.where(tokens.advantages >= 0, 1.0, jnp.minimum(clamped_exp(log_ratio), 1.0))
     return jax.lax.stop_gradient(taper) * tokens.advantages * tokens.policy_logprobs
 
 
 def topr(tokens: TokenBatch) -> Array:
-    """sg(alpha) A log pi_theta; alpha = 1 if A >= 0, else min(prod_t rho, 1)   (TOPR, arXiv 2503.14286, second-hand).
+    """Imitates good responses without a weight and lets bad ones fade as the policy leaves them.
 
-    Good responses are imitated without a weight, bad ones fade as theta leaves them: bounded variance, and a bias
-    that favors imitation. The paper splits by the sign of its reward; here that is the advantage, which is centred.
+    Formula: sg(alpha) A log pi_theta; alpha = 1 if A >= 0, else min(prod_t rho, 1).
+    Source: TOPR, arXiv 2503.14286. The paper splits by the sign of its reward. Here that is the
+    advantage, which is centered.
+    Verified: second-hand.
+    Bias: favors imitation.
+    Variance: bounded, as no weight exceeds 1.
     """
     return _tapered(tokens, tokens.response_sum(tokens.log_ratio()))
 
 
 def topr_token(tokens: TokenBatch) -> Array:
-    """TOPR with alpha = min(rho, 1) token by token, the variant of the ROLL framework (which splits by the reward)."""
+    """Applies TOPR's taper token by token.
+
+    Formula: sg(alpha) A log pi_theta; alpha = 1 if A >= 0, else min(rho, 1).
+    Source: the variant of the ROLL framework, which splits by the reward.
+    Verified: second-hand.
+    Bias and variance: see `topr`. The ratio of the prefix is left out.
+    """
     return _tapered(tokens, tokens.log_ratio())
 
 
 def topr_geometric(tokens: TokenBatch) -> Array:
-    """TOPR with alpha = min(exp(mean_t log rho), 1), the length-normalised variant proposed for verl (#6986)."""
+    """Applies TOPR's taper with the geometric mean of a response's ratios.
+
+    Formula: sg(alpha) A log pi_theta; alpha = 1 if A >= 0, else min(exp(mean_t log rho), 1).
+    Source: the length-normalized variant proposed for verl (#6986).
+    Verified: second-hand.
+    Bias and variance: see `topr`. The geometric mean is no importance weight.
+    """
     return _tapered(tokens, tokens.response_mean(tokens.log_ratio()))

@@ -1,0 +1,79 @@
+"""The task on which programs are timed and measured: random tokens of a given shape."""
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from staleness_grpo.config import validation
+from staleness_grpo.errors import FieldError
+from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.runtime.hashing import uniform_integers
+from staleness_grpo.types import Prompts
+
+SIZES = ("vocab_size", "prompt_length", "max_response_length")  # the fields of `config.benchmark`
+
+
+@dataclasses.dataclass(eq=False)
+class RandomTokens:
+    """A Task whose prompts are random tokens, and whose rewards vary.
+
+    Prompts have unequal lengths. Without an end token all responses have full length, so that every
+    batch is the same work.
+    """
+
+    vocab_size: int
+    prompt_length: int
+    max_response_length: int
+    end_token: int | tuple[int, ...] | None = None
+    pad_token: int = 0
+    num_prompts: int = 1 << 20
+
+    def prompts(self, index_N: np.ndarray) -> Prompts:
+        """Returns prompts of 1 to P tokens, hashed from the index, left-padded."""
+        positions = np.arange(self.prompt_length)
+        length_N = 1 + uniform_integers(self.prompt_length, 0, index_N)
+        mask_NxP = positions >= self.prompt_length - length_N[:, None]
+        tokens_NxP = uniform_integers(self.vocab_size, 1, np.asarray(index_N)[:, None], positions)
+        return Prompts(
+            np.where(mask_NxP, tokens_NxP, 0).astype(np.int32),
+            mask_NxP,
+            np.asarray(index_N, np.int32),
+        )
+
+    def rewards(
+        self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray
+    ) -> np.ndarray:
+        """Returns the share of tokens below V / 2, [N, G], float32."""
+        return (tokens_NxGxR < self.vocab_size // 2).mean(axis=-1, dtype="float32")
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Returns the numbers of the tokens."""
+        return " ".join(map(str, tokens))
+
+
+def validate_for(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
+    """Validates a config whose task is `RandomTokens` of the sizes in `config.benchmark`.
+
+    Args:
+      config: a training's config with a section `benchmark`. Its section `task` is not looked at.
+      num_devices, platform: as for `validation.validate`.
+
+    Raises:
+      FieldError: naming the first field found wrong, with its value.
+    """
+    validation.validate_without_task(config, num_devices, platform)
+    for name in SIZES:
+        size = config.benchmark.get(name)
+        if not isinstance(size, int) or size < 1:
+            raise FieldError(f"benchmark.{name}", "give a whole number >= 1", size)
+    vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
+    if config.policy.checkpoint is not None:
+        # A token that the policy does not know would make every loss NaN.
+        known = make_policy(config.policy, vocab_size).config.vocab_size
+        if known != vocab_size:
+            hint = f"policy.checkpoint has {known} tokens: give {known}"
+            raise FieldError("benchmark.vocab_size", hint, vocab_size)
+    if vocab_size % chunks:
+        hint = f"give a divisor of benchmark.vocab_size={vocab_size}"
+        raise FieldError("policy.vocab_chunks", hint, chunks)

@@ -1,0 +1,127 @@
+"""Turns the cells of a sweep into summary.json: what each map says, and the maps side by side."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.sweep import laws
+from experiments.sweep.grid import MAIN
+from staleness_grpo.scaling import alarms, stability
+
+MIN_LAGS = 5  # different S >= 1, for a fit
+NEED_A_FIT = ("collapse_time", "eta_max", "cosine", "anatomy")  # figures
+
+
+def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict[str, Any]:
+    """Returns all of summary.json but the claims.
+
+    It is the summary of the main map. Those of the others are under `variants`, each beside the
+    same cells of the main one.
+
+    Args:
+      maps: the records of each map, by name.
+      config: the sweep's.
+    """
+    horizons = tuple(sorted(config.sweep.horizons))
+    summary = summarize_map(maps[MAIN], horizons)
+    summary["variants"] = {
+        name: summarize_map(records, horizons) | side_by_side(records, maps[MAIN])
+        for name, records in maps.items()
+        if name != MAIN
+    }
+    fitted = {name: is_fitted(summary["variants"].get(name, summary)) for name in maps}
+    summary["figures_left_out"] = [
+        f"{figure_prefix(name)}_{figure}: {reason}"
+        for name, records in maps.items()
+        for figure, reason in figures_left_out(records, fitted[name]).items()
+    ]
+    return summary
+
+
+def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, Any]:
+    """Returns what one map says; counts alone if its cells cannot carry a fit (`can_be_fitted`)."""
+    summary: dict[str, Any] = {
+        "num_cells": len(records),
+        "num_seeds": laws.num_seeds(records),
+        "num_collapsed": sum(record["collapse_step"] is not None for record in records),
+        "horizons": horizons,
+    }
+    all_cells = stability.at_horizons(records, horizons)
+    cells = all_cells[all_cells.max_lag >= 1]
+    last = cells[cells.horizon == max(horizons)]
+    if not can_be_fitted(last):
+        return summary
+    by_horizon = {
+        horizon: {
+            "eta_max": laws.eta_max(cells[cells.horizon == horizon]),
+            "eta_max_slope": laws.slopes(cells[cells.horizon == horizon]),
+        }
+        for horizon in horizons
+    }
+    summary |= {
+        **by_horizon[max(horizons)],
+        "by_horizon": {str(horizon): law for horizon, law in by_horizon.items()},
+        "collapse_time": laws.collapse_time(records),
+        "collapse_step_times_eta": laws.collapse_step_times_eta(records),
+        "rules": laws.rules(all_cells),
+        **laws.constants(records),
+        "cosine": alarms.cosine(records),
+        "alarms": {sign: alarms.alarm(records, sign) for sign in alarms.SIGNS},
+    }
+    return summary | {"predicted_eta_max": laws.predicted_eta_max(summary, cells)}
+
+
+def side_by_side(records: list[dict], main: list[dict]) -> dict[str, dict]:
+    """Returns how many cells collapse, and when, in a map and in the main one's same cells."""
+    cells = {(r["max_lag"], r["learning_rate"], r["seed"]) for r in records}
+    same = [r for r in main if (r["max_lag"], r["learning_rate"], r["seed"]) in cells]
+
+    def numbers(chosen: list[dict]) -> dict[str, Any]:
+        products = [r["collapse_step"] * r["learning_rate"] for r in laws.collapsed(chosen)]
+        return {
+            "n": len(chosen),
+            "collapsed": len(products),
+            "collapse_step_times_eta": np.mean(products) if products else None,
+        }
+
+    return {"variant": numbers(records), "main": numbers(same)}
+
+
+def can_be_fitted(cells: stability.Cells) -> bool:
+    """Says whether the cells can carry a fit.
+
+    Each half of the seeds needs stable and collapsing cells, at MIN_LAGS lags or more on both sides
+    of `laws.LONG_LAG`.
+    """
+    half = laws.seed_halves(cells)
+    shares = [cells.collapsed[half == i].mean() for i in (0, 1) if (half == i).any()]
+    lags = np.unique(cells.max_lag)
+    mixed = len(shares) == 2 and all(0 < share < 1 for share in shares)
+    return bool(mixed and len(lags) >= MIN_LAGS and lags[1] <= laws.LONG_LAG < lags[-1])
+
+
+def is_fitted(summary: dict[str, Any]) -> bool:
+    """Says whether the summary of a map has the fits, and not counts alone."""
+    return "rules" in summary
+
+
+def figure_prefix(name: str) -> str:
+    """Returns what the file names of a map's figures begin with."""
+    return "scaling" if name == MAIN else f"scaling_{name}"
+
+
+def figures_left_out(records: list[dict], fitted: bool) -> dict[str, str]:
+    """Returns the figures that cannot be drawn of a map, each with the reason as a sentence."""
+    reasons = {}
+    if len({record["learning_rate"] for record in records}) < 2:
+        reasons["reward"] = "It compares two learning rates, and the map has one."
+    if not fitted:
+        needs = (
+            f"No boundary can be fitted. Each half of the seeds needs stable and collapsing cells, "
+            f"at {MIN_LAGS} lags or more on both sides of S = {laws.LONG_LAG}."
+        )
+        reasons |= dict.fromkeys(NEED_A_FIT, needs)
+    elif not any(record["stayed_down"] for record in records):
+        reasons["anatomy"] = "No run stayed down after its collapse."
+    return reasons

@@ -1,0 +1,222 @@
+"""The claims of a sweep: what the paper says of the map, and what is measured.
+
+What counts as holding is written here, beside the claim. Where the paper gives no bound, the bound
+is this project's, and the note says so.
+"""
+
+from typing import Any
+
+from experiments.common.claims import Claim
+from experiments.sweep.analysis import is_fitted
+from experiments.sweep.laws import LONG_LAG, best_rule
+from staleness_grpo.scaling.alarms import EARLY_STEPS, MIN_LAG_WITH_BOTH_OUTCOMES
+
+COMMAND = "python -m experiments.sweep --workdir=DIR"
+MAX_VARIATION = 0.25  # coefficient of variation of runs that collapse at the same T eta
+MIN_ROC_AREA = 0.8
+MIN_FORETOLD = 0.8  # share of the collapses
+OWN_BOUND = "The bound is this project's."
+
+
+def claims(summary: dict[str, Any]) -> list[Claim]:
+    """Returns the claims of the main map and of every other map that was fitted.
+
+    There are none if the main map was not fitted.
+    """
+    if not is_fitted(summary):
+        return []
+    found = map_claims(summary) + sign_claims(summary)
+    for name, variant in summary["variants"].items():
+        if variant["main"]["n"]:  # SGD has learning rates of its own
+            found.append(_same_cells(name, variant))
+        if is_fitted(variant):
+            found += map_claims(variant, name)
+    return found
+
+
+def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
+    """Returns the claims on the boundary, the collapse time and the rule of one map.
+
+    Args:
+      summary: the map's.
+      variant: the map's name, which is put in front; empty for the main map.
+    """
+    prefix, title = (f"{variant}_", f"{variant}: ") if variant else ("", "")
+
+    def claim(
+        name: str, sentence: str, measured: Any, interval: Any, n: int, **fields: Any
+    ) -> Claim:
+        return Claim(
+            name=prefix + name,
+            claim=title + sentence,
+            measured=measured,
+            interval=interval,
+            n=n,
+            unit="seeds",
+            command=COMMAND,
+            **fields,
+        )
+
+    steps = f"T = {max(summary['horizons'])} learner steps"
+    falling, flat = (summary["eta_max_slope"][name] for name in ("falling", "flat"))
+    product, time = summary["collapse_step_times_eta"], summary["collapse_time"]
+    best = best_rule(summary["rules"])
+    rule = summary["rules"][best]
+    distance = summary["rules"]["min"]["held_out_log_likelihood"] - rule["held_out_log_likelihood"]
+    times = f"{time['n']} cells, of which {time['n_censored']} did not collapse and are censored."
+    return [
+        claim(
+            "eta_max_slope_falling",
+            f"log eta_max falls with slope -1 in log S for S <= {LONG_LAG} ({steps}).",
+            falling["slope"],
+            falling["interval"],
+            falling["num_seeds"],
+            holds=_contains(falling["interval"], -1),
+            paper="S eta_max is constant where the stale-rollout constraint is active (1.6e-6).",
+            note=f"{falling['n']} cells.",
+        ),
+        claim(
+            "eta_max_slope_flat",
+            f"log eta_max has slope 0 in log S for S >= {LONG_LAG} ({steps}).",
+            flat["slope"],
+            flat["interval"],
+            flat["num_seeds"],
+            holds=_contains(flat["interval"], 0),
+            paper="eta_max appears weakly dependent on S in the horizon-limited regime.",
+            note=f"{flat['n']} cells.",
+        ),
+        claim(
+            "collapse_step_times_eta",
+            f"collapse_step * eta is the same for all S >= {LONG_LAG}: the coefficient of "
+            f"variation of runs is at most {MAX_VARIATION}.",
+            product["cv_of_runs"],
+            product["cv_interval"],
+            product["num_seeds"],
+            holds=bool(product["cv_of_runs"] <= MAX_VARIATION),
+            paper="t_collapse eta is about 3.2e-5 for S in {8, 16, 32}.",
+            note=f"{product['n']} cells that collapsed. {OWN_BOUND}",
+        ),
+        claim(
+            "collapse_time_eta_exponent",
+            f"The collapse time is proportional to eta^-1 for S >= {LONG_LAG}.",
+            time["eta_exponent"],
+            time["eta_exponent_interval"],
+            time["num_seeds"],
+            holds=_contains(time["eta_exponent_interval"], -1),
+            paper="Collapse is governed primarily by cumulative drift T eta.",
+            note=times,
+        ),
+        claim(
+            "collapse_time_lag_exponent",
+            f"The collapse time does not depend on S for S >= {LONG_LAG}: its exponent is 0.",
+            time["s_exponent"],
+            time["s_exponent_interval"],
+            time["num_seeds"],
+            holds=_contains(time["s_exponent_interval"], 0),
+            paper="t_collapse eta is independent of S in {8, 16, 32}.",
+            note=times,
+        ),
+        claim(
+            "smaller_bound",
+            "The smaller of the two bounds describes the boundary best.",
+            distance,
+            None,
+            summary["num_seeds"],
+            holds=best == "min",
+            paper="eta << min{R_batch / (S G_upd), R_crit / (T G_upd)}",
+            note=f"The best rule is {best}. Measured is the held-out log-likelihood of the smaller "
+            f"bound minus that of the best, over {rule['n']} pairs of cell and horizon.",
+        ),
+        claim(
+            "boundary_accuracy",
+            f"The fitted boundary ({best}) classifies seeds that it was not fitted to with this "
+            f"balanced accuracy ({steps}).",
+            rule["held_out_balanced_accuracy"],
+            None,
+            summary["num_seeds"],
+            holds=None,
+            note=f"{summary['num_cells']} cells. Without S = 0 it is "
+            f"{rule['held_out_balanced_accuracy_stale']:.3f}.",
+        ),
+    ]
+
+
+def sign_claims(summary: dict[str, Any]) -> list[Claim]:
+    """Returns the claims on what foretells a collapse on the main map."""
+    areas, num_cells = summary["cosine"]["roc_area"], summary["cosine"]["n"]
+    lags = f"S >= {MIN_LAG_WITH_BOTH_OUTCOMES}"
+    shared: dict[str, Any] = dict(
+        interval=None, n=summary["num_seeds"], unit="seeds", command=COMMAND
+    )
+    found = [
+        Claim(
+            name="cosine_early",
+            claim=f"The cosine of the first {EARLY_STEPS} steps' gradients tells collapsing from "
+            f"stable runs: its ROC area is at least {MIN_ROC_AREA} ({lags}).",
+            measured=areas["early"],
+            holds=bool(areas["early"] >= MIN_ROC_AREA),
+            paper="The cosine is over 0.5 before a collapse, and near 0 when stable.",
+            note=f"{num_cells} cells. {OWN_BOUND}",
+            **shared,
+        ),
+        Claim(
+            name="cosine_early_over_ceiling",
+            claim=f"The cosine of the first {EARLY_STEPS} steps' gradients over the ceiling that "
+            f"batch noise sets has this ROC area for collapsing against stable runs ({lags}).",
+            measured=areas["relative_early"],
+            holds=None,
+            note=f"{num_cells} cells.",
+            **shared,
+        ),
+    ]
+    for sign, alarm in summary["alarms"].items():
+        lead = "none"
+        if alarm["median_lead"] is not None:
+            lead = f"{alarm['median_lead']:g} learner steps"
+        note = (
+            f"{alarm['n']} collapses, {lags}; median lead: {lead}; "
+            f"false alarms in {alarm['false_alarms']:.0%} of the stable runs."
+        )
+        in_paper = sign == "gradient_cosine"
+        found.append(
+            Claim(
+                name=f"alarm_{sign}",
+                claim=f"An alarm on {sign} foretells at least {MIN_FORETOLD:.0%} of the collapses."
+                if in_paper
+                else f"An alarm on {sign} foretells this share of the collapses.",
+                measured=alarm["found"],
+                holds=bool(alarm["found"] >= MIN_FORETOLD) if in_paper else None,
+                paper="A persistently positive cosine precedes a collapse." if in_paper else "",
+                note=f"{note} {OWN_BOUND}" if in_paper else note,
+                **shared,
+            )
+        )
+    return found
+
+
+def _same_cells(name: str, variant: dict[str, Any]) -> Claim:
+    """Returns the finding that sets a variant beside the main map's same cells."""
+    pair = [variant[kind] for kind in ("main", "variant")]
+    means = [
+        "none"
+        if kind["collapse_step_times_eta"] is None
+        else f"{kind['collapse_step_times_eta']:.3g}"
+        for kind in pair
+    ]
+    return Claim(
+        name=f"{name}_collapses",
+        claim=f"Of the same cells, this many collapse on the main map and on {name}.",
+        measured=[kind["collapsed"] for kind in pair],
+        interval=None,
+        n=variant["num_seeds"],
+        unit="seeds",
+        holds=None,
+        note=f"{pair[0]['n']} and {pair[1]['n']} cells; "
+        f"mean collapse_step * eta: {means[0]} and {means[1]}.",
+        command=COMMAND,
+    )
+
+
+def _contains(interval: Any, value: float) -> bool:
+    low, high = interval
+    return bool(low <= value <= high)

@@ -1,0 +1,1 @@
+"""The default configuration, and its validation across sections."""

@@ -1,0 +1,79 @@
+"""Describes the architecture of the decoder; the config refuses its own fields."""
+
+import dataclasses
+
+from staleness_grpo.errors import require, require_at_least, require_choice, require_positive
+
+# What the backward pass computes again, and so does not keep in memory.
+#   none: nothing.
+#   attention: the attention weights. They cost little to compute, and without a fused kernel they
+#     take the most memory.
+#   blocks: everything in a block except its input.
+REMAT = ("none", "attention", "blocks")
+
+# What computes causal attention.
+#   xla: plain products and a softmax.
+#   splash: Splash attention, a kernel for TPUs that keeps no attention weights in memory.
+ATTENTION = ("xla", "splash")
+SPLASH_DTYPES = ("float32", "bfloat16")  # the types that the TPU kernel computes in
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Keeps the constants of the 'llama3' rule, which stretches the rotary frequencies.
+
+    The rule is that of the Llama 3.1 model card and reference code.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Describes an architecture. It is hashable, so that it can be static under jit.
+
+    Raises:
+      FieldError: a field, or two fields together, that the decoder cannot have.
+    """
+
+    vocab_size: int  # V
+    num_layers: int
+    d_model: int  # E
+    num_heads: int  # K * Q query heads
+    num_kv_heads: int  # K
+    head_dim: int  # H
+    d_ff: int  # features of the feed-forward layer
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    dtype: str = "float32"  # of activations; scores, norms and logits are float32 or better
+    param_dtype: str = "float32"
+    attention: str = "xla"  # one of ATTENTION; while sampling, tokens attend by XLA in either case
+    remat: str = "none"  # one of REMAT
+    vocab_chunks: int = 1  # F; a log-probability looks at the logits of one chunk after another
+
+    def __post_init__(self) -> None:
+        fields = vars(self)
+        sizes = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_ff", "vocab_chunks")
+        require_at_least(fields, dict.fromkeys(sizes, 1) | {"head_dim": 2})
+        require_positive(fields, ("rope_theta", "norm_epsilon"))
+        require_choice(fields, "attention", ATTENTION)
+        require_choice(fields, "remat", REMAT)
+        hint = "rotary positions turn pairs of features: give an even number"
+        require(self.head_dim % 2 == 0, "head_dim", hint, self.head_dim)
+        hint = f"give a multiple of num_kv_heads={self.num_kv_heads}"
+        require(self.num_heads % self.num_kv_heads == 0, "num_heads", hint, self.num_heads)
+        hint = f"give a divisor of the vocabulary {self.vocab_size}"
+        require(self.vocab_size % self.vocab_chunks == 0, "vocab_chunks", hint, self.vocab_chunks)
+        hint = (
+            f"attention=splash computes in {' or '.join(SPLASH_DTYPES)}: choose one, or "
+            "attention=xla"
+        )
+        supported = self.attention != "splash" or self.dtype in SPLASH_DTYPES
+        require(supported, "dtype", hint, self.dtype)

@@ -1,0 +1,9 @@
+"""Loads and saves policies as model folders of the Hugging Face layout.
+
+The contract is `load(folder, dtype=...) -> (policy, params)` and `save(folder, policy, params)`.
+"""
+
+from staleness_grpo.policy.huggingface.config import ModelFolderError, read_config
+from staleness_grpo.policy.huggingface.folder import check_tensors, load, load_params, save
+
+__all__ = ["ModelFolderError", "check_tensors", "load", "load_params", "read_config", "save"]

@@ -1,0 +1,206 @@
+"""Loads and saves policies as model folders: config.json and *.safetensors.
+
+Needs the package `safetensors` (the `hf` extra).
+
+Tensors are read one by one, each into its sharding. Of each tensor a host reads the parts that its
+devices hold. So it holds one tensor at a time, besides the parameters.
+"""
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from staleness_grpo.policy.architecture import TransformerConfig
+from staleness_grpo.policy.huggingface import layout, weights
+from staleness_grpo.policy.huggingface.config import (
+    ModelFolderError,
+    read_config,
+    read_json,
+    write_config,
+)
+from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.runtime import mesh as mesh_lib
+from staleness_grpo.types import PyTree
+
+# Files that are copied from the folder that a policy came from: its tokenizer and its settings.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+MAX_LISTED = 8  # names of tensors in one error message
+
+
+def load(
+    folder: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    mesh: Mesh | None = None,
+) -> tuple[Policy, PyTree]:
+    """Returns the policy in a model folder, and its parameters.
+
+    Args:
+      folder: has config.json, and model.safetensors or the index of several files.
+      dtype: of activations; with any of them, log-probabilities are float32 or better.
+      param_dtype: of the parameters, whatever type the file has.
+      mesh: over which the parameters are sharded; by default the first device.
+
+    Raises:
+      ModelFolderError: an architecture that is not supported, or tensors that are missing, extra,
+        misshapen, not floating or not finite, by name.
+    """
+    policy = Policy(read_config(folder, dtype=dtype, param_dtype=param_dtype))
+    return policy, load_params(folder, policy, mesh_lib.make_mesh() if mesh is None else mesh)
+
+
+def load_params(folder: str | pathlib.Path, policy: Policy, mesh: Mesh) -> PyTree:
+    """Reads the parameters of `policy` in `param_dtype`, sharded over `mesh`.
+
+    Raises:
+      ModelFolderError: as `check_tensors`, and for tensors that are not finite in `param_dtype`.
+    """
+    files = check_tensors(folder, policy.config)
+    abstract = layout.abstract_params(policy)
+    shardings = mesh_lib.parameter_shardings(abstract, mesh)
+    finite = dict.fromkeys(files, True)
+
+    def read(path, leaf, sharding):
+        name, shape = layout.stored_name(path), sharding.shard_shape(leaf.shape)
+
+        @functools.cache  # several devices may hold the same part
+        def read_part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+            index = tuple(slice(*bound) for bound in bounds)
+            tensor = weights.read_tensor(files[name], name, index)
+            with np.errstate(over="ignore"):  # refused below
+                host = layout.from_stored(path, tensor, shape).astype(leaf.dtype)
+            finite[name] &= bool(np.isfinite(host).all())
+            return host
+
+        return jax.make_array_from_callback(
+            leaf.shape,
+            sharding,
+            lambda index: read_part(layout.stored_bounds(path, leaf.shape, index or ())),
+        )
+
+    params = jax.tree_util.tree_map_with_path(read, abstract, shardings)
+    # Each process has seen its own parts. They agree on the result, so that all of them end.
+    counts = mesh_lib.sum_over_processes(~np.array([*finite.values()]))
+    if names := [name for name, count in zip(finite, counts, strict=True) if count]:
+        problem = f"{len(names)} tensors are not finite in {policy.config.param_dtype}"
+        listed = ", ".join(names[:MAX_LISTED])
+        raise ModelFolderError(f"{folder}: {problem}: {listed}: give another checkpoint")
+    return params
+
+
+def save(
+    folder: str | pathlib.Path,
+    policy: Policy,
+    params: PyTree,
+    source: str | pathlib.Path | None = None,
+    *,
+    end_token: int | tuple[int, ...] | None = None,
+    pad_token: int | None = None,
+) -> None:
+    """Writes a folder that `load` and the library `transformers` read as the same policy.
+
+    The weights are in `param_dtype`. The folder is made if needed. Weights that it holds already
+    are replaced, in however many files they are. With several processes, all of them call this, and
+    the first one writes.
+
+    Args:
+      folder: the folder to write.
+      policy: the policy that the parameters belong to.
+      params: the parameters, sharded or not.
+      source: the model folder that the policy was loaded from, if any. Its tokenizer, its
+        generation settings and the rest of its config.json are copied.
+      end_token: what ends a response of a policy without `source`; None: nothing does.
+      pad_token: what fills the positions after the end, of a policy without `source`.
+
+    Raises:
+      ModelFolderError: the source cannot be read, which is found before anything is written; or no
+        known architecture has the policy's shape.
+      OSError: for example for a full disk.
+    """
+    first = jax.process_index() == 0
+    folder = pathlib.Path(folder)
+    # Explicit nulls, because transformers puts its own numbers where these fields are absent.
+    base = dict(bos_token_id=None, eos_token_id=end_token, pad_token_id=pad_token)
+    config = write_config(
+        policy.config, base if source is None else read_json(pathlib.Path(source) / "config.json")
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if first and source is not None and not folder.samefile(source):
+        for pattern in COMPANIONS:
+            for path in pathlib.Path(source).glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shards = list(weights.split_by_size(leaves, weights.SHARD_BYTES))
+    files = weights.file_names(len(shards))
+    weight_map: dict[str, str] = {}
+    for file, shard in zip(files, shards, strict=True):
+        tensors = {
+            layout.stored_name(path): layout.to_stored(path, mesh_lib.get_whole(leaf))
+            for path, leaf in shard
+        }
+        if first:
+            weights.write_tensors(tensors, folder / file)
+        weight_map |= dict.fromkeys(tensors, file)
+    if not first:
+        return
+    weights.remove_other_weights(folder, files)
+    if len(shards) > 1:
+        weights.write_index(folder, weight_map, sum(leaf.nbytes for _, leaf in leaves))
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict[str, pathlib.Path]:
+    """Returns the file of each tensor, after comparing names and shapes with the architecture.
+
+    Only headers are read. With tied embeddings a file may hold the head as well, if it equals the
+    embedding. Then both are read and compared.
+
+    Raises:
+      ModelFolderError: names what is missing, extra, misshapen or not floating, or the file that
+        cannot be read.
+    """
+    stored = weights.stored_tensors(pathlib.Path(folder))
+    abstract = layout.abstract_params(Policy(config))
+    expected = {
+        layout.stored_name(path): layout.stored_shape(path, leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+    }
+    embedding, head = layout.NAMES["embedding"], layout.NAMES["head"]
+    copied_head = config.tie_embeddings and {embedding, head} <= set(stored)
+    if copied_head and not np.array_equal(
+        weights.read_tensor(stored[embedding][0], embedding),
+        weights.read_tensor(stored[head][0], head),
+    ):
+        raise ModelFolderError(
+            f"{folder}: {head} differs from {embedding}: set tie_word_embeddings to false"
+        )
+    extra = set(stored) - set(expected) - ({head} if copied_head else set())
+    hint = "put the config.json and all weights of one checkpoint there"
+    for problem, names in (
+        ("missing", set(expected) - set(stored)),
+        ("not of this architecture", extra),
+    ):
+        if names:
+            listed = ", ".join(sorted(names)[:MAX_LISTED])
+            raise ModelFolderError(
+                f"{folder}: {len(names)} tensors are {problem}: {listed}: {hint}"
+            )
+    for name, shape in expected.items():
+        if (stored_shape := stored[name][1]) != shape:
+            problem = f"{name} has shape {stored_shape}, config.json makes it {shape}"
+            raise ModelFolderError(f"{folder}: {problem}: {hint}")
+    return {name: stored[name][0] for name in expected}

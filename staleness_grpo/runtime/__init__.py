@@ -1,0 +1,1 @@
+"""Runs on devices, processes and disks: meshes, records, and everything that knows the machine."""

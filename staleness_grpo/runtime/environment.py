@@ -1,0 +1,32 @@
+"""Describes what a result depends on besides its config."""
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+
+def describe_environment() -> dict[str, Any]:
+    """Returns versions, commit, platform and devices, for environment.json.
+
+    `commit` is None outside a git checkout. The devices are those of all processes.
+    """
+    import jax
+
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "staleness_grpo")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "commit": git.stdout.strip() or None,
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }

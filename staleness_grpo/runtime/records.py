@@ -1,0 +1,134 @@
+"""Records on disk: JSON and JSON lines, with one reader, one appender and one atomic replace."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """Converts a value to JSON's types.
+
+    NumPy and JAX scalars and arrays become numbers and lists, and numbers that are not finite null.
+    """
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a file to write, which takes the place of `path` when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part. Several jobs may share the folder.
+    """
+    writer = f"{platform.node()}-{os.getpid()}"
+    temporary = path.with_name(f"{path.stem}.{writer}.partial{path.suffix}")
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain(value), indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text())
+
+
+def json_line(record: dict) -> bytes:
+    """Returns a record as one line of JSON."""
+    return (json.dumps(plain(record)) + "\n").encode()
+
+
+def write_jsonl(path: pathlib.Path, records: Iterable[dict]) -> None:
+    """Writes a whole JSON-lines file, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"".join(map(json_line, records)))
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict]:
+    """Reads the records of a JSON-lines file. A last line that a kill cut short is left out."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n") and not _is_json(lines[-1]):
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+class Appender:
+    """Appends records to a JSON-lines file, each on disk before the next is taken.
+
+    Opening drops a last line that a kill cut short.
+
+    Args:
+      path: the file; it is made if it is not there.
+      num_kept: whole records of the file to keep, by default all. Those after them are put aside
+        under a new name: records are never written over.
+      durable: whether each record is on the disk itself when `append` returns, so that it survives
+        a machine that loses power.
+    """
+
+    def __init__(self, path: pathlib.Path, num_kept: int | None = None, durable: bool = False):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith(b"\n") and num_kept is None:
+            lines = lines[:-1]
+            os.truncate(path, sum(map(len, lines)))
+        if num_kept is not None and len(lines) > num_kept:
+            _unused_name(path).write_bytes(b"".join(lines[num_kept:]))
+            os.truncate(path, sum(map(len, lines[:num_kept])))
+        self._durable = durable
+        self._file = path.open("ab", buffering=0)
+
+    def __enter__(self) -> "Appender":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def append(self, record: dict) -> None:
+        """Adds one record. Raises OSError (a full disk) with the records before it intact."""
+        line = json_line(record)
+        start, written = self._file.tell(), 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            # A part of a record would leave the whole file unreadable.
+            self._file.truncate(start)
+            raise
+        if self._durable:
+            os.fsync(self._file.fileno())
+
+
+def _unused_name(path: pathlib.Path) -> pathlib.Path:
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.interrupted-{number}{path.suffix}")).exists():
+        number += 1
+    return aside

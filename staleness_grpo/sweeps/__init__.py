@@ -1,0 +1,1 @@
+"""Runs whole trainings as compiled programs, spread over worker processes."""

@@ -1,0 +1,249 @@
+"""Runs a whole asynchronous training as one compiled program: S, eta and seed are data, not code.
+
+The loop samples a rollout S updates before it learns from it. This program samples it when it
+learns, from a ring of parameter snapshots on the device. The rollouts are the same, because the
+noise belongs to (seed, step, slot). A snapshot of a 26k-parameter policy is smaller than the other
+state of the program.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from ml_collections import ConfigDict
+
+from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.tasks import make_task
+from staleness_grpo.tasks.base import ArrayTask
+from staleness_grpo.training import learner
+from staleness_grpo.training.programs import make_programs
+from staleness_grpo.training.rollouts import EVALUATION, TRAINING, draw_prompts, purpose_key
+from staleness_grpo.training.run import lag_schedule
+from staleness_grpo.training.warm_start import warm_start
+from staleness_grpo.types import Array, Prompts, PyTree, Rollout
+
+FREEZE_FRACTION = 0.25  # of the peak pass rate; the collapse detector looks at half
+# Evaluations between two ceilings of the gradient cosine: each costs as much as a learner step.
+CEILING_EVERY = 5
+SCHEDULES = ("constant", "cyclic")  # one lag for all slots of a step, as a ring of snapshots needs
+
+# Metrics of an update that a record keeps. The quantiles of the ratio are not among them, because
+# they would sort all ratios at every step.
+UPDATE_METRICS = (
+    "reward",
+    "entropy",
+    "clip_fraction",
+    "approx_kl",
+    "ess",
+    "log_ratio_second_moment",
+    "grad_norm",
+    "update_norm",
+    "param_norm",
+    "gradient_cosine",
+)
+DRIFT_METRICS = ("drift_from_behavior", "drift_from_start")
+EVALUATION_METRICS = ("eval_reward", "gradient_cosine_ceiling")  # one entry for each evaluation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CellInputs:
+    """Holds all that tells one cell from another.
+
+    Cells that are vectorized together are stacked along a leading axis.
+    """
+
+    params: PyTree  # the warm-started policy
+    key: Array  # of the run's seed
+    learning_rate: Array  # float32 scalar, eta
+    lag_I: Array  # int32, the lag of every learner step
+    tokens_IxNxP: Array  # int32, the prompts of every learner step
+    mask_IxNxP: Array  # bool, False on the padding
+    answer_key_IxN: Array  # the prompts' answer keys, with the key's own axes last
+    eval_tokens_BxP: Array  # int32, the prompts of every evaluation
+    eval_mask_BxP: Array  # bool
+    eval_answer_key_B: Array
+
+
+def cell_inputs(config: ConfigDict) -> CellInputs:
+    """Returns the inputs of the training that `build_run(config)` would start, on the host.
+
+    Raises:
+      ValueError: for a schedule whose slots have different lags.
+    """
+    if config.lag.schedule not in SCHEDULES:
+        raise ValueError(f"lag.schedule must be one of {SCHEDULES}, got {config.lag.schedule!r}")
+    task = cast(ArrayTask, make_task(config.task))
+    policy = make_policy(config.policy, task.vocab_size)
+    steps, slots = np.arange(config.steps), np.arange(config.num_prompts)
+    shape = (config.steps, config.num_prompts)
+    pairs = np.repeat(steps, len(slots)), np.tile(slots, len(steps))
+    prompts = draw_prompts(task, config.seed, TRAINING, *pairs)
+    eval_slots = np.arange(config.num_prompts * config.group_size)
+    eval_steps = np.zeros_like(eval_slots)  # every evaluation asks the same prompts
+    eval_prompts = draw_prompts(task, config.seed, EVALUATION, eval_steps, eval_slots)
+    key = jax.random.key(config.seed)
+    if config.warm_start.steps:
+        params = warm_start(policy, task, config)
+    else:
+        params = jax.device_get(jax.jit(policy.init)(key))
+
+    def by_step(array):
+        return array.reshape(*shape, *array.shape[1:])
+
+    return CellInputs(
+        params=params,
+        key=key,
+        learning_rate=np.asarray(config.optimizer.learning_rate, np.float32),
+        lag_I=lag_schedule(config).lags(steps)[:, 0].astype(np.int32),
+        tokens_IxNxP=by_step(prompts.tokens_NxP),
+        mask_IxNxP=by_step(prompts.mask_NxP),
+        answer_key_IxN=by_step(task.answer_key(np.asarray(prompts.index_N))),
+        eval_tokens_BxP=eval_prompts.tokens_NxP,
+        eval_mask_BxP=eval_prompts.mask_NxP,
+        eval_answer_key_B=task.answer_key(np.asarray(eval_prompts.index_N)),
+    )
+
+
+def make_cell_program(
+    config: ConfigDict, max_lag: int, freeze_after: int
+) -> Callable[[CellInputs], dict[str, jax.Array]]:
+    """Returns a whole training as a pure function of CellInputs.
+
+    The function returns traces and `steps_run`. UPDATE_METRICS and DRIFT_METRICS have one entry for
+    each learner step, [I]; EVALUATION_METRICS have one for each evaluation, [X]. The ceiling of the
+    gradient cosine is NaN but for every CEILING_EVERY-th evaluation.
+
+    A cell is frozen when a parameter is not finite, or when it has collapsed with no end in sight.
+    The second is so when the last evaluation with at least FREEZE_FRACTION of the peak pass rate is
+    more than `freeze_after` learner steps ago. The rest of a frozen cell's traces is NaN.
+
+    Args:
+      config: the config of any cell; its seed, learning rate and lag are not read. `eval_every`
+        must divide `steps`.
+      max_lag: the largest lag of all cells.
+      freeze_after: learner steps.
+    """
+    task = cast(ArrayTask, make_task(config.task))
+    programs = make_programs(config, task)
+    cosine_ceiling = programs.cosine_ceiling
+    every, group_size = config.eval_every, config.group_size
+    num_blocks = config.steps // every
+
+    def draw(params, tokens, mask, key, purpose, step, group_size):
+        """Samples with the noise of `Generator.sample`; returns prompts and responses."""
+        slots = jnp.arange(len(tokens), dtype=jnp.int32)
+        # A prompt's index is its identity through the host's buffer; nothing reads it here.
+        prompts = Prompts(tokens_NxP=tokens, mask_NxP=mask, index_N=slots)
+        steps = jnp.full_like(slots, step)
+        key = purpose_key(key, purpose)
+        return prompts, programs.sample(params, prompts, key, steps, slots, group_size)
+
+    def program(inputs: CellInputs) -> dict[str, jax.Array]:
+        optimizer = programs.make_optimizer(inputs.learning_rate)
+        update = learner.update_step(programs.loss, optimizer)
+        start_D, unravel = ravel_pytree(inputs.params)
+
+        def stale_rollout(theta_D, ring_OxD, step):
+            """Puts theta into the ring; returns this step's rollout, its phi, and the ring.
+
+            The rows of the ring, O = max_lag + 1, are the parameters of the latest versions.
+            """
+            ring_OxD = ring_OxD.at[step % (max_lag + 1)].set(theta_D)
+            version = step - inputs.lag_I[step]
+            phi_D = ring_OxD[version % (max_lag + 1)]
+            prompts, responses = draw(
+                unravel(phi_D),
+                inputs.tokens_IxNxP[step],
+                inputs.mask_IxNxP[step],
+                inputs.key,
+                TRAINING,
+                step,
+                group_size,
+            )
+            rewards = task.judge(
+                inputs.answer_key_IxN[step], responses.tokens_NxGxR, responses.mask_NxGxR
+            )
+            rollout = Rollout(
+                prompts, responses, rewards.astype(jnp.float32), jnp.full(len(rewards), version)
+            )
+            return rollout, phi_D, ring_OxD
+
+        def learner_step(carry, step):
+            state, ring_OxD = carry
+            theta_D = ravel_pytree(state.params)[0]
+            rollout, phi_D, ring_OxD = stale_rollout(theta_D, ring_OxD, step)
+            state, metrics = update(state, rollout)
+            record = {name: metrics[name] for name in UPDATE_METRICS}
+            record["drift_from_behavior"] = jnp.linalg.norm(theta_D - phi_D)
+            record["drift_from_start"] = jnp.linalg.norm(theta_D - start_D)
+            return (state, ring_OxD), record
+
+        def evaluate(params, step):
+            _, responses = draw(
+                params,
+                inputs.eval_tokens_BxP,
+                inputs.eval_mask_BxP,
+                inputs.key,
+                EVALUATION,
+                step,
+                1,
+            )
+            rewards = task.judge(
+                inputs.eval_answer_key_B, responses.tokens_NxGxR, responses.mask_NxGxR
+            )
+            return jnp.mean(rewards.astype(jnp.float32))
+
+        def measured_ceiling(ceiling_of, carry, step):
+            state, ring_OxD = carry
+            rollout, _, _ = stale_rollout(ravel_pytree(state.params)[0], ring_OxD, step)
+            return ceiling_of(state.params, rollout).astype(jnp.float32)
+
+        def block(loop):
+            """Evaluates, then takes the learner steps up to the next evaluation."""
+            number, peak, last_high, carry, traces = loop
+            first = number * every
+            ceiling = jnp.float32(jnp.nan)
+            if cosine_ceiling is not None:
+                due = number % CEILING_EVERY == 0
+                ceiling = jax.lax.cond(
+                    due, lambda: measured_ceiling(cosine_ceiling, carry, first), lambda: ceiling
+                )
+            reward = evaluate(carry[0].params, first)
+            peak = jnp.maximum(peak, reward)
+            last_high = jnp.where(reward < FREEZE_FRACTION * peak, last_high, number)
+            carry, records = jax.lax.scan(
+                learner_step, carry, first + jnp.arange(every, dtype=jnp.int32)
+            )
+            records |= {"eval_reward": reward[None], "gradient_cosine_ceiling": ceiling[None]}
+            traces = {
+                name: jax.lax.dynamic_update_slice_in_dim(
+                    traces[name], records[name], number * len(records[name]), 0
+                )
+                for name in traces
+            }
+            return number + 1, peak, last_high, carry, traces
+
+        def is_unfinished(loop):
+            number, _, last_high, (state, _), _ = loop
+            finite = jnp.isfinite(ravel_pytree(state.params)[0]).all()
+            return (number < num_blocks) & finite & ((number - last_high) * every <= freeze_after)
+
+        names = (*UPDATE_METRICS, *DRIFT_METRICS)
+        traces = {name: jnp.full(num_blocks * every, jnp.nan) for name in names}
+        traces |= {name: jnp.full(num_blocks, jnp.nan) for name in EVALUATION_METRICS}
+        carry = (
+            learner.initial_state(optimizer, inputs.params),
+            jnp.zeros((max_lag + 1, start_D.size), start_D.dtype),
+        )
+        zero = jnp.zeros((), jnp.int32)
+        number, *_, traces = jax.lax.while_loop(
+            is_unfinished, block, (zero, jnp.zeros(()), zero, carry, traces)
+        )
+        return traces | {"steps_run": number * every}
+
+    return program

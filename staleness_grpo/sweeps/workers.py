@@ -1,0 +1,185 @@
+"""Spreads the cells of a sweep over worker processes, one for each core."""
+
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.runtime import compile_cache
+from staleness_grpo.runtime.records import plain
+from staleness_grpo.sweeps.program import CellInputs, cell_inputs, make_cell_program
+from staleness_grpo.sweeps.records import cell_record
+from staleness_grpo.tasks import make_task
+from staleness_grpo.training.warm_start import warm_start
+
+# One thread for each worker: two cores run two cells faster than they run one cell together.
+WORKER_XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+PARENT_CHECK_SECONDS = 0.5
+
+
+def run_cells(
+    cells: dict[str, ConfigDict],
+    *,
+    max_lag: int,
+    freeze_after: int,
+    chunk_size: int,
+    num_workers: int,
+) -> Iterator[dict]:
+    """Trains the cells and yields a record for each as its chunk finishes, in no fixed order.
+
+    Each record is that of `records.cell_record`, with `time_cell`: the cell's share of the seconds
+    that its chunk took, compilation included.
+
+    Args:
+      cells: the config of each cell, by name.
+      max_lag: the largest lag of the whole sweep, also of cells that are not run now. It shapes the
+        program.
+      freeze_after: see `program.make_cell_program`.
+      chunk_size: cells vectorized together in a worker. They differ in seed, learning rate and lag
+        alone.
+      num_workers: processes, each on a core of its own.
+
+    Raises:
+      concurrent.futures.process.BrokenProcessPool: if a worker is killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in sorted(os.sched_getaffinity(0))[:num_workers]:
+        cores.put(core)
+    folder = str(jax.config.jax_compilation_cache_dir or "")  # type: ignore[attr-defined]  # defined at import
+    with concurrent.futures.ProcessPoolExecutor(
+        num_workers,
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(cores, os.getpid(), folder),
+    ) as pool:
+        warm_starts = [
+            pool.submit(_make_warm_start, config.to_dict()) for config in _with_warm_starts(cells)
+        ]
+        for warm_start_future in warm_starts:
+            warm_start_future.result()
+        futures = [
+            pool.submit(_run_chunk, chunk, max_lag, freeze_after, chunk_size)
+            for chunk in _chunks(cells, chunk_size)
+        ]
+        for future in concurrent.futures.as_completed(futures):
+            yield from future.result()
+
+
+def _with_warm_starts(cells: dict[str, ConfigDict]) -> list[ConfigDict]:
+    """Returns one config for each different warm start of the cells."""
+    configs = {}
+    for config in cells.values():
+        if config.warm_start.steps:
+            sections = [config.task, config.policy, config.warm_start]
+            configs[json.dumps([section.to_dict() for section in sections])] = config
+    return list(configs.values())
+
+
+def _chunks(cells: dict[str, ConfigDict], chunk_size: int) -> list[list[tuple[str, dict]]]:
+    """Returns the cells in chunks; those of one chunk share a program."""
+    by_program: dict[str, list] = {}
+    for name, config in cells.items():
+        by_program.setdefault(_program_fields(config.to_dict()), []).append(
+            (name, config.to_dict())
+        )
+    return [
+        group[i : i + chunk_size]
+        for group in by_program.values()
+        for i in range(0, len(group), chunk_size)
+    ]
+
+
+def _program_fields(config: dict) -> str:
+    """Returns the config without what a program takes as data, as JSON."""
+    fields = json.loads(json.dumps(plain(config)))
+    for section, name in (
+        (fields, "seed"),
+        (fields, "lag"),
+        (fields["warm_start"], "seed"),
+        (fields["optimizer"], "learning_rate"),
+    ):
+        section.pop(name)
+    return json.dumps(fields, sort_keys=True)
+
+
+def _start_worker(cores: Any, parent: int, cache_folder: str) -> None:
+    """Pins the worker to a core, and has it end when its parent is gone.
+
+    So a killed sweep leaves nothing running.
+
+    Args:
+      cores: a queue of the cores that no worker has yet.
+      parent: the process id of the sweep.
+      cache_folder: where compiled programs are kept; empty for nowhere.
+    """
+    # Ctrl-C reaches the worker too, which then ends without a traceback of its own.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.sched_setaffinity(0, {cores.get()})
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_XLA_FLAGS}"
+    if cache_folder:
+        jax.config.update("jax_compilation_cache_dir", cache_folder)
+        jax.config.update(
+            "jax_persistent_cache_min_compile_time_secs", compile_cache.MIN_COMPILE_SECONDS
+        )
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_warm_start(fields: dict) -> None:
+    """Puts a warm start into the cache before any cell asks for it."""
+    config = ConfigDict(fields)
+    task = make_task(config.task)
+    warm_start(make_policy(config.policy, task.vocab_size), task, config)
+
+
+@functools.cache
+def _compiled(
+    program_fields: str, max_lag: int, freeze_after: int, chunk_size: int
+) -> Callable[[CellInputs], dict[str, jax.Array]]:
+    """Returns the worker's compiled program for these fields."""
+    fields = json.loads(program_fields)
+    fields["optimizer"]["learning_rate"] = 0.0  # must be there, and is not read
+    program = make_cell_program(ConfigDict(fields), max_lag, freeze_after)
+    return jax.jit(program if chunk_size == 1 else jax.vmap(program))
+
+
+def _run_chunk(
+    chunk: list[tuple[str, dict]], max_lag: int, freeze_after: int, chunk_size: int
+) -> list[dict]:
+    """Trains the cells of one chunk; returns their records.
+
+    A chunk that is too short for the compiled shape is filled up with copies of its first cell.
+    """
+    start = time.perf_counter()
+    configs = [ConfigDict(config) for _, config in chunk]
+    inputs = [cell_inputs(config) for config in configs]
+    program = _compiled(_program_fields(chunk[0][1]), max_lag, freeze_after, chunk_size)
+    if chunk_size == 1:
+        traces = [jax.device_get(program(inputs[0]))]
+    else:
+        inputs += inputs[:1] * (chunk_size - len(inputs))
+        stacked = jax.device_get(
+            program(jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *inputs))
+        )
+        traces = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(chunk))]
+    seconds = (time.perf_counter() - start) / len(chunk)
+    return [
+        cell_record(name, config, trace) | {"time_cell": seconds}
+        for (name, _), config, trace in zip(chunk, configs, traces, strict=False)
+    ]

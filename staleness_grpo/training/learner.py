@@ -1,0 +1,185 @@
+"""The learner: optimizer, sharded state, and one jitted update with donated state."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from staleness_grpo.errors import require, require_at_least, require_choice, require_positive
+from staleness_grpo.objective.corrections import registry
+from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+from staleness_grpo.policy.logprobs import response_logprobs
+from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.runtime import mesh as mesh_lib
+from staleness_grpo.training.diagnostics import cosine
+from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def check_optimizer(fields: Mapping[str, Any]) -> None:
+    """Refuses what `config.optimizer` cannot hold. Raises FieldError."""
+    require_choice(fields, "name", OPTIMIZERS)
+    require_at_least(fields, {"warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0})
+    require_positive(fields, ("learning_rate", "epsilon"))
+    for name in ("b1", "b2"):
+        require(0 <= fields[name] < 1, name, "give a number in [0, 1)", fields[name])
+    require(
+        fields["weight_decay"] == 0 or fields["name"] == "adamw",
+        "weight_decay",
+        f"optimizer.name={fields['name']} ignores it: give 0, or optimizer.name=adamw",
+        fields["weight_decay"],
+    )
+
+
+def learning_rate_schedule(config: Any, peak: Any = None) -> optax.Schedule:
+    """Returns linear warm-up from peak / warmup_steps to the peak, and the peak afterwards.
+
+    Args:
+      config: `config.optimizer`.
+      peak: a learning rate, perhaps traced, in place of `config.learning_rate`.
+    """
+    peak = config.learning_rate if peak is None else peak
+    warmup = config.warmup_steps
+    return lambda count: peak * jnp.minimum(1.0, (count + 1) / warmup) if warmup else peak
+
+
+def make_optimizer(
+    config: Any, correction: Any = None, learning_rate: Any = None
+) -> optax.GradientTransformation:
+    """Returns global-norm clip, then SGD, Adam or AdamW, then the learning rate, as one optimizer.
+
+    Gradients are those of a loss, to be descended.
+
+    Args:
+      config: `config.optimizer`.
+      correction: `config.correction`. The update rule that it names, if any, stands first or just
+        before the learning rate.
+      learning_rate: a number, perhaps traced, in place of `config.learning_rate`.
+    """
+    before: list[optax.GradientTransformation] = []
+    after: list[optax.GradientTransformation] = []
+    if correction is not None and correction.update_rule is not None:
+        rule = UPDATE_CORRECTIONS[correction.update_rule]
+        overrides = registry.chosen_parameters(rule.transformation, correction)
+        transformation = rule.transformation(**overrides)
+        (after if rule.after_optimizer else before).append(transformation)
+    if config.max_grad_norm > 0:
+        before.append(optax.clip_by_global_norm(config.max_grad_norm))
+    if config.name in ("adam", "adamw"):
+        before.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
+    if config.name == "adamw":
+        before.append(optax.add_decayed_weights(config.weight_decay))
+    schedule = learning_rate_schedule(config, learning_rate)
+    return optax.chain(*before, *after, optax.scale_by_learning_rate(schedule))
+
+
+def initial_state(optimizer: optax.GradientTransformation, params: PyTree) -> LearnerState:
+    """Returns the state at version 0."""
+    return LearnerState(
+        policy_version=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        previous_gradient=jax.tree.map(jnp.zeros_like, params),
+    )
+
+
+def abstract_state(
+    policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> LearnerState:
+    """Returns shapes, dtypes and shardings of the state at version 0; nothing is allocated."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda key: initial_state(optimizer, policy.init(key)), key)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        mesh_lib.parameter_shardings(state, mesh),
+    )
+
+
+def init_state(
+    policy: Policy,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    key: jax.Array | None = None,
+    params: PyTree | None = None,
+) -> LearnerState:
+    """Creates the state at version 0, sharded from the start.
+
+    Args:
+      policy, optimizer, mesh: of the run.
+      key: makes random parameters.
+      params: host or device arrays to start from, in place of `key`.
+    """
+
+    def create(params):
+        return initial_state(optimizer, params)
+
+    def fresh(key):
+        return create(policy.init(key))
+
+    if params is None:
+        shardings = mesh_lib.parameter_shardings(jax.eval_shape(fresh, key), mesh)
+        return jax.jit(fresh, out_shardings=shardings)(key)
+    params = mesh_lib.put(params, mesh_lib.parameter_shardings(params, mesh))
+    shardings = mesh_lib.parameter_shardings(jax.eval_shape(create, params), mesh)
+    return jax.jit(create, out_shardings=shardings)(params)
+
+
+def make_scorer(policy: Policy, temperature: float) -> Callable[[PyTree, Rollout], Array]:
+    """Returns jitted (params, rollout) -> log pi of the response tokens [N, G, R].
+
+    It gives the log-probabilities of a proximal policy.
+    """
+
+    @jax.jit
+    def score(params: PyTree, rollout: Rollout) -> Array:
+        tokens, mask = rollout.responses.tokens_NxGxR, rollout.responses.mask_NxGxR
+        return response_logprobs(policy, params, rollout.prompts, tokens, mask, temperature)[0]
+
+    return score
+
+
+def update_step(
+    loss_fn: Callable, optimizer: optax.GradientTransformation
+) -> Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, jax.Array]]]:
+    """Returns one optimizer update as a pure function (state, rollout) -> (state, metrics).
+
+    Metrics are scalars on the device: loss, the diagnostics of the loss, grad_norm, update_norm (of
+    the change of the parameters), param_norm, and gradient_cosine with the previous step's gradient
+    (NaN at the first step).
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(state, rollout):
+        gradient_of_loss = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, diagnostics), gradient = gradient_of_loss(state.params, rollout)
+        extra = {name: diagnostics[name] for name in ("sequence_ess",) if name in diagnostics}
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **extra)
+        metrics = {
+            "loss": loss,
+            **diagnostics,
+            "grad_norm": optax.tree.norm(gradient),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(state.params),
+            "gradient_cosine": cosine(gradient, state.previous_gradient),
+        }
+        state = LearnerState(
+            policy_version=state.policy_version + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            previous_gradient=gradient,
+        )
+        return state, metrics
+
+    return update
+
+
+def compile_update(update: Callable, state: LearnerState, mesh: Mesh) -> Any:
+    """Returns an `update_step` jitted for states sharded like `state`, which each call donates."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    out_shardings = (shardings, mesh_lib.replicated(mesh))
+    return jax.jit(update, donate_argnums=0, out_shardings=out_shardings)

@@ -1,0 +1,148 @@
+"""The training loop: sample -> push -> pop -> update -> log.
+
+At learner step t the parameters are version t. First the loop generates everything whose behavior
+policy is version t; it waits in the ring buffer. Then the groups of step t, generated up to S
+versions ago, come out and are learned from. Prompts and noise belong to (seed, step, slot), so the
+lag changes which policy answers and nothing else.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from staleness_grpo.runtime import mesh as mesh_lib
+from staleness_grpo.runtime.preemption import Preemption
+from staleness_grpo.training import learner
+from staleness_grpo.training.checkpoint import Checkpoints
+from staleness_grpo.training.rewards import FAILED, TIMED_OUT
+from staleness_grpo.training.run import Run
+from staleness_grpo.types import Rollout
+
+# A run in which one of these is not finite has collapsed.
+MUST_BE_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
+
+
+def train(
+    run: Run, checkpoints: Checkpoints | None = None, preemption: Preemption | None = None
+) -> Iterator[dict]:
+    """Runs the learner steps from `run.step` on and yields one record for each, a step late.
+
+    The delay keeps the device busy: it never waits for the host to read its metrics. A step in
+    which one of MUST_BE_FINITE is not finite yields its record with `collapsed` true, and is the
+    last.
+
+    Args:
+      run: from `build_run`, perhaps restored.
+      checkpoints: where the run is saved, as its config says and at its end. A save starts after
+      the
+        records before the saved step were taken.
+      preemption: asked before each step whether to stop; the run is saved then.
+    """
+    config, drift = run.config, run.drift
+    copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))  # the update donates `params`
+    learning_rate = learner.learning_rate_schedule(config.optimizer)
+    pending = None
+    clock = time.perf_counter()
+    for step in range(run.step, config.steps):
+        if preemption is not None and preemption.requested(step):
+            break
+        snapshot = None
+        if checkpoints is not None and checkpoints.due(step):
+            snapshot = run.snapshot()
+            run.watch("snapshot", ())
+        _generate(run, step)
+        record, rollout, lag_N = _read_rollout(run, step)
+        record["learning_rate"] = float(learning_rate(step))
+        batch = mesh_lib.put_own_rows(rollout, run.mesh, run.schedule.num_groups)
+        run.watch("buffer", batch)
+        with jax.set_mesh(run.mesh):
+            if run.programs.proximal_logprobs is not None:
+                if step % config.updates_per_batch == 0:
+                    run.proximal_params = copy(run.state.params)
+                logprobs = run.programs.proximal_logprobs(run.proximal_params, batch)
+                batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=logprobs)
+            drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
+            record |= _evaluate(run, step, batch)
+            run.state, metrics = run.update(run.state, batch)
+        run.watch("update", (run.state, metrics))
+        run.step = step + 1
+
+        if pending is not None:
+            yield (finished := finish_record(*pending))
+            if finished["collapsed"]:
+                return
+        run.watch("records", ())
+        if checkpoints is not None and snapshot is not None:
+            checkpoints.save(snapshot)
+            run.watch("save", ())
+        now = time.perf_counter()
+        pending = record | {"time_step": now - clock}, metrics | drifts
+        clock = now
+    if pending is not None:
+        yield (finished := finish_record(*pending))
+        if finished["collapsed"]:
+            return
+    if checkpoints is not None:
+        checkpoints.save(run.snapshot())
+        checkpoints.wait()
+
+
+def _generate(run: Run, step: int) -> None:
+    """Generates all groups that this policy version must answer, and buffers the judged ones."""
+    steps_W, slots_W = run.schedule.due(step, run.config.steps)
+    if run.drift and np.any(steps_W > step):
+        run.drift.remember(step, run.state.params)
+    for steps, slots, rollout in run.generator.generate(run.state.params, step, steps_W, slots_W):
+        run.unjudged.append((steps, slots, step, rollout))
+    run.push_judged(needed=step)
+
+
+def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
+    """Takes this step's rollout out of the buffer; returns (start of the record, groups, lags [N])."""
+    versions_N = run.schedule.behavior_versions(step)
+    rollout, _ = run.buffer.pop(step, versions_N[run.own_slots])
+    # The lags of all processes' groups; each process's buffer has just asserted its own.
+    lag_N = step - versions_N
+    record = {
+        "step": step,
+        "lag_mean": lag_N.mean(),
+        "lag_max": lag_N.max(),
+        "lag_histogram": np.bincount(lag_N, minlength=run.schedule.max_lag + 1),
+    }
+    if run.config.metrics.lags:
+        record["lags"] = lag_N
+    if rollout.reward_outcome_NxG is not None:
+        outcomes = [np.count_nonzero(rollout.reward_outcome_NxG == k) for k in (FAILED, TIMED_OUT)]
+        counts = mesh_lib.sum_over_processes(np.array(outcomes)).astype(int)
+        record |= zip(("reward_errors", "reward_timeouts"), counts, strict=True)
+    return record, rollout, lag_N
+
+
+def _evaluate(run: Run, step: int, batch: Rollout) -> dict:
+    """Returns the record's fields that are not measured at every step."""
+    config, params = run.config, run.state.params
+    found: dict[str, Any] = {}
+    if config.eval_every and step % config.eval_every == 0:
+        found |= run.generator.evaluate(params, step)
+        if run.programs.cosine_ceiling is not None:
+            found["gradient_cosine_ceiling"] = run.programs.cosine_ceiling(params, batch)
+    if run.programs.paired_gram is not None and step % config.metrics.paired_every == 0:
+        fresh = run.generator.answer_again(params, step)
+        found["paired_gram"] = run.programs.paired_gram(params, batch, fresh)
+        if fresh.reward_outcome_NxG is not None:
+            found["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)
+    return found
+
+
+def finish_record(record: dict, on_device: dict) -> dict:
+    """Fetches a record's metrics from the device and says whether the run has collapsed."""
+    record |= {name: float(value) for name, value in jax.device_get(on_device).items()}
+    not_finite = [name for name in MUST_BE_FINITE if not math.isfinite(record[name])]
+    record["collapsed"] = bool(not_finite)
+    return record | ({"not_finite": not_finite} if not_finite else {})

@@ -1,0 +1,108 @@
+"""Assembles the programs of a run for the loop, sweeps, the memory report and the benchmark.
+
+Nothing here has state, and nothing is compiled yet. A program that is measured or swept is the one
+that a training runs, because all of them come from `make_programs`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.policy import sampler
+from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.tasks.base import Task
+from staleness_grpo.training import diagnostics, learner
+from staleness_grpo.training.loss import surrogate_loss
+from staleness_grpo.types import Array, LearnerState, Prompts, PyTree, Responses, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The functions that a run is made of, for one policy and one task."""
+
+    policy: Policy
+    task: Task
+    temperature: float
+    # (params, rollout) -> (loss, diagnostics); the gradient of the loss is -H.
+    loss: Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]
+    # learning rate, or None for the config's -> optimizer.
+    make_optimizer: Callable[[Any], optax.GradientTransformation]
+    # (params, rollout) -> cosine of two independent batches' gradients; None if the batch cannot be
+    # cut.
+    cosine_ceiling: Callable[[PyTree, Rollout], Array] | None
+    # (params, rollout) -> log-probabilities [N, G, R]; None with one update per rollout batch.
+    proximal_logprobs: Callable[[PyTree, Rollout], Array] | None
+    # (params, stale, fresh) -> inner products [4, J, J]; None if gradients are not compared.
+    paired_gram: Callable[[PyTree, Rollout, Rollout], Array] | None
+
+    def update_step(self, learning_rate: Any = None) -> Callable[[LearnerState, Rollout], tuple]:
+        """Returns one optimizer update as a pure function; see `learner.update_step`."""
+        return learner.update_step(self.loss, self.make_optimizer(learning_rate))
+
+    def compiled_update(self, state: LearnerState, mesh: Mesh) -> Any:
+        """Returns `update_step` jitted for states sharded like `state`, which each call donates."""
+        return learner.compile_update(self.update_step(), state, mesh)
+
+    def sampling(
+        self,
+        params: PyTree,
+        prompts: Prompts,
+        key: jax.Array,
+        steps_N: Array,
+        slots_N: Array,
+        group_size: int,
+    ) -> tuple[tuple, dict[str, Any]]:
+        """Returns the arguments with which `sampler.sample` answers these prompts."""
+        arguments = (self.policy, params, prompts, key, steps_N, slots_N, self.temperature)
+        return arguments, dict(
+            group_size=group_size,
+            max_length=self.task.max_response_length,
+            end_token=self.task.end_token,
+            pad_token=self.task.pad_token,
+        )
+
+    def sample(self, *args: Any) -> Responses:
+        """Samples responses; takes the arguments of `sampling`. Traceable."""
+        arguments, limits = self.sampling(*args)
+        return sampler.sample(*arguments, **limits)
+
+
+def make_programs(config: ConfigDict, task: Task) -> Programs:
+    """Assembles the programs that `config` describes.
+
+    Raises:
+      FieldError: a shape that the decoder cannot have.
+      ModelFolderError: `policy.checkpoint` cannot be read.
+    """
+    policy = make_policy(config.policy, task.vocab_size)
+    surrogate = SurrogateConfig(**config.surrogate.to_dict())
+    temperature, microbatch = config.sampler.temperature, config.microbatch_prompts
+    loss = surrogate_loss(policy, surrogate, temperature, config.correction, microbatch)
+    paired_gram = None
+    if config.metrics.paired_every:
+        num_blocks = config.metrics.paired_blocks or config.num_prompts
+        paired_gram = diagnostics.make_paired_gram(
+            policy, surrogate, temperature, config.correction, microbatch, num_blocks
+        )
+    several_updates = config.updates_per_batch > 1
+    return Programs(
+        policy=policy,
+        task=task,
+        temperature=temperature,
+        loss=loss,
+        make_optimizer=lambda learning_rate: learner.make_optimizer(
+            config.optimizer, config.correction, learning_rate
+        ),
+        cosine_ceiling=diagnostics.make_cosine_ceiling(
+            loss, config.num_prompts // config.updates_per_batch
+        ),
+        proximal_logprobs=learner.make_scorer(policy, temperature) if several_updates else None,
+        paired_gram=paired_gram,
+    )

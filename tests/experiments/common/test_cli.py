@@ -1,0 +1,360 @@
+"""Bad input ends with exit code 2 and one line: flag, value, fix. Nothing is written."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from experiments.common import cli
+from experiments.common.workdir import check_workdir
+from staleness_grpo.config.defaults import default_config
+from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.runtime.records import read_jsonl, write_json
+
+GOOD = "from staleness_grpo.config.defaults import default_config as get_config\n"
+DEFAULT = cli.ROOT / "tests" / "programs" / "default_config.py"
+
+
+def execute(main, config, workdir, validate=lambda config: None):
+    cli.execute(main, cli.draw_nothing, config, workdir, validate)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "good.py"
+    path.write_text(GOOD)
+    return path
+
+
+def parsed(*args, default_config):
+    flag_values = flags.FlagValues()
+    cli.parse(["prog", *map(str, args)], flag_values, default_config)
+    return flag_values
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_overrides_reach_the_config(config_file):
+    flag_values = parsed(
+        f"--config={config_file}",
+        "--workdir=out",
+        "--config.lag.max_lag=16",
+        "--config.optimizer.learning_rate=1",
+        "--noconfig.surrogate.normalize_std",
+        default_config="unused.py",
+    )
+    config = flag_values.config
+    assert (config.lag.max_lag, config.optimizer.learning_rate, config.surrogate.normalize_std) == (
+        16,
+        1.0,
+        False,
+    )
+    assert flag_values.workdir == "out"
+    assert parsed("--config.steps=7", default_config=config_file).config.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("args", "start", "hint"),
+    [
+        (["--workdri=x"], "--workdri=x: ", "did you mean --workdir?"),
+        (["--steps=3"], "--steps=3: ", "--config.FIELD"),
+        (["--config.stepz=3"], "--config.stepz=3: ", "did you mean steps?"),
+        (["--config.lag.maximum=3"], "--config.lag.maximum=3: ", "max_lag"),
+        (
+            ["--config.task.path=x"],
+            "--config.task.path=x: ",
+            "for another task write a config file",
+        ),
+        (["--config.steps.lag=3"], "--config.steps.lag=3: ", "unknown field lag"),
+        (["--config.steps=many"], "--config.steps=many: ", "type int, as in 300"),
+        (["--config.steps=1.5"], "--config.steps=1.5: ", "type int, as in 300"),
+        (
+            ["--config.optimizer.learning_rate=1:2"],
+            "--config.optimizer.learning_rate=1:2: ",
+            "type float",
+        ),
+        (
+            ["--config.surrogate.normalize_std=maybe"],
+            "--config.surrogate.normalize_std=maybe: Non-boolean",
+            "type bool",
+        ),
+        (
+            ["--config.steps=7", "--config.steps=many"],
+            "--config.steps=many: ",
+            "type int, as in 300",
+        ),
+        (["--config.lag=3"], "--config.lag=3: ", "is not a dict"),
+        (["--config.steps"], "--config.steps=: ", "type int"),
+        (["--workdir"], "--workdir=: ", "give a value"),
+        (["--config"], "--config=: ", "--config=FILE.py"),
+        (["--config="], "--config=", "no such file"),
+        (["--config=absent.py"], "--config=absent.py: ", "no such file"),
+        (["results"], "--config=", "'results' belongs to no flag"),
+    ],
+)
+def test_bad_flags_are_refused_by_name(config_file, args, start, hint):
+    with pytest.raises(FlagError) as error:
+        parsed(*args, default_config=config_file)
+    assert one_line(error).startswith(start)
+    assert hint in one_line(error)
+
+
+def test_an_override_before_the_file_is_refused(config_file):
+    with pytest.raises(FlagError, match="^--config.steps=3: .*before a value for --config"):
+        parsed("--config.steps=3", f"--config={config_file}", default_config=config_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = (", "SyntaxError"),
+        ("x = 1", "KeyError: 'get_config'"),
+        ("import no_such_module", "ModuleNotFoundError"),
+        (
+            "def get_config():\n    return 1 / 0",
+            r"ZeroDivisionError: division by zero \(.*broken.py, line 2\)",
+        ),
+        (GOOD + "def get_config(c=get_config()):\n    c.lock()\n    c.stepz = 3", "stepz"),
+        ("def get_config():\n    return 3", "returned int"),
+        ("\0", "Error"),
+    ],
+)
+def test_broken_config_files_are_refused(tmp_path, text, reason):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(FlagError, match=rf"^--config={path}: .*{reason}") as error:
+        parsed(f"--config={path}", default_config="unused.py")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("default", "section"),
+    [
+        ("paired_bias", "paired"), ("memory_llama_1b", "benchmark"), ("benchmark", "benchmark"),
+        ("scaling_laws", "sweep"), ("bias", "adam"), ("corrections", "corrections"),
+    ],
+)  # fmt: skip
+def test_the_config_of_another_experiment_is_refused(default, section):
+    configs = cli.ROOT / "experiments" / "configs"
+    default_config, path = configs / f"{default}.py", configs / "arithmetic.py"
+    own = parsed(default_config=default_config)
+    cli.check_sections(own["config"], default_config)
+    others = parsed(f"--config={path}", default_config=default_config)
+    with pytest.raises(FlagError, match=f"^--config={path}: has no section {section}: ") as error:
+        cli.check_sections(others["config"], default_config, optional=("variants",))
+    one_line(error)
+
+
+def test_a_folder_or_a_missing_default_is_no_config_file(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.py"):
+        with pytest.raises(FlagError, match="no such file"):
+            parsed(default_config=path)
+
+
+def test_workdir_must_be_given_and_a_folder(tmp_path):
+    config = default_config()
+    file = tmp_path / "file"
+    file.touch()
+    for workdir in (None, "", file, file / "below"):
+        with pytest.raises(FlagError, match="^--workdir=.*: .*give a folder"):
+            check_workdir(workdir and str(workdir), config)
+    assert check_workdir(str(tmp_path / "a" / "b"), config) == tmp_path / "a" / "b"
+    assert list(tmp_path.iterdir()) == [file]  # checking makes nothing
+
+
+def test_unwritable_workdir_is_refused(tmp_path, monkeypatch):
+    # Root may write anywhere, so the system's answer is stood in for.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(FlagError, match=f"^--workdir=.*: {tmp_path} is not writable: give another"):
+        check_workdir(str(tmp_path / "new"), default_config())
+
+
+def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
+    config = default_config()
+    write_json(tmp_path / "config.json", config.to_dict())
+    before = (tmp_path / "config.json").read_bytes()
+    assert check_workdir(str(tmp_path), config) == tmp_path  # its own: a resume
+    config.lag.max_lag = 16
+    with pytest.raises(
+        FlagError, match=r"another config.*lag\.max_lag is 0 there, 16 here"
+    ) as error:
+        check_workdir(str(tmp_path), config)
+    one_line(error)
+    with pytest.raises(FlagError, match=r"extra is absent there, 3 here"):
+        check_workdir(str(tmp_path), type(config)({"extra": 3} | default_config().to_dict()))
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_an_unset_field_that_older_results_do_not_have_is_no_difference(tmp_path):
+    config = default_config()
+    older = config.to_dict()
+    older["correction"] = {"name": "grpo_clip"}
+    write_json(tmp_path / "config.json", older)
+    assert check_workdir(str(tmp_path), config) == tmp_path
+    config.correction.update({"name": "aipo", "cap": 3.0})
+    with pytest.raises(FlagError, match=r"correction\.cap is absent there, 3\.0 here"):
+        check_workdir(str(tmp_path), config)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\udcff"])
+def test_workdir_with_an_unreadable_config_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(FlagError, match="config.json cannot be read"):
+        check_workdir(str(tmp_path), default_config())
+
+
+def test_nothing_runs_and_nothing_is_written_when_the_config_is_refused(tmp_path):
+    config = default_config()
+    config.lag.max_lag = -1
+    called = []
+    with pytest.raises(FieldError, match=r"^lag\.max_lag=-1: "):
+        execute(
+            lambda *args: called.append(args),
+            config,
+            str(tmp_path / "out"),
+            cli.validate_on_this_machine,
+        )
+    assert not called
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_workdir_where_no_folder_can_be_made_is_refused():
+    with pytest.raises(FlagError, match="--workdir=/proc/results: no folder can be made there"):
+        execute(lambda *args: None, default_config(), "/proc/results")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EACCES, 2), (errno.EROFS, 2)]
+)
+def test_disk_errors_of_the_run_end_in_one_line(tmp_path, capsys, error, code):
+    def main(config, workdir):
+        raise OSError(error, os.strerror(error), str(workdir / "metrics.jsonl"))
+
+    with pytest.raises(SystemExit) as exit_, cli._exits_in_one_line("out"):
+        execute(main, default_config(), str(tmp_path))
+    assert exit_.value.code == code
+    line = capsys.readouterr().err
+    assert line.startswith(f"--workdir=out: {os.strerror(error)} ({tmp_path / 'metrics.jsonl'}): ")
+    assert line.count("\n") == 1
+
+
+def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    def run_there(main):
+        execute(main, default_config(), str(tmp_path))
+
+    with pytest.raises(FlagError, match="another process is at work there"):
+        run_there(lambda *args: run_there(lambda *args: None))
+    run_there(lambda *args: None)
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end, cli._exits_in_one_line(str(tmp_path)):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    line = capsys.readouterr().err
+    assert (
+        line
+        == f"--workdir={tmp_path}: interrupted; the same command goes on from what is saved there\n"
+    )
+
+
+def test_other_errors_keep_their_traceback(tmp_path):
+    def main(config, workdir):
+        (workdir / "absent").read_text()
+
+    with pytest.raises(FileNotFoundError), cli._exits_in_one_line("out"):
+        execute(main, default_config(), str(tmp_path))
+
+
+def start(*args):
+    """Runs an experiment as a command of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.programs.records_until_the_end", *args],
+        cwd=cli.ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_command_with_an_unknown_flag():
+    result = start("--wrkdir=out")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "--wrkdir=out: unknown flag: did you mean --workdir?\n"
+
+
+def test_command_with_a_config_of_another_experiment(tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(GOOD + "def get_config(c=get_config()):\n    del c.lag\n    return c\n")
+    result = start(f"--workdir={tmp_path / 'out'}", f"--config={other}")
+    assert result.returncode == 2
+    assert result.stderr == f"--config={other}: has no section lag: give one like {DEFAULT}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_that_runs_and_its_second_call_and_one_with_a_bug(tmp_path):
+    out, figure = tmp_path / "out", tmp_path / "out" / "figure.png"
+    result = start(f"--workdir={out}", "--config.steps=2")
+    assert (result.returncode, result.stdout) == (0, f"{out / 'summary.json'}\n{figure}\n"), (
+        result.stderr
+    )
+    assert json.loads((out / "config.json").read_text())["steps"] == 2
+
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    figure.unlink()
+    again = start(f"--workdir={out}", "--config.steps=2")
+    finished, *paths = again.stdout.splitlines()
+    assert finished == f"{out}: finished already; its figures are drawn again from its records"
+    assert paths == [str(out / "summary.json"), str(figure)]
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+    result = start(f"--workdir={tmp_path / 'bug'}", "--config.seed=13")
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr and "Traceback" in result.stderr
+
+
+def test_a_field_that_only_the_experiment_can_refuse_is_spelled_as_its_flag(capsys):
+    config = default_config()
+    with pytest.raises(SystemExit) as end, cli._exits_in_one_line("out", config):
+        raise FieldError("lag.max_lag", "give less")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "--config.lag.max_lag=0: give less\n"
+
+
+@contextlib.contextmanager
+def tiny_disk(folder: pathlib.Path):
+    """Mounts a file system of 16 KiB; skips the test where none can be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_ends_in_one_line_and_leaves_readable_records(tmp_path):
+    with tiny_disk(tmp_path / "disk") as disk:
+        result = start(f"--workdir={disk}", "--config.steps=1000")
+        assert result.returncode == 1
+        hint = "free some space; earlier records are intact"
+        assert result.stderr == f"--workdir={disk}: No space left on device: {hint}\n"
+        records = read_jsonl(disk / "metrics.jsonl")
+    assert len(records) > 20
+    assert [record["step"] for record in records] == list(range(len(records)))

@@ -1,0 +1,1 @@
+"""Programs and config files that tests run in processes of their own."""
