@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the main job on a fresh machine or a used one; the last line printed is the path of report.html.
+# Runs the main job on a fresh machine or a used one. The last line printed is the path of report.html.
 #   bash launch/reproduce.sh                  the default, experiments/configs/reproduce.py
 #   bash launch/reproduce.sh --preset=full    experiments/configs/reproduce_full.py
-# Results go to results/reproduce, or results/reproduce_PRESET. Other arguments go to experiments.reproduce, with paths
-# relative to the repository.
+# Results go to results/reproduce, or results/reproduce_PRESET. Other arguments go to
+# experiments.reproduce, with paths relative to the repository.
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" || exit
 arguments=(--workdir=results/reproduce)
 for argument in "$@"; do

@@ -1,11 +1,11 @@
-# Sourced by the commands of this folder: enters the repository and leaves a complete .venv in it, or exits.
-# The environment is stamped when complete; without the right stamp (another lock, a setup that was cut off) it
-# is made anew.
+# The commands of this folder source this file. It enters the repository and leaves a complete .venv
+# in it, or exits. A complete environment gets a stamp. Without the right stamp it is made anew: the
+# lock has changed, or the setup was cut off.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# Prints the first Python >= 3.11 that can make a virtual environment, as a path: a name on the PATH may be a
-# shim that fails, or a Python without ensurepip.
+# Prints the path of the first Python >= 3.11 that can make a virtual environment. A name on the PATH
+# may be a shim that fails, or a Python without ensurepip.
 find_python() {
   local name
   for name in python3 python3.12 python3.11 python3.13 python3.14 python; do

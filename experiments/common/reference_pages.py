@@ -1,4 +1,4 @@
-"""Writes docs/config.md and docs/corrections.md from the code that they describe.
+"""Writes the pages of docs/ that are made from the code that they describe.
 
     python -m experiments.common.reference_pages
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.common.api_page import api_page
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
@@ -237,6 +238,7 @@ BAR = "\\|"
 PAGES: dict[str, Callable[[], str]] = {
     "config.md": config_page,
     "corrections.md": corrections_page,
+    "api.md": lambda: GENERATED + api_page(),
 }
 
 

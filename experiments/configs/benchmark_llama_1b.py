@@ -3,8 +3,8 @@
     python -m experiments.benchmark --preset=llama_1b --workdir=results/benchmark_llama_1b
 
 Hardware: one GPU or TPU with 80 GB. It has not been run, because no accelerator was at hand.
-A smaller batch has been run on a CPU (experiments/results/benchmark_llama_1b_small_cpu). The memory
-that it takes is known from the TPU's compiler (memory_llama_1b.py).
+Two layers of it have been run on a CPU (experiments/results/benchmark_llama_1b_small_cpu). The
+memory that it takes is known from the TPU's compiler (memory_llama_1b.py).
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A sweep as an array of N tasks, each with its share of the cells, and a job with the figures when all are done.
+# Submits a sweep as an array of N tasks, each with its share of the cells. When all are done, a last
+# job makes the figures.
 #   bash launch/slurm/sweep.sh N [sbatch options] -- --workdir=DIR [--config=FILE.py ...]
-# What stands after the -- goes to experiments.sweep. Prints the ids of the array and of the last job.
+# Arguments after the -- go to experiments.sweep. Prints the ids of the array and of the last job.
 shares=$1
 case $shares in
   '' | *[!0-9]* | 0) echo "N=$shares: give the number of tasks: bash launch/slurm/sweep.sh N [options] -- --workdir=DIR" >&2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The last job of launch/slurm/sweep.sh: gathers the shares, runs what is missing, analyses and draws.
+# The last job of launch/slurm/sweep.sh: gathers the shares, runs missing cells, analyzes and draws.
 #SBATCH --job-name=sweep_figures
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# NOT RUN: checked by bash and shellcheck alone. One training on TPUs that a queued resource gives, on a single VM
-# (ACCELERATOR=v5litepod-8) or on a slice of several hosts (v5litepod-64):
+# NOT RUN: this script was checked by bash and shellcheck alone.
+# Runs one training on the TPUs of a queued resource: on a single VM (ACCELERATOR=v5litepod-8), or on
+# a slice of several hosts (v5litepod-64).
 #   ZONE=us-west4-a ACCELERATOR=v5litepod-64 RUNTIME=v2-alpha-tpuv5-lite \
 #     bash launch/tpu/train.sh NAME --config=FILE.py --workdir=/mnt/DIR --config.mesh.fsdp=64 [...]
-# It asks for the resource, waits for it, copies the repository to every host, makes .venv there, and trains on all of
-# them at once. DIR must be a folder that all hosts see (a Filestore share, mounted before): the checkpoints go there,
-# and the same command goes on from the newest one. SPOT=1 asks for VMs that may be taken away: they get SIGTERM, on
-# which the run saves and ends with code 75. The resource stays: delete it with the command that is printed at the end.
+# It asks for the resource and waits for it. Then it copies the repository to every host, makes .venv
+# there, and trains on all hosts at once. DIR must be a folder that all hosts see (a Filestore share,
+# mounted before). The checkpoints go there, and the same command goes on from the newest one.
+# SPOT=1 asks for VMs that may be taken away. They get SIGTERM, on which the run saves and ends with
+# code 75. The resource stays: delete it with the command that is printed at the end.
 set -euo pipefail
 
 usage="ZONE=... ACCELERATOR=... RUNTIME=... bash launch/tpu/train.sh NAME --config=FILE.py --workdir=/mnt/DIR [...]"
@@ -35,7 +37,7 @@ done
 
 git archive --format=tar.gz --output=/tmp/staleness_grpo.tar.gz HEAD
 "${tpus[@]}" tpu-vm scp /tmp/staleness_grpo.tar.gz "$name:/tmp/" --worker=all --zone="$ZONE"
-# jax[tpu] brings the TPU library; the rest is the lock's. %q keeps the arguments as they were written here.
+# jax[tpu] brings the TPU library, and the lock the rest. %q keeps the arguments as they were given.
 printf -v arguments ' %q' "$@"
 "${tpus[@]}" tpu-vm ssh "$name" --worker=all --zone="$ZONE" --command="
   mkdir -p staleness_grpo && tar -xzf /tmp/staleness_grpo.tar.gz -C staleness_grpo && cd staleness_grpo &&

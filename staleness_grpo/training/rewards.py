@@ -36,7 +36,7 @@ def check_rewards(fields: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """The rewards of B samples, some of which may still be being judged.
+    """The rewards of B samples, some of which may not be judged yet.
 
     Attributes:
       futures: one for each sample, with what `_judge` returns.

@@ -39,13 +39,15 @@ def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
     """Returns the parameters after `config.warm_start.steps` Adam steps on the task's corpus.
 
     The learning rate falls to 0 by a cosine. A share of the corpus may be wrong on purpose (the
-    fractions of the config), because a policy that is mostly right leaves reinforcement learning
-    nothing to raise.
+    fractions of the config). A policy that is mostly right leaves reinforcement learning nothing to
+    raise.
 
-    The bytes are the same every time. They are kept in the user's cache folder under a hash of the
-    settings of policy, task and warm start, JAX's version and backend, XLA's flags, the number of
-    cores, and the code. Another order of sums changes the last bits. Near the edge of stability,
-    those change a whole run.
+    The bytes are the same every time. They are kept in the user's cache folder under a hash of:
+      the settings of policy, task and warm start;
+      JAX's version and backend, XLA's flags, and the number of cores;
+      the code of policies, tasks, random numbers and this module.
+    Another order of sums changes the last bits. Near the edge of stability, those change a whole
+    run.
 
     Args:
       policy: the policy to train.

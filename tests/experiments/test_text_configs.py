@@ -14,6 +14,7 @@ from staleness_grpo.policy.transformer import Policy
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.policy import huggingface  # noqa: E402
 from staleness_grpo.tasks import make_task, task_fields  # noqa: E402
+from staleness_grpo.tasks.text import PromptedTask  # noqa: E402
 from tests.helpers import byte_tokenizer  # noqa: E402
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
@@ -69,6 +70,7 @@ def test_gsm8k_itself(folder, data):
         pytest.skip(f"no {file}")
     fields = dict(name="jsonl", path=str(file), verifier="number", max_response_length=8)
     task = make_task(fields, str(folder))
+    assert isinstance(task, PromptedTask)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert task.num_prompts == len(lines) == 1319
     for line, reference in zip(lines, task._references, strict=True):
