@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the main job on a fresh machine or a used one. The last line printed is the path of report.html.
+# Runs the main job on a fresh machine or a used one. Prints the path of report.html last.
 #   bash launch/reproduce.sh                  the default, experiments/configs/reproduce.py
 #   bash launch/reproduce.sh --preset=full    experiments/configs/reproduce_full.py
 # Results go to results/reproduce, or results/reproduce_PRESET. Other arguments go to

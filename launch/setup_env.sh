@@ -4,8 +4,8 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
-# Prints the path of the first Python >= 3.11 that can make a virtual environment. A name on the PATH
-# may be a shim that fails, or a Python without ensurepip.
+# Prints the path of the first Python >= 3.11 that can make a virtual environment. A name on the
+# PATH may be a shim that fails, or a Python without ensurepip.
 find_python() {
   local name
   for name in python3 python3.12 python3.11 python3.13 python3.14 python; do

@@ -4,5 +4,5 @@
 #   bash launch/test.sh -m slow tests/bias     the slow tests of one folder
 # Arguments go to pytest, with paths relative to the repository.
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" || exit
-# There is one worker for each core. The tests of a file stay together: they share compiled functions.
+# Each core has one worker. The tests of a file stay together: they share compiled functions.
 exec .venv/bin/python -m pytest -n auto --dist loadfile "$@"

@@ -1,4 +1,4 @@
-"""Errors that a person can fix: a field of a configuration, or a flag of a command."""
+"""Defines the errors that a person can fix: in a field of a config, or in a flag."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Batch and state types, and the legend of the shape letters that names end in.
+"""Defines batch and state types, and the legend of the shape letters in names.
 
     N  prompts, which are the group slots of a learner step
     G  responses to one prompt (the group size)
@@ -17,8 +17,8 @@
     Z  compositions of a group                A  terms of a sum
     O  anything else that its comment names
 
-`rewards_NxG` has shape [N, G]. A name without letters is a scalar, a pytree, or has its shape in its
-comment.
+`rewards_NxG` has shape [N, G]. A name without letters is a scalar, a pytree, or has its shape in
+its comment.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ Array = jax.Array | np.ndarray
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The prompts of N group slots, left-padded to one length."""
+    """Holds the prompts of N group slots, left-padded to one length."""
 
     tokens_NxP: Array  # int32
     mask_NxP: Array  # bool, False on the padding
@@ -44,7 +44,7 @@ class Prompts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Responses:
-    """G responses to each of N prompts, as the sampler returns them."""
+    """Holds G responses to each of N prompts, as the sampler returns them."""
 
     tokens_NxGxR: Array  # int32, the pad token after the end of a response
     mask_NxGxR: Array  # bool, True up to and including the end token
@@ -54,7 +54,7 @@ class Responses:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """N groups of scored responses with the policy version that generated each group.
+    """Holds N groups of scored responses, with the policy version that generated each.
 
     Every leaf has the group slot as its leading axis. So the ring buffer can keep, and a mesh can
     shard, any subset of slots.
@@ -64,8 +64,8 @@ class Rollout:
     responses: Responses
     rewards_NxG: Array | None  # float32; None while the rewards are on their way
     behavior_version_N: Array  # int32, optimizer updates applied when the group was generated
-    # Like behavior_logprobs, under the policy at the start of the rollout batch. None with one update
-    # per batch: then the learner's own policy is the proximal one.
+    # Like behavior_logprobs, under the policy at the start of the rollout batch. None with one
+    # update per batch: then the learner's own policy is the proximal one.
     proximal_logprobs_NxGxR: Array | None = None
     # int8, for rewards judged in worker processes: 0 judged; 1 failed, 2 timed out, with reward 0.
     reward_outcome_NxG: Array | None = None
@@ -74,7 +74,7 @@ class Rollout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LearnerState:
-    """The state that one optimizer update reads and replaces; each update donates it."""
+    """Holds the state that one optimizer update reads and replaces; the update donates it."""
 
     policy_version: Array  # int32 scalar, optimizer updates applied so far
     params: PyTree

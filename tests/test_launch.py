@@ -99,7 +99,7 @@ def cells(workdir):
 
 @pytest.mark.slow
 def test_an_array_of_shares_and_its_figures_are_the_sweep(cluster, tmp_path):
-    config = f"--config={PROGRAMS}/sweep_config.py"
+    config = f"--config={PROGRAMS}/sweep_array_config.py"
     script = ["bash", str(ROOT / "launch/slurm/sweep.sh"), "3", f"--output={tmp_path}/%x-%A_%a.out"]
     words = [*script, "--", config, f"--workdir={tmp_path}/array"]
     array, figures = cluster.command(*words, **VARIABLES).split()

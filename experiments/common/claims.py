@@ -1,4 +1,4 @@
-"""One claim: a sentence, what was measured, and whether it holds. Every summary.json has a list."""
+"""Defines the one kind of claim: a sentence, what was measured, and whether it holds."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ KEY = "claims"  # of summary.json
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence with its measurement.
+    """Holds a sentence with its measurement.
 
     A claim of the paper, or one that was fixed before the measurement, holds or does not. A finding
     is a measurement that nobody predicted: its `holds` is None.

@@ -1,4 +1,4 @@
-"""The command line that all experiments share.
+"""Runs experiments from the command line, all in the same way.
 
     python -m experiments.NAME --config=FILE.py --workdir=DIR [--config.a.b=value ...]
 

@@ -1,4 +1,4 @@
-"""The shipped config file that is an example of each task.
+"""Names the shipped config file that is an example of each task.
 
 An error about a task names one, because flags can change fields but not add them.
 """

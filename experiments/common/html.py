@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page that reads well on a phone."""
+"""Makes pieces of a self-contained HTML page that reads well on a phone."""
 
 import base64
 import html

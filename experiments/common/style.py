@@ -1,4 +1,4 @@
-"""The look that all figures share, and how they are saved."""
+"""Sets the look that all figures share, and saves them."""
 
 import pathlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""The folder of an experiment's results, which is writable and holds one config's results alone."""
+"""Checks and marks the folder of an experiment's results, which holds one config's alone."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""The shape of Llama-3.2-1B, to time an accelerator: random weights, 8 responses of 1,024 tokens.
+"""Times an accelerator on the shape of Llama-3.2-1B: random weights, 8 long responses.
 
     python -m experiments.benchmark --preset=llama_1b --workdir=results/benchmark_llama_1b
 

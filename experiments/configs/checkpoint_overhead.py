@@ -1,4 +1,4 @@
-"""The default training with 64 versions in flight, to measure what a checkpoint costs the loop.
+"""Measures what a checkpoint costs the loop, with 64 versions in flight.
 
     python -m experiments.checkpoint_overhead --workdir=results/checkpoint_overhead
 

@@ -1,4 +1,4 @@
-"""The paper's grid on mathematics: Llama-3.2-1B on GSM8K, by lag and learning rate.
+"""Runs the paper's grid on mathematics: Llama-3.2-1B on GSM8K, by lag and learning rate.
 
 It measures gradient bias and reward.
 

@@ -1,4 +1,4 @@
-"""The paper's grid on mathematics with Llama-3.2-3B: gsm8k_llama32_1b.py on twice as many devices.
+"""Runs the grid of gsm8k_llama32_1b.py with Llama-3.2-3B, on twice as many devices.
 
     python -m experiments.paired_bias --config=experiments/configs/gsm8k_llama32_3b.py \
         --workdir=DIR --config.policy.checkpoint=FOLDER --config.task.path=FILE.jsonl

@@ -1,4 +1,4 @@
-"""The memory of the paper's grid with Llama-3.2-1B (gsm8k_llama32_1b.py) on each of its 8 devices.
+"""Compiles the paper's grid with Llama-3.2-1B for the memory of each of its 8 devices.
 
     python -m experiments.memory --config=experiments/configs/memory_grid_1b.py --workdir=DIR \
         --config.topology=v5p:2x2x2

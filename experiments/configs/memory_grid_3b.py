@@ -1,4 +1,4 @@
-"""The memory of the paper's grid with Llama-3.2-3B (gsm8k_llama32_3b.py) on each of its 16 devices.
+"""Compiles the paper's grid with Llama-3.2-3B for the memory of each of its 16 devices.
 
     python -m experiments.memory --config=experiments/configs/memory_grid_3b.py --workdir=DIR \
         --config.topology=v5p:2x2x4

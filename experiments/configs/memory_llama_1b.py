@@ -1,4 +1,4 @@
-"""The memory of a Llama-3.2-1B: sampling, and an update with 8 responses of 1,024 tokens.
+"""Compiles a Llama-3.2-1B for its memory: sampling, and an update with 8 responses.
 
     python -m experiments.memory --workdir=results/memory_llama_1b --config.topology=v5p:2x2x1
 

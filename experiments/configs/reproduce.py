@@ -1,4 +1,4 @@
-"""The main job: the bias law and the scaling laws.
+"""Runs the main job: the bias law and the scaling laws.
 
     bash launch/reproduce.sh
 

@@ -1,4 +1,4 @@
-"""The main job at length: every map of the scaling laws over 600 steps, and every correction.
+"""Runs the main job at length: every map over 600 steps, and every correction.
 
     bash launch/reproduce.sh --preset=full
 

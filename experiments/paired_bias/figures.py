@@ -1,6 +1,7 @@
-"""Paired bias during training: reward by lag, and the bias against S, S eta and drift; from cells.jsonl alone."""
+"""The figure of the paired bias, from cells.jsonl alone: reward by lag, and the bias."""
 
 import pathlib
+from typing import Any
 
 import matplotlib.pyplot as plt
 import matplotlib.ticker
@@ -9,85 +10,99 @@ import numpy as np
 from experiments.common import style
 from staleness_grpo.runtime.records import read_jsonl
 
+LAG_LABEL = "lag S (optimizer updates)"
+# x, y, and their labels; a panel each, after that of the reward.
+PANELS = (
+    ("max_lag", "bias_norm", LAG_LABEL, "bias norm"),
+    ("max_lag", "relative_bias", LAG_LABEL, "relative bias"),
+    ("max_lag", "cosine", LAG_LABEL, "cosine of stale with fresh gradient"),
+    ("s_eta", "bias_norm", r"S $\eta$", "bias norm"),
+    ("drift", "bias_norm", "drift from the behavior policy", "bias norm"),
+)
 
-def draw(workdir: pathlib.Path) -> pathlib.Path:
-    """Draws paired_bias.png and .pdf into the folder; returns the PNG."""
+
+def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Draws paired_bias.png and .pdf into the folder; returns the PNG.
+
+    The panels are the reward by lag, and the bias against S, S eta and drift.
+    """
     cells = read_jsonl(workdir / "cells.jsonl")
     rates = sorted({cell["learning_rate"] for cell in cells})
     lags = sorted({cell["max_lag"] for cell in cells})
     stale = [cell for cell in cells if cell["max_lag"] > 0]
     with style.context():
         figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
-        reward = axes[0, 0]
-        for cell in cells:
-            if cell["learning_rate"] == rates[-1]:
-                color = lag_color(cell["max_lag"], lags)
-                reward.plot(
-                    cell["eval_steps"],
-                    cell["eval_rewards"],
-                    color=color,
-                    label=f"S = {cell['max_lag']}",
-                )
-        reward.set(
-            xlabel="learner step",
-            ylabel="reward of the current policy",
-            title=rf"reward, $\eta$ = {rates[-1]:g}",
+        reward_panel(
+            axes[0, 0], [cell for cell in cells if cell["learning_rate"] == rates[-1]], lags
         )
-        if any(cell["eval_steps"] for cell in cells):
-            reward.legend(ncols=2)
-        panels = (
-            (axes[0, 1], "max_lag", "bias_norm", "lag S (optimizer updates)", "bias norm"),
-            (axes[0, 2], "max_lag", "relative_bias", "lag S (optimizer updates)", "relative bias"),
-            (
-                axes[1, 0],
-                "max_lag",
-                "cosine",
-                "lag S (optimizer updates)",
-                "cosine of stale with fresh gradient",
-            ),
-            (axes[1, 1], "s_eta", "bias_norm", r"S $\eta$", "bias norm"),
-            (axes[1, 2], "drift", "bias_norm", "drift from the behavior policy", "bias norm"),
-        )
-        for axis, x, y, x_label, y_label in panels:
-            shown = [cell for cell in stale if cell[x] is not None and cell[y] is not None]
-            for rate, color in zip(rates, style.COLORS, strict=False):
-                inside = sorted(
-                    (cell for cell in shown if cell["learning_rate"] == rate),
-                    key=lambda cell: cell[x],
-                )
-                errorbars(axis, inside, x, y, color, rf"$\eta$ = {rate:g}")
-            axis.set(xlabel=x_label, ylabel=y_label, xscale="log" if shown else "linear")
-            if y != "cosine" and any(cell[y] > 0 for cell in shown):
-                axis.set_yscale("log")
-            if x != "max_lag" and any(cell[y] > 0 for cell in shown):
-                slope_one(axis, shown, x, y)
+        for axis, (x, y, x_label, y_label) in zip(axes.flat[1:], PANELS, strict=True):
+            bias_panel(axis, stale, rates, x, y)
+            axis.set(xlabel=x_label, ylabel=y_label)
         axes[0, 1].legend()
         axes[1, 0].axhline(1, color="0.7", linewidth=0.8, zorder=0)
         for axis in (axes[0, 1], axes[0, 2], axes[1, 0]):
-            axis.xaxis.set_major_locator(
-                matplotlib.ticker.FixedLocator([lag for lag in lags if lag])
-            )
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-        for ticks in (
-            axes[0, 1].yaxis,
-            axes[0, 2].yaxis,
-            *(t for axis in axes[1, 1:] for t in (axis.xaxis, axis.yaxis)),
-        ):
+            lag_ticks(axis, [lag for lag in lags if lag])
+        free = [ticks for axis in axes[1, 1:] for ticks in (axis.xaxis, axis.yaxis)]
+        for ticks in (axes[0, 1].yaxis, axes[0, 2].yaxis, *free):
             if ticks.get_scale() == "log":
-                low, high = ticks.get_view_interval()
-                ticks.set_major_locator(
-                    matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high < 30 * low else (1,))
-                )
-                ticks.set_major_formatter("{x:g}")
-                ticks.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    return style.save(figure, workdir / "paired_bias")
+                logarithmic_ticks(ticks)
+        return [style.save(figure, workdir / "paired_bias")]
 
 
-def errorbars(axis, cells: list[dict], x: str, y: str, color: str, label: str) -> None:
-    """Estimates with their intervals, an infinite bound (null in the records) as an arrow to the edge.
+def reward_panel(axis: Any, cells: list[dict], lags: list[int]) -> None:
+    """Draws the reward by learner step of the cells of one learning rate."""
+    for cell in cells:
+        axis.plot(
+            cell["eval_steps"],
+            cell["eval_rewards"],
+            color=lag_color(cell["max_lag"], lags),
+            label=f"S = {cell['max_lag']}",
+        )
+    axis.set(
+        xlabel="learner step",
+        ylabel="reward of the current policy",
+        title=rf"reward, $\eta$ = {cells[0]['learning_rate']:g}",
+    )
+    if any(cell["eval_steps"] for cell in cells):
+        axis.legend(ncols=2)
 
-    A norm whose estimate is 0 has no place on a log axis: its upper bound, as v.
+
+def bias_panel(axis: Any, stale: list[dict], rates: list[float], x: str, y: str) -> None:
+    """Draws one quantity of the stale cells, a line for each learning rate."""
+    shown = [cell for cell in stale if cell[x] is not None and cell[y] is not None]
+    for rate, color in zip(rates, style.COLORS, strict=False):
+        inside = [cell for cell in shown if cell["learning_rate"] == rate]
+        inside.sort(key=lambda cell: cell[x])
+        errorbars(axis, inside, x, y, color, rf"$\eta$ = {rate:g}")
+    axis.set_xscale("log" if shown else "linear")
+    if any(cell[y] > 0 for cell in shown):
+        if y != "cosine":
+            axis.set_yscale("log")
+        if x != "max_lag":
+            slope_one(axis, shown, x, y)
+
+
+def lag_ticks(axis: Any, lags: list[int]) -> None:
+    """Puts a tick at each lag, and nowhere else."""
+    axis.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(lags))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def logarithmic_ticks(ticks: Any) -> None:
+    """Labels powers of ten, and 2 and 5 between them where the axis is short."""
+    low, high = ticks.get_view_interval()
+    subs = (1, 2, 5) if high < 30 * low else (1,)
+    ticks.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def errorbars(axis: Any, cells: list[dict], x: str, y: str, color: str, label: str) -> None:
+    """Draws estimates with their intervals.
+
+    An infinite bound, which is null in the records, is an arrow to the edge. A norm whose estimate
+    is 0 has no place on a log axis; a v stands at its upper bound.
     """
     for cell in cells:
         low, high = cell[f"{y}_interval"]
@@ -121,8 +136,8 @@ def errorbars(axis, cells: list[dict], x: str, y: str, color: str, label: str) -
     )
 
 
-def slope_one(axis, cells: list[dict], x: str, y: str) -> None:
-    """The line y proportional to x through the cells' geometric middle."""
+def slope_one(axis: Any, cells: list[dict], x: str, y: str) -> None:
+    """Draws the line of y proportional to x through the cells' geometric middle."""
     positive = [cell for cell in cells if cell[y] > 0]
     xs = np.array([cell[x] for cell in positive])
     middle = np.exp(np.mean(np.log([cell[y] for cell in positive]) - np.log(xs)))
@@ -133,6 +148,6 @@ def slope_one(axis, cells: list[dict], x: str, y: str) -> None:
     axis.legend()
 
 
-def lag_color(lag: int, lags: list[int]):
-    """The color of S."""
+def lag_color(lag: int, lags: list[int]) -> Any:
+    """Returns the color of S."""
     return plt.get_cmap("viridis")(0.95 * lags.index(lag) / max(len(lags) - 1, 1))

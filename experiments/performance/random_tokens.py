@@ -1,4 +1,4 @@
-"""The task on which programs are timed and measured: random tokens of a given shape."""
+"""Defines the task on which programs are timed: random tokens of a given shape."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The table of corrections in the report, from their summary."""
+"""Makes the report's table of corrections from their summary."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The claims of arXiv 2607.01083, and which of our claims speak to each."""
+"""Lists the claims of arXiv 2607.01083, and which of our claims speak to each."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from experiments.common.html import number
 
 @dataclasses.dataclass(frozen=True)
 class PaperClaim:
-    """One statement of the paper, with the evidence on it."""
+    """Holds one statement of the paper, with the evidence on it."""
 
     title: str
     statement: str  # in our words

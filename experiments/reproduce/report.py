@@ -22,7 +22,7 @@ CONTRAST_COMMAND = "python -m experiments.sweep --workdir=DIR"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A finished or unfinished job of the main job."""
+    """Knows one job of the main job, finished or not."""
 
     name: str
     folder: pathlib.Path
@@ -30,7 +30,7 @@ class Job:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a finished job; None while it runs or waits."""
+        """Returns the summary of a finished job; None while it runs or waits."""
         path = self.folder / SUMMARY
         return read_json(path) if path.exists() else None
 

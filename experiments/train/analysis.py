@@ -1,4 +1,4 @@
-"""Numbers from the records of one training."""
+"""Computes numbers from the records of one training."""
 
 import numpy as np
 

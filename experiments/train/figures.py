@@ -1,4 +1,4 @@
-"""Figures of trainings: reward, drift, ratio and gradient diagnostics by learner step."""
+"""Draws trainings: reward, drift, ratio and gradient diagnostics by learner step."""
 
 import pathlib
 

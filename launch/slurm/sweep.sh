@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Submits a sweep as an array of N tasks, each with its share of the cells. When all are done, a last
-# job makes the figures.
+# Submits a sweep as an array of N tasks, each with its share of the cells. When all are done, a
+# last job makes the figures.
 #   bash launch/slurm/sweep.sh N [sbatch options] -- --workdir=DIR [--config=FILE.py ...]
 # Arguments after the -- go to experiments.sweep. Prints the ids of the array and of the last job.
 shares=$1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One task of the array that launch/slurm/sweep.sh submits. It runs its share of a sweep's cells. When
-# Slurm queues it again, it goes on where it was.
+# One task of the array that launch/slurm/sweep.sh submits. It runs its share of a sweep's cells.
+# When Slurm queues it again, it goes on where it was.
 #SBATCH --job-name=sweep_share
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

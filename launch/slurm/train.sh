@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs one training over all tasks of a job. The job is queued again when it is preempted, or reaches
-# its time limit.
+# Runs one training over all tasks of a job. The job is queued again when it is preempted, or
+# reaches its time limit.
 #   sbatch [--nodes=2 --gpus-per-node=8 ...] launch/slurm/train.sh --config=FILE.py --workdir=DIR [...]
-# Submit it from the root of the repository. Arguments go to experiments.train, with paths relative to
-# the root. All nodes must see DIR, and the .venv, which must exist: bash launch/test.sh makes it.
+# Submit it from the root of the repository. Arguments go to experiments.train, with paths relative
+# to the root. All nodes must see DIR and the .venv. Make the .venv before, by bash launch/test.sh.
 #SBATCH --job-name=staleness_grpo
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -16,7 +16,7 @@
 
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch}" || exit
 
-# The tasks find each other by the variables that Slurm sets for the step. A lost task ends the others.
+# The tasks find each other by variables that Slurm sets for the step. A lost task ends the others.
 srun --kill-on-bad-exit=1 .venv/bin/python -m experiments.train "$@"
 status=$?
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # NOT RUN: this script was checked by bash and shellcheck alone.
-# Runs one training on the TPUs of a queued resource: on a single VM (ACCELERATOR=v5litepod-8), or on
-# a slice of several hosts (v5litepod-64).
+# Runs one training on the TPUs of a queued resource: on a single VM (ACCELERATOR=v5litepod-8), or
+# on a slice of several hosts (v5litepod-64).
 #   ZONE=us-west4-a ACCELERATOR=v5litepod-64 RUNTIME=v2-alpha-tpuv5-lite \
 #     bash launch/tpu/train.sh NAME --config=FILE.py --workdir=/mnt/DIR --config.mesh.fsdp=64 [...]
-# It asks for the resource and waits for it. Then it copies the repository to every host, makes .venv
-# there, and trains on all hosts at once. DIR must be a folder that all hosts see (a Filestore share,
-# mounted before). The checkpoints go there, and the same command goes on from the newest one.
+# It asks for the resource and waits for it. Then it copies the repository to every host, makes
+# .venv there, and trains on all hosts at once. DIR must be a folder that all hosts see (a Filestore
+# share, mounted before). The checkpoints go there; the same command goes on from the newest one.
 # SPOT=1 asks for VMs that may be taken away. They get SIGTERM, on which the run saves and ends with
 # code 75. The resource stays: delete it with the command that is printed at the end.
 set -euo pipefail

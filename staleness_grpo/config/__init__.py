@@ -1,1 +1,1 @@
-"""The default configuration, and its validation across sections."""
+"""Holds the default configuration, and refuses configs that cannot be run."""

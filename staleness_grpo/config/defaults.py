@@ -1,4 +1,4 @@
-"""The one default configuration, and how its fields are looked up.
+"""Holds the one default configuration, and looks up its fields.
 
 Every field has its meaning behind it, as a comment: docs/config.md is made from this file.
 """

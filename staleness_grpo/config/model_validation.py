@@ -1,4 +1,4 @@
-"""Rules that span policy, task and mesh: what a model, and a checkpoint, can answer and run on."""
+"""Refuses what a model, a checkpoint or the devices cannot run: rules that span sections."""
 
 from typing import Any
 

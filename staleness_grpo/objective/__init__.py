@@ -1,1 +1,1 @@
-"""The GRPO surrogate with an explicit behavior policy, as pure functions of arrays."""
+"""Computes the GRPO surrogate with an explicit behavior policy, by pure functions of arrays."""

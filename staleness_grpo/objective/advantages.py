@@ -1,4 +1,4 @@
-"""Group-relative advantages."""
+"""Computes group-relative advantages."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""The surrogate L(theta, phi) with the behavior policy phi explicit, and its diagnostics."""
+"""Computes the surrogate L(theta, phi), with the behavior policy phi explicit."""
 
 import dataclasses
 import functools

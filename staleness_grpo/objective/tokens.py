@@ -1,4 +1,4 @@
-"""The batch that a correction reads, and the ratios and weighted statistics it is made of.
+"""Holds the batch that a correction reads, and computes its ratios and statistics.
 
 Symbols in this package:
 

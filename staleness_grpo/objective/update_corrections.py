@@ -1,4 +1,4 @@
-"""Corrections that act on the update rather than on the loss, as optax gradient transformations.
+"""Defines corrections that act on the update and not on the loss, as optax transformations.
 
 They compose with any correction of the loss. Neither VCPO nor GAC has a population gradient of its
 own: VCPO scales the update of a batch, and GAC depends on the batch before.

@@ -1,4 +1,4 @@
-"""A progress bar for people at a terminal."""
+"""Shows a progress bar to people at a terminal."""
 
 import sys
 

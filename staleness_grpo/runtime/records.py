@@ -1,4 +1,4 @@
-"""Records on disk: JSON and JSON lines, with one reader, one appender and one atomic replace."""
+"""Reads and writes JSON and JSON lines: one reader, one appender, one atomic replace."""
 
 import contextlib
 import json

@@ -1,1 +1,1 @@
-"""Laws, intervals and early signs from measurements of runs."""
+"""Finds laws, intervals and early signs in measurements of runs."""

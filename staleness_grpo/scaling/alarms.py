@@ -1,4 +1,4 @@
-"""Early signs of a collapse, and how long before it they show.
+"""Finds early signs of a collapse, and how long before it they show.
 
 The signs are the cosine of consecutive gradients, and thresholds on a trace.
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over whole groups.
+"""Computes bootstrap intervals over whole groups.
 
 A group is what was drawn independently: a problem, a seed. Measurements of one group share what was
 drawn and are no independent evidence, so every interval resamples whole groups.

@@ -1,4 +1,4 @@
-"""Maximum-likelihood fits with censoring.
+"""Fits by maximum likelihood, with censoring.
 
 A run without a collapse within T counts as "collapses later than T". Both likelihoods are normal in
 the logarithm. The probit models are fitted to whether cells collapsed. So a setting at which none

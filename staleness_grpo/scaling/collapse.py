@@ -1,4 +1,4 @@
-"""The collapse of a run, from the pass rates of its current policy alone."""
+"""Detects the collapse of a run from the pass rates of its current policy alone."""
 
 import dataclasses
 

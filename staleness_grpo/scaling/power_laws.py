@@ -1,4 +1,4 @@
-"""Power laws with one constant for each group of measurements, such as a problem or a seed."""
+"""Fits power laws with one constant for each group of measurements."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The boundary between stable and collapsing cells: eta_max as a function of lag and horizon.
+"""Fits the boundary between stable and collapsing cells: eta_max by lag and horizon.
 
 S is the maximum lag, T the horizon in learner steps, and eta the learning rate.
 

@@ -1,1 +1,1 @@
-"""Deterministic lag of rollouts: schedules, recorded traces, and the ring buffer on the host."""
+"""Makes lag deterministic: schedules, recorded traces, and the ring buffer on the host."""

@@ -1,4 +1,4 @@
-"""The ring buffer, in which a group waits from its behavior version to its learner step."""
+"""Keeps groups in host memory from their behavior version to their learner step."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Lag schedules: the deterministic map (learner step, group slot) -> behavior version.
+"""Maps (learner step, group slot) to a behavior version, deterministically.
 
 A schedule is a pure function of its constructor's arguments. Nothing depends on which steps were
 asked for before, so a resumed run sees the lags of an uninterrupted one.

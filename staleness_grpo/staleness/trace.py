@@ -1,4 +1,4 @@
-"""Traces: lags recorded from a run, as a file that another run replays exactly.
+"""Reads lags that were recorded from a run, so that another run replays them exactly.
 
     {"step": 0, "slot": 0, "behavior_version": 0}
     {"step": 0, "slot": 1, "behavior_version": 0, "time": 12.5}

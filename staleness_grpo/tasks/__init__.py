@@ -1,4 +1,4 @@
-"""Tasks: prompts by index, and the rewards of responses to them."""
+"""Makes tasks: prompts by index, and the rewards of responses to them."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Addition, character by character: "57+68=" -> "125", with the corpus of its warm start."""
+"""Defines addition, character by character: "57+68=" -> "125", and its warm start's corpus."""
 
 import dataclasses
 from typing import Any

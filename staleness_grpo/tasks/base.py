@@ -1,4 +1,4 @@
-"""The Task protocol: prompts by index, rewards on the host. A task has no state."""
+"""Defines what a task is: prompts by index, rewards on the host, and no state."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""A task so small that every response can be enumerated, so that expectations are exact sums."""
+"""Defines a task so small that every response can be enumerated and sums are exact."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Tasks of text, answered by a language model: problems from a file, reasoning-gym, and stories.
+"""Defines tasks of text: problems from a file, from reasoning-gym, and stories.
 
 All prompts are turned into tokens at the start, because the longest one gives every batch its
 shape.

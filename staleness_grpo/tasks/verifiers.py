@@ -1,4 +1,4 @@
-"""Verifiers, which judge responses as text.
+"""Judges responses as text.
 
 Each takes a response and the problem's reference, and returns a reward in [0, 1]. Verifiers run in
 worker processes, so this module does not import JAX.

@@ -1,1 +1,1 @@
-"""The training loop and its parts."""
+"""Trains a policy: the loop and its parts."""

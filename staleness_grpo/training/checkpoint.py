@@ -1,4 +1,4 @@
-"""Checkpoints of a whole run, rollouts in flight included, written beside the loop.
+"""Saves whole runs beside the loop, rollouts in flight included, and restores them.
 
     workdir/checkpoints/step_00000050/
       manifest.json     format, step, hash of the config, commit, library versions, digest of each

@@ -1,4 +1,4 @@
-"""The files of one checkpoint: arrays by path, unread groups, digests."""
+"""Reads and writes the files of one checkpoint: arrays by path, unread groups, digests."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used: damaged, or of another config, format or code."""
+    """A checkpoint cannot be used: it is damaged, or of another config, format or code."""
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:

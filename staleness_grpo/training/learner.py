@@ -1,4 +1,4 @@
-"""The learner: optimizer, sharded state, and one jitted update with donated state."""
+"""Makes the learner: optimizer, sharded state, and one jitted update with donated state."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The training loop: sample -> push -> pop -> update -> log.
+"""Runs the training loop: sample -> push -> pop -> update -> log.
 
 At learner step t the parameters are version t. First the loop generates everything whose behavior
 policy is version t; it waits in the ring buffer. Then the groups of step t, generated up to S
@@ -104,7 +104,11 @@ def _generate(run: Run, step: int) -> None:
 
 
 def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
-    """Takes this step's rollout out of the buffer; returns (start of the record, groups, lags [N])."""
+    """Takes this step's rollout out of the buffer.
+
+    Returns:
+      (the start of the record, the groups, the lags [N]).
+    """
     versions_N = run.schedule.behavior_versions(step)
     rollout, _ = run.buffer.pop(step, versions_N[run.own_slots])
     # The lags of all processes' groups; each process's buffer has just asserted its own.

@@ -1,4 +1,4 @@
-"""The surrogate of a rollout as a function of the parameters.
+"""Makes the surrogate of a rollout a function of the parameters.
 
 The policy may run on microbatches. What the surrogate takes from the batch, it takes from all of
 it.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from staleness_grpo.runtime import mesh as mesh_lib
-from staleness_grpo.types import Array, PyTree, Rollout
+from staleness_grpo.types import PyTree, Rollout
 
 
 def in_parts(batch: PyTree, num_parts: int) -> PyTree:

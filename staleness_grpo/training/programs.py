@@ -25,7 +25,7 @@ from staleness_grpo.types import Array, LearnerState, Prompts, PyTree, Responses
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The functions that a run is made of, for one policy and one task."""
+    """Holds the functions that a run is made of, for one policy and one task."""
 
     policy: Policy
     task: Task

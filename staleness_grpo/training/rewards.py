@@ -1,4 +1,4 @@
-"""Rewards judged in worker processes, so that the device does not wait and no sample stops a run.
+"""Judges rewards in worker processes: the device does not wait, and no sample stops a run.
 
 A verifier may raise, hang, or end its process. Such a sample is reported on stderr, gets reward 0,
 and is marked.

@@ -1,4 +1,4 @@
-"""Rollouts: their prompts, their noise, batches of one compiled shape, and their scores."""
+"""Generates rollouts: prompts, noise, batches of one compiled shape, and their scores."""
 
 import dataclasses
 import operator

@@ -1,4 +1,4 @@
-"""One run: its config, its parts, and the arrays that change as it goes.
+"""Builds a run: its config, its parts, and the arrays that change as it goes.
 
 `build_run` makes a run from a config. `Run.snapshot` and `Run.restore` are all that a checkpoint
 needs: nothing else of a run changes from one learner step to the next.
@@ -33,7 +33,7 @@ from staleness_grpo.types import LearnerState, PyTree, Rollout
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Unread groups of a ring buffer, with the slots that they have among all processes' slots."""
+    """Holds unread groups of a ring buffer, with their slots among those of all processes."""
 
     steps_W: np.ndarray  # the learner step that reads each group
     slots_W: np.ndarray
@@ -43,7 +43,7 @@ class Groups:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """All that changes as a run goes, as it was before learner step `step`."""
+    """Holds all that changes as a run goes, as it was before learner step `step`."""
 
     step: int
     arrays: dict[str, PyTree]  # as `Run.arrays` gives them
@@ -59,7 +59,7 @@ class Snapshot:
 
 @dataclasses.dataclass
 class Run:
-    """The config of a run and its parts. What stands from `buffer` on changes as the run goes."""
+    """Holds the config of a run and its parts; those from `buffer` on change as it goes."""
 
     config: ConfigDict
     mesh: Mesh
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def own_slots(self) -> np.ndarray:
-        """The group slots that this process keeps in its buffer, in order; all of them if alone."""
+        """Returns the group slots that this process keeps, in order; all of them if alone."""
         return mesh_lib.own_rows(self.mesh, self.schedule.num_groups)
 
     def watch_with(self, watch: Watch) -> None:
@@ -89,7 +89,7 @@ class Run:
         self.generator = dataclasses.replace(self.generator, watch=watch)
 
     def push_judged(self, needed: int) -> None:
-        """Moves groups that have their rewards to the buffer; waits for those of steps <= needed."""
+        """Buffers the groups that have their rewards; waits for those of steps <= needed."""
         waiting = []
         for steps, slots, version, pending in self.unjudged:
             if pending.ready() or steps.min() <= needed:
@@ -187,7 +187,8 @@ def build_run(config: ConfigDict, task: Task | None = None) -> Run:
       FieldError: for what only reading a checkpoint's weights can show.
     """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
-    task = make_task(config.task, config.policy.checkpoint) if task is None else task
+    if task is None:
+        task = make_task(config.task, config.policy.checkpoint)
     programs = make_programs(config, task)
     try:
         params = starting_params(programs, config, mesh)
@@ -196,7 +197,7 @@ def build_run(config: ConfigDict, task: Task | None = None) -> Run:
         raise FieldError("policy.checkpoint", str(error), checkpoint) from error
     key = jax.random.key(config.seed)
     state = learner.init_state(programs.policy, programs.make_optimizer(None), mesh, key, params)
-    pool = RewardPool(task.verify, **config.rewards) if isinstance(task, TextTask) else None
+    pool = reward_pool(task, config)
     schedule = lag_schedule(config)
     return Run(
         config=config,
@@ -221,6 +222,20 @@ def build_run(config: ConfigDict, task: Task | None = None) -> Run:
         ),
         state=state,
     )
+
+
+def reward_pool(task: Task, config: ConfigDict) -> RewardPool | None:
+    """Makes the processes that judge a text task; None for a task that judges arrays.
+
+    Raises:
+      FieldError: the task's verifier cannot be sent to another process.
+    """
+    if not isinstance(task, TextTask):
+        return None
+    try:
+        return RewardPool(task.verify, **config.rewards)
+    except FieldError as error:
+        raise error.below("task") from error
 
 
 def starting_params(programs: Programs, config: ConfigDict, mesh: Mesh) -> PyTree | None:

@@ -1,4 +1,4 @@
-"""Supervised warm start: next-token training on a task's corpus, cached under a hash."""
+"""Trains on a task's corpus before reinforcement learning, and keeps the result by hash."""
 
 import hashlib
 import json

@@ -192,7 +192,7 @@ def test_gradient_is_zero_where_all_rewards_are_equal():
         dataclasses.replace(problem, level_NxY=level_NxY), params, behavior_params, objective
     )
     table = gradient["table"]
-    prompt_token = np.asarray(problem.inputs_CxT)[0, 0]
+    prompt_token = np.asarray(problem.inputs_OxT)[0, 0]
     assert np.all(np.asarray(table[prompt_token]) == 0.0)  # the first response token after prompt 0
     assert np.any(np.asarray(table) != 0.0)
 

@@ -1,4 +1,4 @@
-"""The corrections experiment: its analysis on records with known answers, what it refuses, and one tiny run."""
+"""Tests of the corrections: analysis of records with known answers, refusals, and one tiny run."""
 
 import html
 import json
@@ -8,34 +8,44 @@ import sys
 import numpy as np
 import pytest
 
+from experiments.common import claims as common_claims
+from experiments.common import cli
 from experiments.configs import corrections, corrections_full
-from experiments.corrections import analysis as corrections_summary
-from experiments.corrections import exact as corrections_exact
-from experiments.corrections import figures
-from experiments.corrections import stability as corrections_stability
-from experiments.corrections import validation as corrections_config
+from experiments.corrections import __main__ as command
+from experiments.corrections import analysis, claims, exact, figures, stability, validation
 from experiments.reproduce import report
-from staleness_grpo.errors import FieldError
+from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.objective.corrections.registry import CORRECTIONS
 from staleness_grpo.runtime.records import plain, read_jsonl, write_json
 from tests.conftest import ROOT
 
 
 def bias_records(config):
-    """Relative bias s_eta, half of that for token_tis and a tenth for dr_grpo; an offset for aipo."""
+    """Returns a relative bias of s_eta, and an offset for aipo.
+
+    The bias of token_tis is half of that, and that of dr_grpo a tenth.
+    """
+    factors = {"token_tis": 0.5, "dr_grpo": 0.1}
     return [
         {
-            "correction": name, "path": path, "draw": draw, "s_eta": s_eta,
-            "relative_bias": s_eta * {"token_tis": 0.5, "dr_grpo": 0.1}.get(name, 1.0) * (1 + 0.01 * draw),
-            "cosine": 1 - s_eta, "offset": 0.1 if name == "aipo" else 0.0,
+            "correction": name,
+            "path": path,
+            "draw": draw,
+            "s_eta": s_eta,
+            "relative_bias": s_eta * factors.get(name, 1.0) * (1 + 0.01 * draw),
+            "cosine": 1 - s_eta,
+            "offset": 0.1 if name == "aipo" else 0.0,
         }
-        for name in config.corrections if not CORRECTIONS[name].reads_advantage_size
-        for path in ("synchronous", "own") for draw in range(4) for s_eta in config.s_eta
-    ]  # fmt: skip
+        for name in config.corrections
+        if not CORRECTIONS[name].reads_advantage_size
+        for path in ("synchronous", "own")
+        for draw in range(4)
+        for s_eta in config.s_eta
+    ]
 
 
 def variance_records(config):
-    """Draws differ a lot, corrections within a draw by a factor of 2."""
+    """Returns variances that differ a lot by draw, and within a draw by a factor of 2."""
     return [
         {
             "correction": name,
@@ -48,7 +58,7 @@ def variance_records(config):
 
 
 def cell_records(config, boundary):
-    """Cells that collapse above the method's learning rate."""
+    """Returns cells that collapse above the method's learning rate."""
     records = []
     for method in (*config.trained, *config.trained_update_rules):
         for lag in config.stability.sweep.max_lags:
@@ -58,16 +68,21 @@ def cell_records(config, boundary):
                     collapsed = rate > edge
                     records.append(
                         {
-                            "method": method, "max_lag": lag, "learning_rate": rate, "seed": seed, "steps": 300,
-                            "steps_run": 300, "collapse_step": 100 if collapsed else None,
+                            "method": method,
+                            "max_lag": lag,
+                            "learning_rate": rate,
+                            "seed": seed,
+                            "steps": 300,
+                            "steps_run": 300,
+                            "collapse_step": 100 if collapsed else None,
                             "final": 0.0 if collapsed else 0.8 + rate,
                         }
-                    )  # fmt: skip
+                    )
     return records
 
 
 def cost_records(config):
-    """An update of token_tis takes half as long again; the machine slows down from round to round."""
+    """Returns times that grow from round to round; token_tis takes half as long again."""
     return [
         {
             "method": name,
@@ -79,17 +94,23 @@ def cost_records(config):
     ]
 
 
+def whole_summary(config, cells):
+    """Returns what `main` writes to summary.json."""
+    summary = analysis.summarize(
+        config, bias_records(config), variance_records(config), cost_records(config), cells
+    )
+    found = common_claims.records(claims.claims(config, summary))
+    return plain(summary | {common_claims.KEY: found, "reading": claims.reading(config, summary)})
+
+
 @pytest.fixture(scope="module")
 def summary():
     config = corrections.get_config()
     config.trained = ("grpo_clip", "none", "token_tis", "cispo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corrections_summary, "RESAMPLES", 10)
+        patch.setattr(analysis, "RESAMPLES", 10)
         cells = cell_records(config, {"token_tis": 2.4e-3, "cispo": 2.4e-3, "none": 1.2e-3})
-        found = corrections_summary.summarize(
-            config, bias_records(config), variance_records(config), cost_records(config), cells
-        )
-    return plain(found)
+        return whole_summary(config, cells)
 
 
 def test_rows_hold_what_made_the_records(summary):
@@ -110,9 +131,8 @@ def test_rows_hold_what_made_the_records(summary):
         rows["none"]["update_time_ratio"]["median"] == 1.0
         and "update_time_ratio" not in rows["aipo"]
     )
-    assert (
-        rows["grpo_clip"]["best_reward"]["32"]["learning_rate"] == 1e-3
-    )  # the highest at which all seeds are stable
+    # The highest learning rate at which all seeds are stable.
+    assert rows["grpo_clip"]["best_reward"]["32"]["learning_rate"] == 1e-3
     assert rows["cispo"]["best_reward"]["32"]["learning_rate"] == 2e-3
     ratio = rows["token_tis"]["eta_max_over_baseline"]["32"]
     assert ratio["ratio"] == pytest.approx(2.0, rel=0.2) and ratio["interval"][0] > 1
@@ -122,7 +142,8 @@ def test_rows_hold_what_made_the_records(summary):
         rows["none"]["final_reward"]["8"]["mean"] == rows["grpo_clip"]["final_reward"]["8"]["mean"]
     )
     assert "relative_bias" not in rows["r1_reward_stable_reinforce"]  # reads the size of A
-    # grpo_clip and none share their bias and boundary; of the two that are more stable, token_tis is less biased.
+    # grpo_clip and none share their bias and boundary. Of the two that are more stable, token_tis
+    # is less biased.
     assert summary["bias_and_stability"]["32"] == {
         "spearman": pytest.approx(-1 / np.sqrt(3)),
         "n": 4,
@@ -130,33 +151,55 @@ def test_rows_hold_what_made_the_records(summary):
     assert "relative_bias" not in rows["vcpo"] and "eta_max" in rows["vcpo"]
 
 
-def test_claims_name_what_is_better_and_what_is_not(summary):
-    holds = [claim["holds"] for claim in summary["claims"]]
-    assert holds == [True, False, True, True]
-    assert summary["claims"][0]["claim"].endswith("S = 32: cispo, token_tis")
-    # dr_grpo's gradient is normalized otherwise, so its smaller bias is against another one.
-    assert all("token_tis" in claim["claim"] for claim in summary["claims"][2:])
-    assert (
-        "aipo" in summary["claims"][1]["claim"] and "token_is" not in summary["claims"][1]["claim"]
-    )
+def test_findings_name_what_is_better_and_what_is_not(summary):
+    stable, lag_0, before, after = found = common_claims.read(summary)
+    assert [claim.holds for claim in found] == [None] * 4  # nobody published a prediction
+    assert [claim.paper for claim in found] == [""] * 4
+    assert stable.claim.endswith(": cispo, token_tis") and "At S = 32" in stable.claim
+    # Of none, token_tis, cispo, vcpo and gac two are more stable. With the baseline 6 are trained.
+    assert stable.measured == 2 and "of 5 methods" in stable.claim
+    assert (stable.n, stable.unit) == (4, "seeds") and stable.note.startswith(f"{6 * 6 * 4} cells")
+    assert lag_0.claim.endswith(": aipo") and f"of {len(CORRECTIONS) - 1} " in lag_0.claim
+    assert lag_0.measured == len(CORRECTIONS) - 2  # aipo, and one without exact coefficients
+    # The gradient of dr_grpo is normalized otherwise, so its smaller bias is against another one.
+    for claim, s_eta in ((before, 2.0**-7), (after, 2.0**-3)):
+        assert "token_tis has the least relative bias" in claim.claim
+        assert claim.measured == pytest.approx(0.5 * s_eta * 1.015)
+        assert "the intervals do not overlap" in claim.note
+        assert (claim.n, claim.unit) == (4, "problems")
+
+
+def test_the_reading_ranks_by_intervals(summary):
+    reading = summary["reading"]
+    assert "all whose interval meets the best's): token_tis." in reading
+    assert "interval: cispo, token_tis; a lower one: none." in reading
+    assert "dr_grpo" in reading.split("Not ranked with them")[1].split(".")[0]
 
 
 def test_a_boundary_outside_the_grid_is_half_a_step_outside():
     config = corrections.get_config()
     rates = np.array(config.stability.sweep.learning_rates)
-    cells = corrections_summary.of_lag(cell_records(config, {"none": 1.0}), 8, 300)
     records = [r for r in cell_records(config, {"none": 1.0}) if r["method"] == "none"]
-    cells = corrections_summary.of_lag(records, 8, 300)
+    cells = analysis.of_lag(records, 8, 300)
     step = np.diff(np.log(rates)).mean()
-    assert corrections_summary.clipped_log_eta_max(cells, rates) == pytest.approx(
-        np.log(4e-3) + step / 2
-    )
+    assert analysis.clipped_log_eta_max(cells, rates) == pytest.approx(np.log(4e-3) + step / 2)
 
 
 def test_figures_are_drawn_from_the_files(summary, tmp_path):
     write_json(tmp_path / "summary.json", summary)
-    assert len(figures.draw_all(tmp_path)) == 3
+    assert len(figures.draw(tmp_path)) == 3
     assert (tmp_path / "corrections_stability.pdf").stat().st_size > 5_000
+
+
+def test_a_second_call_on_a_finished_folder_draws_from_the_records_alone(summary, tmp_path, capsys):
+    def measure_again(config, workdir):
+        raise AssertionError("a finished folder is not measured again")
+
+    write_json(tmp_path / "summary.json", summary)
+    cli.complete(measure_again, command.draw, corrections.get_config(), tmp_path)
+    first, *paths = capsys.readouterr().out.splitlines()
+    assert first.endswith("finished already; its figures are drawn again from its records")
+    assert len(paths) == 3 + 1 and str(tmp_path / "summary.json") in paths
 
 
 def test_the_report_has_a_row_for_each_correction(summary, tmp_path):
@@ -164,7 +207,7 @@ def test_the_report_has_a_row_for_each_correction(summary, tmp_path):
     folder.mkdir()
     write_json(folder / "summary.json", summary)
     write_json(folder / "config.json", corrections.get_config().to_dict())
-    figures.draw_all(folder)
+    figures.draw(folder)
     section = report.corrections_section(tmp_path)
     header, *rows = section.table
     assert [row[0] for row in rows] == list(summary["corrections"])
@@ -173,13 +216,13 @@ def test_the_report_has_a_row_for_each_correction(summary, tmp_path):
     assert row["offset at lag 0"] == "-" and row["eta_max / grpo_clip, S = 32"] == "1 [1, 1]"
     page = report.section_html(section)
     assert page.count("data:image/png") == 3 and "<td>r1_reward_stable_reinforce</td>" in page
-    better = "At S = 32 a higher stable learning rate than grpo_clip, beyond the seeds' interval: cispo, token_tis;"
-    assert html.escape(better) in page
+    better = "At S = 32 a higher stable learning rate than grpo_clip, beyond the seeds' interval: "
+    assert html.escape(f"{better}cispo, token_tis;") in page
 
 
 def test_each_correction_gets_the_surrogate_it_is_defined_with():
     config = corrections_full.get_config()
-    methods = corrections_stability.methods(config)
+    methods = stability.methods(config)
     assert set(methods) == {*CORRECTIONS, "vcpo", "gac", "gac_after_optimizer"}
     assert methods["dr_grpo"].surrogate.length_normalization == "constant"
     assert methods["dr_grpo"].surrogate.normalize_std is False
@@ -187,7 +230,7 @@ def test_each_correction_gets_the_surrogate_it_is_defined_with():
         methods["vcpo"].correction.name == "grpo_clip"
         and methods["vcpo"].correction.update_rule == "vcpo"
     )
-    groups = corrections_exact.by_surrogate(config)
+    groups = exact.by_surrogate(config)
     assert sorted(name for names in groups.values() for name in names) == sorted(CORRECTIONS)
 
 
@@ -203,30 +246,37 @@ def test_each_correction_gets_the_surrogate_it_is_defined_with():
         ("stability.sweep.seeds", (0, 0), "stability.sweep.seeds"),
     ],
 )
-def test_contradictions_are_refused_by_flag(flag, value, named):
+def test_contradictions_are_refused_by_field(flag, value, named):
     config = corrections.get_config()
     config.update_from_flattened_dict({flag: value})
-    with pytest.raises(FieldError, match=f"--config.{named}="):
-        corrections_config.validate(config)
+    with pytest.raises(FieldError, match=f"^{named}=") as refused:
+        validation.validate(config)
+    assert str(FlagError.of_field(refused.value)).startswith(f"--config.{named}=")
 
 
 def test_default_configs_are_accepted():
-    corrections_config.validate(corrections.get_config())
-    corrections_config.validate(corrections_full.get_config())
+    validation.validate(corrections.get_config())
+    validation.validate(corrections_full.get_config())
 
 
 @pytest.mark.slow
 def test_tiny_run_writes_what_it_promises_and_goes_on(tmp_path):
-    command = [
-        sys.executable, "-m", "experiments.corrections", f"--workdir={tmp_path}", "--config.num_draws=2",
-        "--config.corrections=('grpo_clip','token_tis','r1_reward_stable_reinforce','clip_higher')",
-        "--config.trained=('grpo_clip',)", "--config.trained_update_rules=('vcpo',)",
-        "--config.variance.num_batches=50", "--config.cost.num_rounds=3",
-        "--config.stability.steps=60", "--config.stability.sweep.horizons=(60,)",
-        "--config.stability.sweep.max_lags=(8,16)", "--config.stability.sweep.seeds=(0,1)",
-        "--config.stability.sweep.learning_rates=(2e-3,8e-3)",
-    ]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    overrides = [
+        "num_draws=2",
+        "corrections=('grpo_clip','token_tis','r1_reward_stable_reinforce','clip_higher')",
+        "trained=('grpo_clip',)",
+        "trained_update_rules=('vcpo',)",
+        "variance.num_batches=50",
+        "cost.num_rounds=3",
+        "stability.steps=60",
+        "stability.sweep.horizons=(60,)",
+        "stability.sweep.max_lags=(8,16)",
+        "stability.sweep.seeds=(0,1)",
+        "stability.sweep.learning_rates=(2e-3,8e-3)",
+    ]
+    flags = [f"--workdir={tmp_path}", *(f"--config.{override}" for override in overrides)]
+    words = [sys.executable, "-m", "experiments.corrections", *flags]
+    subprocess.run(words, cwd=ROOT, check=True, timeout=600)
     first = (tmp_path / "summary.json").read_bytes()
     rows = json.loads(first)["corrections"]
     assert rows["grpo_clip"]["offset"]["mean"] == 0 and rows["token_tis"]["offset"]["mean"] < 1e-12
@@ -243,7 +293,8 @@ def test_tiny_run_writes_what_it_promises_and_goes_on(tmp_path):
     assert 0 < rows["vcpo"]["update_time_ratio"]["median"] < 10
     lines = (tmp_path / "cells.jsonl").read_text().splitlines()
     (tmp_path / "cells.jsonl").write_text("\n".join(lines[:-3]) + "\n")
-    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    (tmp_path / "summary.json").unlink()
+    subprocess.run(words, cwd=ROOT, check=True, timeout=600)
     again = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     expected = [json.loads(line) for line in lines]
     for record in again + expected:

@@ -1,4 +1,4 @@
-"""A tokenizer of single bytes, as a checkpoint folder's files; the tokens 0, 1 and 2 are special."""
+"""Writes a tokenizer of single bytes as the files of a model folder; tokens 0, 1, 2 are special."""
 
 import json
 import pathlib
@@ -7,7 +7,10 @@ import tokenizers
 
 
 def write(folder: pathlib.Path, chat_template: str | None = None) -> None:
-    """tokenizer.json, tokenizer_config.json and generation_config.json with two stop tokens."""
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    The latter names two stop tokens.
+    """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocab = {text: i for i, text in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))

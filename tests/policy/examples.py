@@ -12,7 +12,7 @@ from staleness_grpo.types import Prompts, PyTree, Responses, Rollout
 
 
 def random_params(policy: Policy, seed: int = 0) -> PyTree:
-    """Draws every leaf at random, norms and biases too, because a norm of ones hides a missing norm."""
+    """Draws every leaf at random, norms and biases too: a norm of ones hides a missing norm."""
     abstract = jax.eval_shape(policy.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
     return jax.tree.map(

@@ -180,7 +180,7 @@ def compare_microbatches(surrogate, correction, sizes):
 
 def test_diagnostics_are_means_over_tokens_groups_and_responses():
     rollout = random_rollout()
-    mask, rewards = rollout.responses.mask_NxGxR, rollout.rewards_NxG
+    mask, rewards = rollout.responses.mask_NxGxR, np.asarray(rollout.rewards_NxG)
     with jax.enable_x64(True):
         policy = Policy(PLAIN)
         params = random_params(policy)

@@ -1,4 +1,4 @@
-"""Tests the sampler: log-probabilities as in the learner, noise, early stop, padding, frequencies."""
+"""Tests the sampler: log-probabilities, noise, early stop, padding and frequencies."""
 
 import dataclasses
 

@@ -35,7 +35,7 @@ CONFIG = TransformerConfig(
     ids=["alone", "after_prompts", "one_token"],
 )
 def test_attention_and_its_gradients_are_those_of_the_plain_one(length, prompt_length):
-    """Prompts are unequal, lengths fill no tile or more than one, and key heads have two queries."""
+    """Prompts are unequal, lengths fill no tile or more than one, a key head has two queries."""
     n, g, k, q, h = 2, 2, 2, 2, 16
     rng = np.random.default_rng(0)
     queries, weights = rng.normal(size=(2, n, g, k, length, q, h)).astype(np.float32)

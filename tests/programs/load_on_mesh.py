@@ -2,14 +2,15 @@
 
     python -m tests.programs.load_on_mesh FOLDER [FOLDER ...]
 
-The parameters are those of a load onto one device. Every part of a tensor is read by itself, and
-once. In the first folder, every large parameter is in quarters. Printed are the log-probabilities of
-2 responses to each of 4 prompts, as JSON.
+It asserts that the parameters are those of a load onto one device, that every part of a tensor is
+read by itself and once, and that large parameters of the first folder are cut into quarters.
+Printed are the log-probabilities of 2 responses to each of 4 prompts, as JSON.
 """
 
 import json
 import pathlib
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -26,18 +27,18 @@ from staleness_grpo.types import Prompts, PyTree
 def load_in_parts(folder: str, mesh: Mesh) -> tuple[Policy, PyTree]:
     """Loads a policy into the mesh, and asserts that each part is read by itself, and once."""
     expected = huggingface.load(folder)[1]
-    read_tensor, sizes = weights.read_tensor, []
+    read_tensor = weights.read_tensor
+    sizes: list[int] = []
 
     def counted_read(path: pathlib.Path, name: str, index: tuple[slice, ...]) -> np.ndarray:
         part = read_tensor(path, name, index)
         sizes.append(part.size)
         return part
 
-    weights.read_tensor = counted_read
-    policy, params = huggingface.load(folder, mesh=mesh)
-    weights.read_tensor = read_tensor
+    with mock.patch.object(weights, "read_tensor", counted_read):
+        policy, params = huggingface.load(folder, mesh=mesh)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-    parts = []
+    parts: list[int] = []
     for leaf in jax.tree.leaves(params):
         by_index = {str(shard.index): shard for shard in leaf.addressable_shards}
         parts.extend(shard.data.size for shard in by_index.values())

@@ -21,7 +21,7 @@ from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training import learner
 from staleness_grpo.training.diagnostics import make_paired_gram
 from staleness_grpo.training.loss import surrogate_loss
-from tests.policy.test_logprobs import rollout_of
+from tests.policy.examples import random_rollout
 
 
 def count_shapes() -> dict:
@@ -42,7 +42,7 @@ def count_shapes() -> dict:
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(0))
 
     # Features of the feed-forward layer [N, G, R - 1, 48], with N = 1 on each device and 8 in all.
-    batch = jax.device_put(rollout_of(8, 2, 6), mesh_lib.batch_sharding(mesh))
+    batch = jax.device_put(random_rollout(8, 2, 6), mesh_lib.batch_sharding(mesh))
     loss = surrogate_loss(policy, SurrogateConfig(), 1.0)
     with jax.set_mesh(mesh):
         update = learner.compile_update(learner.update_step(loss, optimizer), state, mesh)
@@ -50,7 +50,7 @@ def count_shapes() -> dict:
     activations = [len(re.findall(rf"\[{n},2,5,48\]|\[{10 * n},48\]", program)) for n in (1, 8)]
 
     # Gradients of 4 blocks [4, E, 48], with E = 16 cut into 8 parts, or not.
-    batch = jax.device_put(rollout_of(32, 2, 6), mesh_lib.batch_sharding(mesh))
+    batch = jax.device_put(random_rollout(32, 2, 6), mesh_lib.batch_sharding(mesh))
     with jax.set_mesh(mesh):
         paired_gram: Any = make_paired_gram(policy, SurrogateConfig(), 1.0, None, 0, num_blocks=4)
         program = paired_gram.lower(state.params, batch, batch).compile().as_text()

@@ -1,4 +1,4 @@
-"""The loop: lag 0 is synchronous bit for bit, lag changes the policy that answers and nothing else."""
+"""The loop: lag 0 is synchronous bit for bit, and lag changes only the policy that answers."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.objective.advantages import group_advantages
@@ -58,7 +57,7 @@ def test_lag_zero_through_the_buffer_is_bitwise_the_loop_without_one():
 
 
 def test_minibatches_learn_from_one_batch_with_the_policy_at_its_start_as_proximal():
-    """decoupled_ppo, two updates per batch of four groups, batches one update old: against a loop without a buffer."""
+    """Compares with a loop without a buffer: two updates per batch, batches one update old."""
     settings = {"updates_per_batch": 2, "lag.max_lag": 2, "correction.name": "decoupled_ppo"}
     config = tiny_config(**settings, **{"optimizer.learning_rate": 0.05})
     run = build_run(config)
@@ -82,9 +81,14 @@ def test_minibatches_learn_from_one_batch_with_the_policy_at_its_start_as_proxim
             batch.rewards_NxG, normalize_std=True, std_epsilon=surrogate.std_epsilon
         )
         loss, _ = corrected_surrogate(
-            logprobs, responses.behavior_logprobs_NxGxR, proximal, advantages, responses.mask_NxGxR, "response",
+            logprobs,
+            responses.behavior_logprobs_NxGxR,
+            proximal,
+            advantages,
+            responses.mask_NxGxR,
+            "response",
             registry.bind("decoupled_ppo", surrogate, {}),
-        )  # fmt: skip
+        )
         return loss, logprobs
 
     gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
@@ -134,7 +138,7 @@ def test_realised_lag_is_the_scheduled_one(schedule, lags):
 
 
 def test_behavior_logprobs_are_those_of_the_promised_version():
-    """Recomputed from the parameters of version t - S, they equal the recorded ones; from those of t they do not."""
+    """Recomputes them from the parameters of version t - S, and from those of t."""
     config = tiny_config(**{"lag.max_lag": 2})
     run = build_run(config)
     versions, update = [jax.device_get(run.state.params)], run.update
@@ -166,7 +170,8 @@ def test_behavior_logprobs_are_those_of_the_promised_version():
         current, mask = np.asarray(logprobs_of(versions[step], batch)), batch.responses.mask_NxGxR
         if step > 0:
             assert np.abs(current - recorded).max() > 1e-3
-        # And the learner puts them into the ratio: its loss is the reference's, from the recorded log-probabilities.
+        # And the learner puts them into the ratio: its loss is the reference's, from the recorded
+        # log-probabilities.
         advantages = [
             reference.group_advantages(list(group), True, 1e-4)
             for group in batch.rewards_NxG.astype(float)
@@ -244,10 +249,26 @@ def test_records_carry_the_field_names():
     records = [json.loads(json.dumps(plain(record))) for record in train(build_run(config))]
     assert [record["step"] for record in records] == list(range(6))
     for name in (
-        "loss", "reward", "entropy", "lag_mean", "lag_histogram", "drift_from_behavior", "drift_from_start",
-        "update_norm", "grad_norm", "gradient_cosine", "ratio_mean", "ratio_q99", "clip_fraction_positive",
-        "clip_fraction_negative", "approx_kl", "ess", "log_ratio_second_moment", "learning_rate", "time_step",
-    ):  # fmt: skip
+        "loss",
+        "reward",
+        "entropy",
+        "lag_mean",
+        "lag_histogram",
+        "drift_from_behavior",
+        "drift_from_start",
+        "update_norm",
+        "grad_norm",
+        "gradient_cosine",
+        "ratio_mean",
+        "ratio_q99",
+        "clip_fraction_positive",
+        "clip_fraction_negative",
+        "approx_kl",
+        "ess",
+        "log_ratio_second_moment",
+        "learning_rate",
+        "time_step",
+    ):
         assert name in records[-1], name
     assert records[0]["gradient_cosine"] is None and records[1]["gradient_cosine"] is not None
     assert ["eval_reward" in record for record in records] == [True, False, False] * 2
@@ -326,7 +347,7 @@ def test_optimizers_against_literal_steps():
 
 
 def test_cosine_ceiling_tells_signal_from_noise():
-    """Per-group gradients mu + noise: the ceiling is |mu|^2 / (|mu|^2 + sigma^2 D / N), here 1/2 or 1 or about 0."""
+    """Gradients are mu + noise: the ceiling is |mu|^2 / (|mu|^2 + sigma^2 D / N)."""
     n, d = 4096, 64
     noise = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
     ceiling = make_cosine_ceiling(

@@ -1,1 +1,1 @@
-"""Published corrections for stale rollouts: functions of a TokenBatch, and their registry."""
+"""Holds published corrections for stale rollouts: functions of a TokenBatch, by name."""

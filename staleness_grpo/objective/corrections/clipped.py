@@ -1,4 +1,4 @@
-"""Corrections that bound the ratio as PPO does.
+"""Defines corrections that bound the ratio as PPO does.
 
 Each returns the per-token objective [..., R], to be maximized. The symbols are those of
 `objective.tokens`, and clip(x) stands for clip(x, 1 - clip_low, 1 + clip_high).

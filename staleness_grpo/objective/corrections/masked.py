@@ -1,4 +1,4 @@
-"""Corrections that drop tokens or responses that are too far off-policy.
+"""Defines corrections that drop tokens or responses that are too far off-policy.
 
 Each returns the per-token objective [..., R], to be maximized. The symbols are those of
 `objective.tokens`, and clip(x) stands for clip(x, 1 - clip_low, 1 + clip_high). 1[c] is 1 where the

