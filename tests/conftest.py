@@ -72,12 +72,8 @@ def run_on_devices() -> Callable[..., str]:
             "JAX_NUM_CPU_DEVICES": str(num_devices),
             "JAX_COMPILATION_CACHE_DIR": cache,
         }
-        words = ["-m", f"tests.programs.{program}", *map(str, arguments)]
-        if "\n" in program:  # code in place of a name, with the number of devices behind it
-            environment["JAX_NUM_CPU_DEVICES"] = str(arguments[0] if arguments else num_devices)
-            words = ["-c", program]
         result = subprocess.run(
-            [sys.executable, *words],
+            [sys.executable, "-m", f"tests.programs.{program}", *map(str, arguments)],
             cwd=ROOT,
             env=environment,
             capture_output=True,

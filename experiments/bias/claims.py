@@ -66,8 +66,8 @@ def gradient_field_claims(draws: Draws, bootstrap: Bootstrap) -> list[Claim]:
         ),
         bootstrap.median_finding(
             "fixed_length_three_levels",
-            "How far H(theta, theta) is from a gradient field with fixed length, std and three "
-            "reward levels: its asymmetry.",
+            "Asymmetry of the Jacobian of H(theta, theta) with fixed length, std and three reward "
+            "levels.",
             three_levels["asymmetry"],
             asymmetry,
         ),

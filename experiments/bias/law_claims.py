@@ -178,7 +178,7 @@ def crossover_finding(cells: CellTable, learning_rate: float, bootstrap: Bootstr
         unit="problems",
         holds=None,
         note="noise alone gives 1/2, a gradient alone 1; the exponent is "
-        f"{exponent_above:.2f} for S = {lags[-3]} to {lags[-1]}; they are equal at "
+        f"{exponent_above:.2f} for S = {lags[-3]} to {lags[-1]}; both contribute equally at "
         f"S* = tr(Sigma)/(B ||H||^2) = {s_star:.1f}",
     )
 

@@ -107,7 +107,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             note=times,
         ),
         claim(
-            "collapse_time_lag_exponent",
+            "collapse_time_s_exponent",
             f"The collapse time does not depend on S for S >= {LONG_LAG}: its exponent is 0.",
             time["s_exponent"],
             time["s_exponent_interval"],
@@ -117,7 +117,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             note=times,
         ),
         claim(
-            "smaller_bound",
+            "smaller_bound_is_best",
             "The smaller of the two bounds describes the boundary best.",
             distance,
             None,
@@ -128,7 +128,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             f"bound minus that of the best, over {rule['n']} pairs of cell and horizon.",
         ),
         claim(
-            "boundary_accuracy",
+            "boundary_classifies_other_seeds",
             f"The fitted boundary ({best}) classifies seeds that it was not fitted to with this "
             f"balanced accuracy ({steps}).",
             rule["held_out_balanced_accuracy"],
@@ -150,7 +150,7 @@ def sign_claims(summary: dict[str, Any]) -> list[Claim]:
     )
     found = [
         Claim(
-            name="cosine_early",
+            name="early_cosine",
             claim=f"The cosine of the first {EARLY_STEPS} steps' gradients tells collapsing from "
             f"stable runs: its ROC area is at least {MIN_ROC_AREA} ({lags}).",
             measured=areas["early"],
@@ -160,7 +160,7 @@ def sign_claims(summary: dict[str, Any]) -> list[Claim]:
             **shared,
         ),
         Claim(
-            name="cosine_early_over_ceiling",
+            name="relative_early_cosine",
             claim=f"The cosine of the first {EARLY_STEPS} steps' gradients over the ceiling that "
             f"batch noise sets has this ROC area for collapsing against stable runs ({lags}).",
             measured=areas["relative_early"],

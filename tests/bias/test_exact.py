@@ -306,7 +306,7 @@ def test_diagonal_is_parallel_to_the_performative_derivative_for_fixed_length():
 
 
 def test_without_std_and_with_constant_length_h_is_the_reward_gradient():
-    """Theory: H(theta, theta) = (1 - 1/G) grad J / R for fixed length.
+    """H(theta, theta) equals (1 - 1/G) grad J / R for fixed length.
 
     For A = r - mean, and so E[A | y] = (1 - 1/G)(r - J).
     """

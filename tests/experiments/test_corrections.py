@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from experiments.configs import corrections, corrections_full
 from experiments.corrections import __main__ as command
 from experiments.corrections import analysis, claims, exact, figures, stability, validation
 from experiments.reproduce import report
+from experiments.reproduce.corrections_table import corrections_table
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.objective.corrections.registry import CORRECTIONS
 from staleness_grpo.runtime.records import plain, read_jsonl, write_json
@@ -205,16 +207,23 @@ def test_a_second_call_on_a_finished_folder_draws_from_the_records_alone(summary
 def test_the_report_has_a_row_for_each_correction(summary, tmp_path):
     folder = tmp_path / "corrections"
     folder.mkdir()
+    config = corrections.get_config().to_dict()
     write_json(folder / "summary.json", summary)
-    write_json(folder / "config.json", corrections.get_config().to_dict())
+    write_json(folder / "config.json", config)
     figures.draw(folder)
-    section = report.corrections_section(tmp_path)
-    header, *rows = section.table
+    header, *rows = [
+        re.findall("<t[hd]>(.*?)</t[hd]>", row)
+        for row in re.findall("<tr>(.*?)</tr>", corrections_table(plain(config), summary))
+    ]
     assert [row[0] for row in rows] == list(summary["corrections"])
     assert all(len(row) == len(header) for row in rows)
     row = dict(zip(header, next(row for row in rows if row[0] == "vcpo"), strict=True))
     assert row["offset at lag 0"] == "-" and row["eta_max / grpo_clip, S = 32"] == "1 [1, 1]"
-    page = report.section_html(section)
+    environment = {"versions": {}, "platform": "here", "commit": None}
+    write_json(tmp_path / "environment.json", environment)
+    jobs = {"corrections": ["experiments.corrections"]}
+    path, _ = report.write(tmp_path, {"jobs": jobs, "contrast": {}})
+    page = path.read_text()
     assert page.count("data:image/png") == 3 and "<td>r1_reward_stable_reinforce</td>" in page
     better = "At S = 32 a higher stable learning rate than grpo_clip, beyond the seeds' interval: "
     assert html.escape(f"{better}cispo, token_tis;") in page

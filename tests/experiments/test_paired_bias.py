@@ -1,18 +1,17 @@
-"""The paired bias as a command: trainings, cells, summary, figure; a second call; refusals."""
+"""Tests of the paired bias: trainings, cells, summary, figure, a second call, and refusals."""
 
-import json
 import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from experiments.common import claims as common_claims
 from experiments.common import cli
 from experiments.paired_bias import __main__ as paired_bias
-from experiments.paired_bias import analysis as paired_summary
-from experiments.paired_bias import figures as paired
-from staleness_grpo.errors import FieldError
-from staleness_grpo.runtime.records import read_jsonl
+from experiments.paired_bias import analysis, claims, figures, grid, measure
+from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.runtime.records import read_json, read_jsonl
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
 
@@ -32,19 +31,31 @@ def tiny():
 
 def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_path, capsys):
     config = tiny()
-    paired_bias.main(config, tmp_path)
+    cli.complete(paired_bias.main, paired_bias.draw, config, tmp_path)
     first = (tmp_path / "cells.jsonl").read_bytes()
     assert "finished already" not in capsys.readouterr().out
     paired_bias.main(config, tmp_path)
-    assert capsys.readouterr().out.count("finished already") == 2
+    assert capsys.readouterr().out.count("finished already") == 2  # each of the two trainings
     assert (tmp_path / "cells.jsonl").read_bytes() == first
+    (tmp_path / "paired_bias.png").unlink()
+    cli.complete(paired_bias.main, paired_bias.draw, config, tmp_path)
+    line, *paths = capsys.readouterr().out.splitlines()
+    assert line.endswith("finished already; its figures are drawn again from its records")
+    assert sorted(paths) == [str(tmp_path / name) for name in ("paired_bias.png", "summary.json")]
     synchronous, stale = read_jsonl(tmp_path / "cells.jsonl")
     assert synchronous["bias_norm"] == 0 and synchronous["bias_norm_interval"] == [0, 0]
     assert (synchronous["num_comparisons"], synchronous["first_step"]) == (6, 0)
     assert (stale["num_comparisons"], stale["first_step"], stale["num_groups"]) == (4, 4, 16)
     assert stale["bias_norm_interval"][1] > 0 and stale["drift"] > 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["claims"][0]["holds"] and summary["claims"][0]["measured"] == 0
+    summary = read_json(tmp_path / "summary.json")
+    lag_0, reward = common_claims.read(summary)
+    assert lag_0.name == "bias_at_lag_0" and lag_0.holds and lag_0.measured == 0
+    assert lag_0.note == "6 comparisons in 1 trainings."
+    assert reward.name == "reward_at_lag_0_eta_0.01" and reward.holds is None
+    assert reward.measured == synchronous["final_eval_reward"]
+    # Two trainings are too few for a slope.
+    assert len(summary["figures_left_out"]) == 2
+    assert all("It needs 4 cells" in sentence for sentence in summary["figures_left_out"])
     for name in (
         "paired_bias.png",
         "paired_bias.pdf",
@@ -56,11 +67,11 @@ def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_
 
 
 def test_a_training_that_collapses_at_once_is_a_cell_like_the_others(tmp_path):
-    """It never reaches its lag, or its last comparison is not finite; and nothing is evaluated here."""
+    """It never reaches its lag, or its last comparison is not finite. Nothing is evaluated here."""
     config = tiny()
     config.eval_every = 0
     config.paired.learning_rates = (0.01, 1e30)
-    paired_bias.main(config, tmp_path)
+    cli.complete(paired_bias.main, paired_bias.draw, config, tmp_path)
     cells = {
         (cell["max_lag"], cell["learning_rate"]): cell
         for cell in read_jsonl(tmp_path / "cells.jsonl")
@@ -69,10 +80,8 @@ def test_a_training_that_collapses_at_once_is_a_cell_like_the_others(tmp_path):
     assert cells[4, 0.01]["bias_norm_interval"][1] > 0
     lost = cells[4, 1e30]
     assert (lost["num_comparisons"], lost["bias_norm"], lost["first_step"]) == (0, None, None)
-    claims = json.loads((tmp_path / "summary.json").read_text())["claims"]
-    assert [claim["claim"] for claim in claims] == ["the bias at lag 0 is exactly 0"] and claims[0][
-        "holds"
-    ]
+    (lag_0,) = common_claims.read(read_json(tmp_path / "summary.json"))
+    assert lag_0.claim == "The bias at lag 0 is exactly 0." and lag_0.holds
     assert (tmp_path / "paired_bias.png").stat().st_size > 0
 
 
@@ -83,22 +92,22 @@ def test_a_comparison_that_is_not_finite_is_left_out_and_counted():
     grams[3][0][1][2] = None  # as the records write NaN
     fractions = dict(clip_fraction=0.06, clip_fraction_positive=0.1, clip_fraction_negative=0.03)
     same = dict(lag_mean=4, paired_reward_failures=1) | fractions
-    records = [{"step": k, "paired_gram": gram, "drift_from_behavior": float(k)}
-               | same for k, gram in enumerate(grams)]  # fmt: skip
-    config = paired_bias.trainings(tiny())["S4-eta0.01"]
-    found = paired_summary.cell(config, records, {"collapsed": False, "final_eval_reward": None})
-    sound = paired_summary.cell(
-        config, records[:3] + records[4:], {"collapsed": False, "final_eval_reward": None}
-    )
+    records = [
+        {"step": step, "paired_gram": gram, "drift_from_behavior": float(step)} | same
+        for step, gram in enumerate(grams)
+    ]
+    config = grid.trainings(tiny())["S4-eta0.01"]
+    summary = {"collapsed": False, "final_eval_reward": None}
+    found = measure.cell_record(config, records, summary)
+    sound = measure.cell_record(config, records[:3] + records[4:], summary)
     assert (found["num_comparisons"], found["num_not_finite"], found["num_reward_failures"]) == (
         4,
         1,
         4,
     )
     assert found | {"num_not_finite": 0} == sound and found["clip_fraction"] == pytest.approx(0.06)
-    assert found["drift"] == pytest.approx(
-        np.sqrt((0 + 1 + 4 + 16) / 4)
-    )  # root mean square of steps 0, 1, 2 and 4
+    # The root mean square of steps 0, 1, 2 and 4.
+    assert found["drift"] == pytest.approx(np.sqrt((0 + 1 + 4 + 16) / 4))
 
 
 def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
@@ -108,29 +117,47 @@ def test_slopes_are_those_of_a_power_law_and_leave_clipped_cells_out():
     ]
     cells.append({"max_lag": 0, "s_eta": 0.0, "bias_norm": 0.0, "clip_fraction": 0.0})
     cells.append({"max_lag": 64, "s_eta": 0.064, "bias_norm": 3.0, "clip_fraction": 0.2})
-    found = paired_summary.slope(cells, "s_eta")
+    found = analysis.slope(cells, "s_eta")
     np.testing.assert_allclose(found["unclipped"]["slope"], 1.5, rtol=1e-12)
     np.testing.assert_allclose(found["unclipped"]["interval"], [1.5, 1.5], rtol=1e-9)
     assert found["unclipped"]["n"] == 5 and found["all"]["n"] == 6 and found["all"]["slope"] < 1.5
     assert found["unclipped"]["num_left_out"] == 0
-    assert paired_summary.slope(cells[:3], "s_eta") == {"all": None, "unclipped": None}
+    assert analysis.slope(cells[:3], "s_eta") == {"all": None, "unclipped": None}
 
 
 def test_cells_without_a_positive_estimate_are_left_out_of_a_slope_and_counted():
     def cell(lag, bias_norm):
-        return {"max_lag": lag, "s_eta": lag * 1e-3, "bias_norm": bias_norm, "clip_fraction": 0.0, "eval_rewards": [],
-                "num_comparisons": 1}  # fmt: skip
+        return {
+            "max_lag": lag,
+            "s_eta": lag * 1e-3,
+            "bias_norm": bias_norm,
+            "clip_fraction": 0.0,
+            "eval_rewards": [],
+            "num_comparisons": 1,
+        }
 
     cells = [cell(lag, 0.3 * lag) for lag in (4, 8, 16, 32)]
     others = [cell(1, 0.0), cell(2, 0.0), cell(64, math.nan)]  # the last never reached its lag
-    found = paired_summary.slope(cells + others, "s_eta")["unclipped"]
-    assert found == paired_summary.slope(cells, "s_eta")["unclipped"] | {"num_left_out": 2}
-    (claim,) = paired_summary.claims(cells + others, {"s_eta": {"unclipped": found}})
-    assert "(2 more have an estimate of 0)" in claim["claim"] and claim["n"] == 4
+    found = analysis.slope(cells + others, "s_eta")["unclipped"]
+    assert found == analysis.slope(cells, "s_eta")["unclipped"] | {"num_left_out": 2}
+    (claim,) = claims.claims(cells + others, {"s_eta": {"unclipped": found}})
+    assert "(2 more have an estimate of 0)" in claim.note and claim.note.startswith("4 cells")
+    assert (claim.n, claim.unit, claim.holds) == (1, "seeds", True)
+    (finding,) = claims.claims(cells + others, {"drift": {"unclipped": found}})
+    assert finding.holds is None and finding.paper == ""
+
+
+def test_what_the_records_cannot_carry_is_said():
+    fit = {"all": None, "unclipped": None}
+    slope, panel = analysis.left_out({"s_eta": fit})
+    assert slope.startswith("slope against S eta: ")
+    assert "drift" in panel and "not recorded" in panel
+    fit = {"all": None, "unclipped": {"slope": 1.0}}
+    assert analysis.left_out({"s_eta": fit, "drift": fit}) == []
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "flag"),
+    ("field", "value", "named"),
     [
         ("paired.max_lags", (), "paired.max_lags"),
         ("paired.learning_rates", (1e-3, 1e-3), "paired.learning_rates"),
@@ -150,11 +177,12 @@ def test_cells_without_a_positive_estimate_are_left_out_of_a_slope_and_counted()
         ("lag.schedule", "uniform", "lag.schedule"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_by_flag(field, value, flag):
+def test_what_cannot_be_compared_is_refused_by_field(field, value, named):
     config = tiny()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(FieldError, match=f"^--config.{flag}="):
-        paired_bias.validate(config)
+    with pytest.raises(FieldError, match=f"^{named}=") as refused:
+        grid.validate(config)
+    assert str(FlagError.of_field(refused.value)).startswith(f"--config.{named}=")
 
 
 def test_each_training_has_a_folder_of_its_own():
@@ -162,25 +190,23 @@ def test_each_training_has_a_folder_of_its_own():
     config.paired.update(
         dict(max_lags=(0, 4), learning_rates=(1e-4, 1.0000001e-4, 1.0000002e-4, 1))
     )
-    paired_bias.validate(config)
+    grid.validate(config)
     names = ["0.0001", "0.00010000001", "0.00010000002", "1"]
-    assert list(paired_bias.trainings(config)) == [
-        f"S{lag}-eta{name}" for lag in (0, 4) for name in names
-    ]
+    assert list(grid.trainings(config)) == [f"S{lag}-eta{name}" for lag in (0, 4) for name in names]
 
 
 def test_a_config_may_say_itself_what_one_of_its_trainings_is():
     config = tiny()
     config.lag.max_lag, config.optimizer.learning_rate = 4, 0.01
-    paired_bias.validate(config)
+    grid.validate(config)
 
 
 def test_one_update_for_each_batch():
     config = tiny()
     config.updates_per_batch = 2
     config.paired.max_lags = (1, 4)
-    with pytest.raises(FieldError, match=r"^--config.metrics.paired_every="):
-        paired_bias.validate(config)
+    with pytest.raises(FieldError, match=r"^metrics.paired_every="):
+        grid.validate(config)
 
 
 def test_an_open_interval_is_an_arrow_and_a_missing_one_nothing():
@@ -190,7 +216,7 @@ def test_an_open_interval_is_an_arrow_and_a_missing_one_nothing():
         {"max_lag": lag, "cosine": 0.9, "cosine_interval": interval}
         for lag, interval in intervals.items()
     ]
-    paired.errorbars(axis, cells, "max_lag", "cosine", "0", "")
+    figures.errorbars(axis, cells, "max_lag", "cosine", "0", "")
     assert [line.get_ydata().tolist() for line in axis.lines] == [
         [0.5, 1.5],
         [0.5, 0.9],

@@ -71,7 +71,7 @@ def test_killed_then_preempted_ends_as_if_it_never_was(finished, tmp_path):
     records = killing.num_records(tmp_path)
     killing.kill_after(process, tmp_path, records + 1, 0, signal.SIGTERM)
     code, errors = killing.end(process)
-    assert code == 75 and "the same command goes on" in errors
+    assert code == 75 and "run the same command to go on" in errors
     experiment.main(tiny_config(**FLIGHT), tmp_path)
     assert killing.ending(tmp_path) == killing.ending(finished)
     summaries = [

@@ -79,7 +79,7 @@ class Tokenizer:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Generation(Extension):
-            """Renders {% generation %} blocks, which mark the assistant's words, by their inside."""
+            """Replaces {% generation %} blocks, which mark the assistant's words, by their inside."""
 
             tags = {"generation"}
 
