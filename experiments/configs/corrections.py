@@ -1,9 +1,8 @@
-"""Exact bias and variance of every correction, stability of one of each kind: default of `experiments.corrections`.
+"""Compares all corrections, and trains one of each kind: the default of `experiments.corrections`.
 
     python -m experiments.corrections --workdir=results/corrections
 
-Hardware: 2 CPU cores. The numbers to expect and the time are in
-docs/log/2026-11-24-corrections.md.
+Hardware: 2 CPU cores. The numbers to expect are in docs/log/2026-11-24-corrections.md.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +12,10 @@ from staleness_grpo.objective.corrections.registry import CORRECTIONS
 
 
 def get_config():
-    """Exact part: all corrections at S = 16. Stability: eight of the loss, two of the update, S in {8, 32}."""
+    """Returns the exact part for all corrections at S = 16, and trainings at S = 8 and 32.
+
+    Eight corrections of the loss and two of the update are trained.
+    """
     exact = bias.get_config()
     stability = scaling_laws.get_config()
     del stability.variants
@@ -38,7 +40,8 @@ def get_config():
                 num_batches=1000,  # sampled, each with one group for every prompt
             ),
             cost=dict(num_rounds=100),  # of timed updates, each with every trained method
-            # Names of corrections and update rules whose (S, eta) cells are trained; the first is the baseline.
+            # Names of corrections and update rules whose (S, eta) cells are trained. They must have
+            # grpo_clip, which all others are set against.
             trained=(
                 "grpo_clip",
                 "none",

@@ -1,8 +1,8 @@
-"""As the default, with the (S, eta) cells of every correction.
+"""Trains the (S, eta) cells of every correction; the rest is as in the default.
 
     python -m experiments.corrections --config=experiments/configs/corrections_full.py --workdir=DIR
 
-Hardware: 2 CPU cores. How long it takes is in docs/log/2026-11-24-corrections.md.
+Hardware: 2 CPU cores. The numbers to expect are in docs/log/2026-11-24-corrections.md.
 """
 
 from experiments.configs import corrections
@@ -11,7 +11,7 @@ from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
 
 
 def get_config():
-    """Every correction of the loss and of the update."""
+    """Returns the default with every correction of the loss and of the update trained."""
     config = corrections.get_config()
     config.trained = tuple(CORRECTIONS)
     config.trained_update_rules = tuple(UPDATE_CORRECTIONS)

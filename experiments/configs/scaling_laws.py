@@ -1,8 +1,8 @@
-"""The S x eta map of asynchronous GRPO on two-digit addition: the default of `experiments.sweep`.
+"""Maps S x eta for asynchronous GRPO on two-digit addition: the default of `experiments.sweep`.
 
     python -m experiments.sweep --workdir=results/scaling_laws
 
-Hardware: 2 CPU cores, one worker on each. The numbers to expect and the time are in
+Hardware: 2 CPU cores, one worker on each; 606 s. The numbers to expect are in
 docs/log/2026-11-24-scaling-default-map.md.
 """
 
@@ -12,15 +12,17 @@ from staleness_grpo.config.defaults import default_config
 
 
 def get_config():
-    """384 trainings of 600 learner steps, and two small maps for what the start and the schedule do.
+    """Returns 384 trainings of 600 learner steps, and two small maps on the start and the schedule.
 
-    The learning rates end where synchronous training starts to fail: at 5.6e-3 two of four runs with S = 0 collapse,
-    and those with S > 0 after 15 steps whatever S, which is Adam's first updates and not staleness.
+    The learning rates end where synchronous training starts to fail. At 5.6e-3 two of four runs
+    with S = 0 collapse, and runs with S >= 4 collapse after 15 steps, whatever S. That is Adam's
+    first updates, and not staleness (docs/log/2026-11-23-sweep-choices.md).
     """
     config = default_config()
     config.steps = 600
     config.eval_every = 5
-    config.num_prompts = 32  # twice the steps/s of 64, and the same two regimes
+    # Twice the steps/s of 64, and the same two regimes (docs/log/2026-11-23-sweep-choices.md).
+    config.num_prompts = 32
     config.sweep = ConfigDict(
         dict(
             max_lags=(0, 1, 2, 4, 8, 16, 32, 64),
@@ -28,8 +30,10 @@ def get_config():
             seeds=(0, 1, 2, 3, 4, 5),
             num_warm_starts=2,  # seed s starts from warm start s modulo this
             horizons=(100, 300, 600),  # learner steps up to which a run is looked at
-            freeze_after=60,  # learner steps below a quarter of the peak pass rate, after which a cell ends
-            chunk_size=1,  # cells vectorized together in a worker; more pays on an accelerator alone
+            # Learner steps below a quarter of the peak pass rate, after which a cell ends.
+            freeze_after=60,
+            # Cells vectorized together in a worker; more than 1 pays on an accelerator alone.
+            chunk_size=1,
             num_workers=0,  # processes; 0: one for each core
         )
     )

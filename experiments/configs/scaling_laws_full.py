@@ -1,8 +1,9 @@
-"""The S x eta map, and whole maps for cyclic refresh, SGD and sums of three one-digit terms.
+"""Adds whole maps to `scaling_laws`: cyclic refresh, SGD, and sums of three one-digit terms.
 
-    python -m experiments.sweep --config=experiments/configs/scaling_laws_full.py --workdir=results/scaling_laws_full
+    python -m experiments.sweep --config=experiments/configs/scaling_laws_full.py \
+        --workdir=results/scaling_laws_full
 
-Hardware: 2 CPU cores. The numbers to expect and the time are in
+Hardware: 2 CPU cores; 52 min, beside other jobs. The numbers to expect are in
 docs/log/2026-11-24-scaling-maps-over-600-steps.md.
 """
 
@@ -10,7 +11,7 @@ from experiments.configs import scaling_laws
 
 
 def get_config():
-    """Four seeds, and every variant on the whole grid."""
+    """Returns the default with four seeds, and every variant on the whole grid."""
     config = scaling_laws.get_config()
     config.sweep.seeds = (0, 1, 2, 3)
     config.variants = dict(

@@ -79,7 +79,7 @@ class Tokenizer:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Generation(Extension):
-            """Replaces {% generation %} blocks, which mark the assistant's words, by their inside."""
+            """Renders what is inside {% generation %} blocks, which mark the assistant's part."""
 
             tags = {"generation"}
 
