@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.train import __main__ as experiment
+from experiments.train.measure import resume
 from staleness_grpo.errors import FlagError
 from staleness_grpo.runtime.preemption import Preemption
 from staleness_grpo.runtime.records import read_jsonl
@@ -153,7 +154,7 @@ def test_an_unusable_checkpoint_is_refused_with_the_step_to_fall_back_to(fault, 
     before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
     checkpoints = checkpoint.Checkpoints(unfinished / "checkpoints", tiny_config(**FLIGHT))
     with pytest.raises(FlagError) as error:
-        experiment.resume(built, checkpoints, unfinished)
+        resume(built, checkpoints, unfinished)
     assert str(error.value).startswith(
         f"--workdir={unfinished}: the checkpoint of step 6 cannot be used: "
     )
@@ -162,7 +163,7 @@ def test_an_unusable_checkpoint_is_refused_with_the_step_to_fall_back_to(fault, 
     assert before == {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
     shutil.rmtree(unfinished / "checkpoints" / "step_00000004")
     with pytest.raises(FlagError, match="from step 0, as no other can be used$"):
-        experiment.resume(built, checkpoints, unfinished)
+        resume(built, checkpoints, unfinished)
 
 
 def test_falls_back_when_told_to(finished, unfinished):
@@ -180,13 +181,13 @@ def test_records_that_a_checkpoint_counts_on_must_be_there(unfinished):
     with pytest.raises(
         FlagError, match="metrics.jsonl has 1 records, the checkpoint comes after 6"
     ):
-        experiment.resume(build_run(tiny_config(**FLIGHT)), checkpoints, unfinished)
+        resume(build_run(tiny_config(**FLIGHT)), checkpoints, unfinished)
 
 
 def test_the_newest_are_kept_and_partial_ones_go(built, tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, tiny_config(**FLIGHT))
     for step in (0, 2, 4):
-        checkpoints.save(dataclasses.replace(checkpoints.snapshot(built), step=step))
+        checkpoints.save(dataclasses.replace(built.snapshot(), step=step))
     checkpoints.wait()
     (tmp_path / "step_00000006.partial").mkdir()
     assert sorted(checkpoints.steps()) == [2, 4]
@@ -208,7 +209,7 @@ def test_a_buffer_of_lag_64_takes_its_contents_and_little_more(built, tmp_path):
         buffer.push(np.full(4, step), np.arange(4), 0, rollout)
     run = dataclasses.replace(built, buffer=buffer)
     checkpoints = checkpoint.Checkpoints(tmp_path, tiny_config(**FLIGHT))
-    checkpoints.save(checkpoints.snapshot(run))
+    checkpoints.save(run.snapshot())
     checkpoints.wait()
     contents = 64 * sum(leaf.nbytes for leaf in jax.tree.leaves(rollout))
     assert (tmp_path / "step_00000000" / "buffer_0.npz").stat().st_size <= 1.2 * contents
@@ -268,7 +269,7 @@ def test_a_full_disk_costs_one_checkpoint_and_the_run_goes_on(finished, tmp_path
 def test_other_faults_of_a_save_are_raised(built, tmp_path, monkeypatch):
     checkpoints = checkpoint.Checkpoints(tmp_path, tiny_config(**FLIGHT))
     monkeypatch.setattr(np, "savez", lambda *args, **kwargs: 1 / 0)
-    checkpoints.save(checkpoints.snapshot(built))
+    checkpoints.save(built.snapshot())
     with pytest.raises(ZeroDivisionError):
         checkpoints.wait()
     assert list(tmp_path.iterdir()) == []
