@@ -4,7 +4,6 @@ import pathlib
 from typing import Any
 
 import matplotlib
-from cycler import cycler
 
 matplotlib.use("Agg")  # no window, on any machine; before pyplot
 import matplotlib.pyplot as plt  # noqa: E402
@@ -20,7 +19,7 @@ SETTINGS: Any = {  # Any: matplotlib's type lists every key
     "legend.fontsize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=COLORS),
+    "axes.prop_cycle": plt.cycler(color=COLORS),
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,

@@ -42,7 +42,7 @@ class Correction:
 # A correction in which the slope of a response depends on no other response.
 _per_response = functools.partial(Correction, reads_other_responses=False)
 
-_EQUALS_VERL = "equal to verl's code in float64"
+_EQUALS_VERL = "compared with verl's code in float64, not in a test here"
 
 CORRECTIONS: dict[str, Correction] = {
     "grpo_clip": _per_response(

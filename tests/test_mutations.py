@@ -1,0 +1,94 @@
+"""Each mutation of one line of the core must fail a test: the tests would notice such a mistake."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# name -> (file of the package, line as it is, line as it must not be, tests that notice)
+MUTATIONS = {
+    "the ratio upside down": (
+        "objective/tokens.py",
+        "return self.policy_logprobs - self.behavior_logprobs",
+        "return self.behavior_logprobs - self.policy_logprobs",
+        "objective/test_surrogate.py",
+    ),
+    "a gradient through the advantages": (
+        "objective/surrogate.py",
+        "advantages = jax.lax.stop_gradient(advantages)[..., None]",
+        "advantages = advantages[..., None]",
+        "objective/test_surrogate.py",
+    ),
+    "masked places reach the sums": (
+        "objective/surrogate.py",
+        "jnp.where(mask, logprobs, 0.0)",
+        "logprobs",
+        "objective/test_surrogate.py",
+    ),
+    "one lag too few": (
+        "staleness/schedule.py",
+        "return np.minimum(steps_Ix1, self.max_lag)",
+        "return np.minimum(steps_Ix1, max(self.max_lag - 1, 0))",
+        "staleness/test_schedule.py",
+    ),
+    "the slot has no part in the noise": (
+        "policy/sampler.py",
+        "jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, step), slot), member)",
+        "jax.random.fold_in(jax.random.fold_in(key, step), member)",
+        "policy/test_sampler.py",
+    ),
+    "a resumed run starts one step late": (
+        "training/run.py",
+        'self.state, self.step = arrays["state"], step',
+        'self.state, self.step = arrays["state"], step + 1',
+        "training/test_checkpoint.py",
+    ),
+    "a group is paired with itself": (
+        "bias/paired.py",
+        "gram_XxUxJxJ * (1 - np.eye(num_groups))",
+        "gram_XxUxJxJ * np.ones((num_groups, num_groups))",
+        "bias/test_paired.py",
+    ),
+    "the bias with the opposite sign": (
+        "bias/exact.py",
+        "return pull_back(stale - fresh)[0]",
+        "return pull_back(fresh - stale)[0]",
+        "bias/test_exact.py",
+    ),
+    "the buffer trusts the version": (
+        "staleness/ring_buffer.py",
+        "if wrong_N.any():",
+        "if False:",
+        "staleness/test_ring_buffer.py",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_fails_a_test(name, tmp_path):
+    file, line, mutated, tests = MUTATIONS[name]
+    for folder in ("staleness_grpo", "experiments", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("results"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path = tmp_path / "staleness_grpo" / file
+    text = path.read_text()
+    assert text.count(line) == 1, f"{file} has no single line {line!r}: adapt the mutation"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", f"tests/{tests}"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    path.write_text(text.replace(line, mutated))
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    # 1: tests ran and some failed. Anything else would be an error of this test.
+    assert result.returncode == 1, result.stdout[-2000:] + result.stderr[-2000:]
