@@ -1,21 +1,22 @@
-"""Defines the errors that a person can fix: in a field of a config, or in a flag."""
+"""Defines errors that the user can fix: a wrong field of a config, or a wrong flag."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-NOT_GIVEN = object()  # the value of a field that the error does not know
+NOT_GIVEN = object()  # marks that the error does not know the field's value
 
 
 class FieldError(ValueError):
-    """A field of a configuration cannot be used.
+    """Says that a field of a config cannot be used, and how to fix it.
 
-    Whoever owns the field raises this, with the field's name in its own section. Callers that know
-    the section put it in front (`below`), and the command line spells the whole as a flag.
+    The code that owns a field raises this error, with the field's name inside its section. A caller
+    that knows the section adds the section's name in front, with `below`. The command line prints
+    the full name as a flag.
 
     Attributes:
-      field: the name, with dots between sections ('lag.max_lag').
-      hint: what to do, as a sentence without a capital.
-      value: the value that was refused, or NOT_GIVEN.
+      field: the field's name, with dots between sections ('lag.max_lag').
+      hint: how to fix the field, as a sentence without a capital.
+      value: the refused value, or NOT_GIVEN.
     """
 
     def __init__(self, field: str, hint: str, value: Any = NOT_GIVEN):
@@ -24,28 +25,28 @@ class FieldError(ValueError):
         self.field, self.hint, self.value = field, hint, value
 
     def below(self, section: str) -> "FieldError":
-        """Returns the same error with the field's name as seen from outside its section."""
+        """Returns the same error with the section's name in front of the field's name."""
         return FieldError(f"{section}.{self.field}", self.hint, self.value)
 
     def with_value(self, lookup: Callable[[str], Any]) -> "FieldError":
-        """Returns the same error with the refused value, looked up by the field's name."""
+        """Returns the same error with its value; `lookup(field)` gives a value it does not have."""
         if self.value is not NOT_GIVEN:
             return self
         try:
             return FieldError(self.field, self.hint, lookup(self.field))
-        except (KeyError, TypeError):  # a field that is missing has no value
+        except (KeyError, TypeError):  # the config lacks the field, so it has no value
             return self
 
 
 class FlagError(ValueError):
-    """A command cannot be run. The message is one line: flag, value, fix."""
+    """Says that a flag cannot be used, in one line: the flag, its value, and how to fix it."""
 
     def __init__(self, flag: str, value: Any, hint: str):
         super().__init__(" ".join(f"--{flag}={value}: {hint}".split()))
 
     @classmethod
     def of_field(cls, error: FieldError) -> "FlagError":
-        """Spells a field of the config as the flag that sets it."""
+        """Returns the error of a config field as an error of the flag that sets the field."""
         value = "" if error.value is NOT_GIVEN else error.value
         return cls(f"config.{error.field}", value, error.hint)
 
@@ -57,7 +58,10 @@ def require(condition: bool, field: str, hint: str, value: Any = NOT_GIVEN) -> N
 
 
 def require_choice(fields: Mapping[str, Any], name: str, choices: tuple) -> None:
-    """Raises FieldError unless `fields[name]` is one of the choices; a None there means unset."""
+    """Raises FieldError unless `fields[name]` is one of the choices.
+
+    A None among the choices accepts an unset field. The error message does not list it.
+    """
     hint = f"choose one of {', '.join(str(choice) for choice in choices if choice is not None)}"
     require(fields[name] in choices, name, hint, fields[name])
 

@@ -1,4 +1,4 @@
-"""Defines batch and state types, and the legend of the shape letters in names.
+"""Defines the types of batches and states, and lists the shape letters used in names.
 
     N  prompts, which are the group slots of a learner step
     G  responses to one prompt (the group size)
@@ -10,15 +10,15 @@
     Q  query heads for each key/value head    L  query positions
     C  key positions                          F  chunks of the vocabulary
     S  the maximum lag                        I  learner steps
-    W  groups that wait, or (step, slot) pairs that are due
+    W  groups that wait to be read, or (step, slot) pairs that must be generated
     X  evaluations of a run, or comparisons of gradients
     J  blocks of groups                       U  kinds of inner products
     Y  responses that can be enumerated       M  levels of the reward
     Z  compositions of a group                A  terms of a sum
-    O  anything else that its comment names
+    O  any other axis, which a comment beside the name explains
 
-`rewards_NxG` has shape [N, G]. A name without letters is a scalar, a pytree, or has its shape in
-its comment.
+`rewards_NxG` has shape [N, G]. A name without letters is a scalar, a pytree, or an array whose
+comment gives the shape.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Prompts:
 
     tokens_NxP: Array  # int32
     mask_NxP: Array  # bool, False on the padding
-    index_N: Array  # int32, the task's prompt index, by which a group is known through the buffer
+    index_N: Array  # int32, the task's number of each prompt; identifies it in the buffer
 
 
 @jax.tree_util.register_dataclass
@@ -56,27 +56,29 @@ class Responses:
 class Rollout:
     """Holds N groups of scored responses, with the policy version that generated each.
 
-    Every leaf has the group slot as its leading axis. So the ring buffer can keep, and a mesh can
-    shard, any subset of slots.
+    The leading axis of every leaf is the group slot. So the ring buffer can store any subset of
+    slots, and a mesh can shard the slots.
     """
 
     prompts: Prompts
     responses: Responses
-    rewards_NxG: Array | None  # float32; None while the rewards are on their way
+    rewards_NxG: Array | None  # float32; None until the rewards are judged
     behavior_version_N: Array  # int32, optimizer updates applied when the group was generated
-    # Like behavior_logprobs, under the policy at the start of the rollout batch. None with one
-    # update per batch: then the learner's own policy is the proximal one.
+    # Log-probabilities under the proximal policy, which is the policy at the start of the rollout
+    # batch. Dtype and masking are as in behavior_logprobs. None with one update per batch, because
+    # the learner's own policy is then the proximal policy.
     proximal_logprobs_NxGxR: Array | None = None
-    # int8, for rewards judged in worker processes: 0 judged; 1 failed, 2 timed out, with reward 0.
+    # int8. 0: judged; 1: failed; 2: timed out. A failed or timed-out response has reward 0. None if
+    # the rewards are not judged in worker processes.
     reward_outcome_NxG: Array | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LearnerState:
-    """Holds the state that one optimizer update reads and replaces; the update donates it."""
+    """Holds the state that an optimizer update reads, replaces and donates."""
 
     policy_version: Array  # int32 scalar, optimizer updates applied so far
     params: PyTree
     opt_state: PyTree
-    previous_gradient: PyTree  # of the last update, for the cosine of consecutive gradients
+    previous_gradient: PyTree  # the last update's gradient, for the cosine of consecutive gradients

@@ -64,10 +64,21 @@ def test_the_package_knows_no_experiment_and_no_flag(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_only_the_policy_imports_flax_and_the_light_rooms_no_jax(path):
+def test_only_the_policy_imports_flax_and_scaling_imports_no_jax(path):
     own, tops = room(dotted(path)), {name.split(".")[0] for name in imports(path)}
     assert own == "policy" or "flax" not in tops
     assert own != "scaling" or "jax" not in tops
+
+
+EXPERIMENT_ROOMS = {"corrections": {"bias", "sweep"}, "paired_bias": {"sweep", "train"}}
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*/*.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=dotted)
+def test_a_room_of_the_experiments_imports_the_rooms_it_may(path):
+    own = room(dotted(path))
+    rooms = {room(name) for name in imports(path) if name.startswith("experiments.")}
+    assert rooms - {own, "common", "configs"} <= EXPERIMENT_ROOMS.get(own, set())
 
 
 def test_there_is_no_circle_of_imports():

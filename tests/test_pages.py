@@ -60,11 +60,13 @@ def test_numbers_agree_to_the_digits_that_are_written(written, value, agree):
 
 def test_a_number_is_looked_up_by_claim_by_place_and_through_names_with_dots(tmp_path):
     path = tmp_path / "summary.json"
-    record = {"a": {"0.5": [3.0, 4.0]}, "claims": [{"name": "x", "interval": [1.0, 2e9]}]}
+    claims = [{"name": "x", "interval": [1.0, 2e9]}, {"name": "x.y", "interval": [5.0, 6.0]}]
+    record = {"a": {"0.5": [3.0, 4.0]}, "claims": claims}
     path.write_text(json.dumps(record))
     assert look_up(path, "a.0.5.1") == 4.0
     assert look_up(path, "claims.x.interval.1 / 1e9") == 2.0
     assert look_up(path, "a.0.5.0 * 100") == 300.0
+    assert look_up(path, "claims.x.y.interval.0") == 5.0
     for key in ("b", "claims.y.interval", "a.0.6"):
         with pytest.raises(KeyError):
             look_up(path, key)

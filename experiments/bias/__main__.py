@@ -1,13 +1,19 @@
-"""Measures the bias of stale rollouts, exact to rounding, by lag and learning rate.
+"""Measures the bias of stale rollouts, exactly up to rounding, for each lag and learning rate.
 
     python -m experiments.bias --workdir=DIR [--config=experiments/configs/bias.py] \\
         [--config.num_draws=4 ...]
 
-Runs lagged GRPO on enumerable problems, each run trained with its own lag, for every lag, learning
+Runs GRPO with lag on enumerable problems. There is one run for every combination of lag, learning
 rate, optimizer and schedule, with exact and with sampled gradients. At every learner step the bias
-||H(theta_t, theta_{t-tau}) - H(theta_t, theta_t)|| is known exactly. Writes cells.jsonl (one line
-per run), identities.json (measurements at fixed policies), figures, and summary.json. What is
-finished is not computed again.
+||H(theta_t, theta_{t-tau}) - H(theta_t, theta_t)|| is known exactly.
+
+Writes into the workdir:
+
+- cells.jsonl: one line per run.
+- identities.json: measurements at fixed policies.
+- summary.json and the figures.
+
+A second call does not repeat the measurements that are finished.
 """
 
 import pathlib
@@ -19,10 +25,10 @@ from experiments.common import cli
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Measures the cells that are missing, then summarizes all of them."""
+    """Measures the cells that have no record yet, then writes the summary of all cells."""
     import jax
 
-    # The bias is a small difference of near-equal gradients.
+    # The bias is the small difference of two nearly equal gradients, so it needs float64.
     jax.config.update("jax_enable_x64", True)
     from experiments.bias.analysis import summarize
     from experiments.bias.measure import measure
@@ -35,7 +41,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws the figures of a finished workdir."""
+    """Draws the figures of a finished workdir; returns the paths of the PNGs."""
     from experiments.bias import figures
 
     return figures.draw(workdir)

@@ -1,4 +1,4 @@
-"""Turns the records of the bias experiment into summary.json."""
+"""Computes summary.json from the records of the bias experiment."""
 
 import pathlib
 from typing import Any
@@ -13,10 +13,13 @@ from staleness_grpo.runtime.records import read_json
 
 
 def summarize(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns the numbers claimed, from the records alone.
+    """Returns the contents of summary.json. They depend on the config and the records only.
+
+    Returns:
+      The law of each optimizer and schedule, and the list of claims.
 
     Raises:
-      FileNotFoundError: a file of records is missing.
+      FileNotFoundError: cells.jsonl or identities.json is missing.
       KeyError: a cell or a measurement at fixed policies is missing.
     """
     cells = law.read_cells(workdir)

@@ -1,7 +1,7 @@
 """Runs the cells of the bias experiment.
 
-A cell is one lagged run, for one optimizer, schedule, lag, learning rate and draw. A draw is a
-problem with rewards and an initial policy of its own.
+A cell is one run with lag. It has one optimizer, schedule, lag, learning rate and draw. A draw is a
+problem with its own rewards and its own initial policy.
 """
 
 import dataclasses
@@ -27,31 +27,32 @@ from staleness_grpo.tasks.enumerable import EnumerableTask
 from staleness_grpo.types import PyTree
 
 POWER_ITERATIONS = 20
-MIN_MEASURED_STEPS = {"exact": 1, "sampled": 16}  # a single noisy step says little
-# Compiler options for programs that run once, for a moment: they compile faster without
-# optimization.
+# The fewest learner steps that a record averages. One step with a sampled gradient is too noisy.
+MIN_MEASURED_STEPS = {"exact": 1, "sampled": 16}
+# Compiler options for short programs that run only once. Without optimization they compile faster.
 RUN_ONCE_OPTIONS = {"xla_backend_optimization_level": 0}
-# Purposes of random keys.
+# The purposes for which random keys are made. Each purpose has its own number.
 INITIAL_POLICY, SAMPLING, POWER_START = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Holds independent problems of one shape.
+    """Holds the draws of a config: problems of the same shape, each with its initial policy.
 
-    The draw is the leading axis of `levels` and `params`.
+    The first axis of `levels` and `params` is the draw.
     """
 
     config: ConfigDict
-    problem: Problem  # with the rewards of draw 0
-    levels: jax.Array  # int32 [draws, N, Y]
-    params: PyTree
+    problem: Problem  # the problem of draw 0
+    levels: jax.Array  # reward level of every response, int32 [draws, N, Y]
+    params: PyTree  # initial parameters
     objective: SurrogateConfig
 
     def over_draws(self, function: Callable, *args: Any) -> PyTree:
-        """Returns function(problem, params, *args) of every draw, as NumPy arrays.
+        """Calls function(problem, params, *args) for every draw in one compiled program.
 
-        It is compiled once.
+        Returns:
+          The results as NumPy arrays. Their first axis is the draw.
         """
 
         def of_draw(level_NxY: jax.Array, params: PyTree) -> PyTree:
@@ -69,19 +70,23 @@ class Draws:
         return jax.jit(jax.vmap(jax.vmap(of_policy, in_axes=(None, 0, None))))
 
     def smoothness(self, params: PyTree) -> np.ndarray:
-        """Returns sigma_max(d_phi H), [draws, O], at params with leading axes [draws, O].
+        """Returns sigma_max(d_phi H) at several policies of each draw.
 
-        O is any number of policies for each draw.
+        Args:
+          params: parameters whose first two axes are [draws, O], for O policies of each draw.
+
+        Returns:
+          [draws, O].
         """
         return np.asarray(
             self._smoothness(self.levels, params, draw_keys(self.config, POWER_START))
         )
 
     def with_task(self, **changes: Any) -> "Draws":
-        """Returns the same initial policies on another task.
+        """Returns draws with the same initial policies and a changed task.
 
         Args:
-          **changes: of the task's fields, of num_prompts and of group_size.
+          **changes: new values for fields of the task, for num_prompts and for group_size.
         """
         config = self.config.copy_and_resolve_references()
         config.update(
@@ -95,7 +100,7 @@ class Draws:
 
 
 def make_draws(config: ConfigDict) -> Draws:
-    """Makes the draws of a config: for each, rewards and an initial policy of its own."""
+    """Makes the draws of a config. Each draw has its own rewards and its own initial policy."""
     policy = make_policy(config)
     problems = make_problems(config, policy.apply)
     return Draws(
@@ -110,7 +115,12 @@ def make_draws(config: ConfigDict) -> Draws:
 
 
 def make_policy(config: ConfigDict, **changes: Any) -> Policy:
-    """Makes the toy decoder, with some of its fields changed."""
+    """Makes the toy decoder.
+
+    Args:
+      config: the experiment's config.
+      **changes: values that replace fields of config.policy.
+    """
     return Policy(
         TransformerConfig(
             vocab_size=config.task.vocab_size, **{**config.policy.to_dict(), **changes}
@@ -119,42 +129,50 @@ def make_policy(config: ConfigDict, **changes: Any) -> Policy:
 
 
 def make_problems(config: ConfigDict, apply: Callable) -> list[Problem]:
-    """Makes one problem for each draw."""
+    """Makes one problem for each draw.
+
+    Args:
+      config: the experiment's config.
+      apply: the policy's function from parameters and tokens to logits.
+    """
     fields = {**config.task.to_dict(), "num_prompts": config.num_prompts}
     seeds = [config.seed * config.num_draws + draw for draw in range(config.num_draws)]
-    # `validation` lets no other kind of task through.
+    # `validation` accepts only enumerable tasks, so the cast is right.
     tasks = [cast(EnumerableTask, make_task({**fields, "seed": seed})) for seed in seeds]
     return [Problem.from_task(apply, task, config.group_size) for task in tasks]
 
 
 def stacked_levels(problems: list[Problem]) -> jax.Array:
-    """Stacks the reward levels of every response, int32 [draws, N, Y]."""
+    """Returns the reward level of every response of every problem, int32 [draws, N, Y]."""
     return jnp.stack([problem.level_NxY for problem in problems])
 
 
 def draw_keys(config: ConfigDict, purpose: int) -> jax.Array:
-    """Returns one key for each draw; keys of different purposes are independent."""
+    """Returns one random key for each draw. Keys of different purposes are independent."""
     key = jax.random.fold_in(jax.random.key(config.seed), purpose)
     return jax.vmap(lambda draw: jax.random.fold_in(key, draw))(jnp.arange(config.num_draws))
 
 
 def learning_rates(config: ConfigDict, optimizer: str, gradient: str) -> np.ndarray:
-    """Returns the learning rates of one optimizer, even in the logarithm."""
+    """Returns the learning rates of one optimizer, with a constant ratio between neighbors."""
     ends = config[optimizer].lowest_learning_rate, config[optimizer].highest_learning_rate
     return np.geomspace(*ends, config[gradient].num_learning_rates)
 
 
 def measured_steps(max_lag: int, gradient: str) -> slice:
-    """Returns the learner steps that a cell's record sums up.
+    """Returns the learner steps over which a cell's record averages.
 
-    They are whole cycles of S steps, after the warm-up of S.
+    The first S steps are left out as warm-up. The measured steps are whole cycles of S steps.
     """
-    cycles = -(-MIN_MEASURED_STEPS[gradient] // max_lag)
-    return slice(max_lag, max_lag * (1 + cycles))
+    num_cycles = -(-MIN_MEASURED_STEPS[gradient] // max_lag)
+    return slice(max_lag, max_lag * (1 + num_cycles))
 
 
 def sgd_or_adam(use_adam: jax.Array) -> optax.GradientTransformation:
-    """Makes SGD or Adam by a traced choice, so that both are one compiled program."""
+    """Makes an optimizer that is Adam or SGD, depending on a traced boolean.
+
+    The choice is traced, so one compiled program serves both optimizers.
+    """
     adam = optax.scale_by_adam()
 
     def update(gradient: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
@@ -165,7 +183,7 @@ def sgd_or_adam(use_adam: jax.Array) -> optax.GradientTransformation:
 
 
 class CellRunner:
-    """Runs blocks of cells with one kind of gradient.
+    """Runs cells in blocks. All cells have the same kind of gradient, 'exact' or 'sampled'.
 
     One compiled program serves all optimizers, schedules and lags.
     """
@@ -192,14 +210,18 @@ class CellRunner:
             )
 
         over_rates = jax.vmap(trajectory, in_axes=(None, None, None, 0, None, None, None))
-        self._run = jax.jit(jax.vmap(over_rates, in_axes=(0, 0, 0, None, None, None, None)))
+        self._compiled_trajectories = jax.jit(
+            jax.vmap(over_rates, in_axes=(0, 0, 0, None, None, None, None))
+        )
 
     def block(self, optimizer: str, schedule: str, max_lag: int) -> list[dict]:
-        """Returns the records of one optimizer, schedule and lag: every draw and learning rate.
+        """Runs one optimizer, schedule and lag with every draw and learning rate.
 
-        Norms are root mean squares over the measured steps; the clip fraction is the largest. The
-        constant of the Lipschitz bound is measured at the last step of exact cells with the largest
-        lag, whose S * eta spans the whole range.
+        Returns:
+          One record per draw and learning rate. Each norm is the root mean square over the measured
+          steps. The clip fraction and the log ratio are the largest over these steps.
+          `smoothness` is the constant of the Lipschitz bound, measured at the last step. Only exact
+          cells with the largest lag have it, because their S * eta spans the whole range.
         """
         config, window = self._config, measured_steps(max_lag, self._gradient)
         rates = learning_rates(config, optimizer, self._gradient)
@@ -207,7 +229,7 @@ class CellRunner:
         lags_I[: window.stop] = make_schedule(schedule, max_lag, num_groups=1).lags(
             np.arange(window.stop)
         )[:, 0]
-        records, last_params = self._run(
+        records, last_params = self._compiled_trajectories(
             self._draws.levels,
             self._draws.params,
             draw_keys(config, SAMPLING),

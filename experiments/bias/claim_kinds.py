@@ -1,8 +1,9 @@
-"""Provides the kinds of claims that the bias experiment makes, and their intervals.
+"""Makes the claims and findings of the bias experiment and their bootstrap intervals.
 
-A claim was fixed before the measurement, because theory predicts it, and holds or does not. A
-finding is a measurement that nobody predicted; its `holds` is None. Intervals are 95 % bootstrap
-intervals over problems. A number that is a largest value or a range has none.
+A claim was stated before the measurement, because theory predicts it. Its `holds` is True or False.
+A finding is a measurement that nobody predicted. Its `holds` is None.
+
+Intervals are 95 % bootstrap intervals over problems. A largest value and a range have no interval.
 """
 
 import dataclasses
@@ -19,17 +20,29 @@ bias_claim = functools.partial(Claim, command="python -m experiments.bias --work
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """Makes intervals over problems; each call goes on in one stream of random numbers."""
+    """Makes bootstrap intervals over problems. All calls draw from one random generator."""
 
     rng: np.random.Generator
     num_resamples: int
 
     def interval(self, values: np.ndarray, statistic: Callable = np.mean) -> tuple[float, float]:
-        """Returns the 95 % interval of a statistic of one value [n] for each problem."""
+        """Returns the 95 % interval of a statistic.
+
+        Args:
+          values: one value for each problem, [n].
+          statistic: computes a number from the values of resampled problems.
+        """
         return value_interval(values, self.rng, self.num_resamples, statistic)
 
     def median_finding(self, name: str, sentence: str, values: np.ndarray, note: str = "") -> Claim:
-        """Returns the finding that the median over problems is what it is."""
+        """Returns a finding whose measurement is the median over problems.
+
+        Args:
+          name: the finding's name.
+          sentence: states which quantity was measured.
+          values: the quantity in each problem, [n].
+          note: is added to the note about the range over problems.
+        """
         return bias_claim(
             name=name,
             claim=sentence,
@@ -46,7 +59,17 @@ class Bootstrap:
 def zero_claim(
     name: str, sentence: str, values: np.ndarray, tolerance: float, note: str = ""
 ) -> Claim:
-    """Returns the claim that a quantity is 0 in every problem, whose measurement is the largest."""
+    """Returns the claim that a quantity is 0 in every problem, up to rounding.
+
+    The measurement is the largest value. The claim holds if this value is below the tolerance.
+
+    Args:
+      name: the claim's name.
+      sentence: states that the quantity is 0.
+      values: the quantity in each problem, [n].
+      tolerance: the largest value that rounding explains.
+      note: the claim's note.
+    """
     return bias_claim(
         name=name,
         claim=sentence,

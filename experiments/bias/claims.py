@@ -1,6 +1,6 @@
 """Makes the claims and findings of the bias experiment that are measured at fixed policies.
 
-When a claim holds is decided here, beside the claim.
+Each function states a claim and also the condition under which the claim holds.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ from experiments.bias.cells import Draws
 from experiments.bias.claim_kinds import Bootstrap, bias_claim, zero_claim
 from experiments.common.claims import Claim
 
-STALE_STEP = 0.05  # S * eta of the one SGD step between the two policies of a stale pair
-SMALLEST_STEP = 1e-5  # S * eta at which float32 is tried
-ROUNDING = 1e-12  # relative, of thousands of float64 terms
+STALE_STEP = 0.05  # S * eta of the SGD step that separates the two policies of a stale pair
+SMALLEST_STEP = 1e-5  # S * eta at which the error of float32 is measured
+ROUNDING = 1e-12  # bound on the relative rounding error of a sum of thousands of float64 terms
 
 
 def identity_claims(draws: Draws, bootstrap: Bootstrap) -> list[Claim]:
-    """Checks what theory predicts exactly, and measures the bias of float32."""
+    """Returns the claims that theory predicts exactly, and the findings at fixed policies."""
     diagonal = identities.diagonal_identities(draws)
     return [
         zero_claim(
@@ -49,7 +49,10 @@ def identity_claims(draws: Draws, bootstrap: Bootstrap) -> list[Claim]:
 
 
 def gradient_field_claims(draws: Draws, bootstrap: Bootstrap) -> list[Claim]:
-    """Says whether H(theta, theta) is the gradient of something, and its angle to grad J."""
+    """Says whether H(theta, theta) is a gradient field, and measures its angle to grad J.
+
+    H(theta, theta) is the surrogate's gradient with fresh rollouts. J is the expected reward.
+    """
     fixed = identities.gradient_field(draws.with_task(variable_length=False))
     three_levels = identities.gradient_field(
         draws.with_task(variable_length=False, reward_levels=(0.0, 0.3, 1.0), difficulty=0.4)
@@ -88,7 +91,7 @@ def gradient_field_claims(draws: Draws, bootstrap: Bootstrap) -> list[Claim]:
 
 
 def sequence_weight_claims(draws: Draws) -> list[Claim]:
-    """Says what exact sequence-level importance weights leave of the bias."""
+    """Measures which part of the bias exact sequence-level importance weights do not remove."""
     weights = identities.sequence_is_residual(draws, STALE_STEP)
     return [
         zero_claim(
@@ -111,7 +114,7 @@ def sequence_weight_claims(draws: Draws) -> list[Claim]:
 
 
 def jump_claim(draws: Draws, bootstrap: Bootstrap) -> Claim:
-    """Checks that the clipped H jumps at the first clipped token."""
+    """Checks that the clipped H jumps where the first token is clipped."""
     jump = identities.clip_jump(draws)
     size, width = jump["relative_jump"], jump["relative_width"]
     return bias_claim(
@@ -129,7 +132,7 @@ def jump_claim(draws: Draws, bootstrap: Bootstrap) -> Claim:
 
 
 def float32_finding(draws: Draws, bootstrap: Bootstrap) -> Claim:
-    """Measures the error of the bias in float32."""
+    """Measures the relative error of a bias that is computed in float32."""
     error = identities.float32_error(draws, SMALLEST_STEP)
     return bootstrap.median_finding(
         "float32_error",
@@ -141,7 +144,10 @@ def float32_finding(draws: Draws, bootstrap: Bootstrap) -> Claim:
 
 
 def sampling_claims(draws: Draws) -> list[Claim]:
-    """Compares sampled gradients, through the code that trains, with the exact H."""
+    """Compares sampled gradients with the exact H.
+
+    The sampled gradients are computed by the code that also computes them in training.
+    """
     claims = []
     for name, statistics in identities.sampled_deviation(draws, STALE_STEP).items():
         batches: dict[str, Any] = {
@@ -172,5 +178,5 @@ def sampling_claims(draws: Draws) -> list[Claim]:
 
 
 def measured_claims(draws: Draws, bootstrap: Bootstrap) -> list[Claim]:
-    """Returns the claims and findings that need no cells."""
+    """Returns all claims and findings of identities.json. They need no cells."""
     return identity_claims(draws, bootstrap) + sampling_claims(draws)

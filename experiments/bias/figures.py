@@ -1,4 +1,7 @@
-"""Draws the figures of the bias experiment from cells.jsonl alone; a gap in it raises."""
+"""Draws the figures of the bias experiment from cells.jsonl alone.
+
+If a cell is missing, drawing raises an error.
+"""
 
 import pathlib
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.bias.grid import GRADIENTS, OPTIMIZERS, SCHEDULES
+from experiments.bias.axes import GRADIENT_KINDS, OPTIMIZER_LABELS, SCHEDULES
 from experiments.bias.law import CellTable, clip_free, fit, read_cells
 from experiments.common import style
 
@@ -20,10 +23,10 @@ LABELS = {
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Writes bias_law and bias_range, each as PNG and PDF, beside cells.jsonl.
+    """Draws bias_law and bias_range into the workdir, each as PNG and PDF.
 
     Returns:
-      the paths of the PNGs.
+      The paths of the PNGs.
 
     Raises:
       FileNotFoundError: there is no cells.jsonl.
@@ -38,7 +41,10 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def law_figure(cells: CellTable) -> plt.Figure:
-    """Draws every cell on its line: one column for each abscissa, one row for each optimizer."""
+    """Draws the bias of every cell against the x-values of the law.
+
+    Each row of panels has one optimizer. Each column has one x-axis, schedule and kind of gradient.
+    """
     columns = (
         ("constant lag", "exact", ("constant",), "s_eta"),
         ("cyclic lag", "exact", ("cyclic",), "s_eta"),
@@ -47,7 +53,7 @@ def law_figure(cells: CellTable) -> plt.Figure:
     )
     figure, axes = plt.subplots(2, 4, figsize=(11, 5.4), layout="constrained")
     lags = np.unique(cells["max_lag"])
-    for row, (optimizer, name) in zip(axes, OPTIMIZERS.items(), strict=True):
+    for row, (optimizer, name) in zip(axes, OPTIMIZER_LABELS.items(), strict=True):
         for axis, (title, gradient, schedules, abscissa) in zip(row, columns, strict=True):
             for schedule in schedules:
                 normalized_cells(axis, cells, optimizer, schedule, gradient, abscissa, lags)
@@ -80,9 +86,9 @@ def normalized_cells(
     abscissa: str,
     lags: np.ndarray,
 ) -> None:
-    """Draws the bias over the draw's gain, so that the law is y = x in every draw.
+    """Draws the bias divided by the draw's gain, so that the law is y = x in every draw.
 
-    The gain is that of the draw's clip-free cells with slope 1.
+    The gain is the constant of the law with slope 1, fitted to the draw's clip-free cells.
     """
     stale = cells.where(optimizer=optimizer, schedule=schedule, gradient=gradient)
     stale = stale.keep(stale["displacement"] > 0)
@@ -106,9 +112,13 @@ def normalized_cells(
 
 
 def range_figure(cells: CellTable) -> plt.Figure:
-    """Draws where the law ends, where clipping starts, how tight the bound is, how drift grows."""
+    """Draws four panels about the range of the law.
+
+    They show where the law ends, where clipping starts, how tight the Lipschitz bound is, and how
+    the drift grows with the lag.
+    """
     figure, axes = plt.subplots(2, 2, figsize=(8, 6.4), layout="constrained")
-    for optimizer, color in zip(OPTIMIZERS, (BLUE, RED), strict=True):
+    for optimizer, color in zip(OPTIMIZER_LABELS, (BLUE, RED), strict=True):
         for schedule, symbol in zip(SCHEDULES, ("o", "^"), strict=True):
             exact = cells.where(optimizer=optimizer, schedule=schedule, gradient="exact")
             look = {
@@ -118,7 +128,7 @@ def range_figure(cells: CellTable) -> plt.Figure:
                 "linestyle": "",
                 "markeredgewidth": 0,
             }
-            look["label"] = f"{OPTIMIZERS[optimizer]}, {schedule} lag"
+            look["label"] = f"{OPTIMIZER_LABELS[optimizer]}, {schedule} lag"
             past_the_end(axes[0, 0], exact, look)
             clip_onset(axes[0, 1], exact, look)
             tightness(axes[1, 0], exact, look)
@@ -146,9 +156,10 @@ def range_figure(cells: CellTable) -> plt.Figure:
 
 
 def relative_to_clip(cells: CellTable) -> tuple[CellTable, np.ndarray]:
-    """Returns the cells whose draw and lag reach clipping, and their relative learning rate.
+    """Returns cells, and their learning rates divided by the learning rate where clipping starts.
 
-    The learning rate is relative to that of the first clipped cell of the same draw and lag.
+    Clipping starts at the lowest learning rate with clipped tokens, for each draw and lag. A draw
+    and lag without clipped tokens is left out.
     """
     clipped = cells.keep(cells["clip_fraction"] > 0)
     onset: dict[tuple, float] = {}
@@ -156,27 +167,28 @@ def relative_to_clip(cells: CellTable) -> tuple[CellTable, np.ndarray]:
         clipped["draw"], clipped["max_lag"], clipped["learning_rate"], strict=True
     ):
         onset[draw, lag] = min(rate, onset.get((draw, lag), np.inf))
-    pairs = list(zip(cells["draw"], cells["max_lag"], strict=True))
-    kept = cells.keep(np.array([pair in onset for pair in pairs]))
-    return kept, kept["learning_rate"] / np.array([onset[pair] for pair in pairs if pair in onset])
+    draws_and_lags = list(zip(cells["draw"], cells["max_lag"], strict=True))
+    kept = cells.keep(np.array([key in onset for key in draws_and_lags]))
+    onset_of_kept = np.array([onset[key] for key in draws_and_lags if key in onset])
+    return kept, kept["learning_rate"] / onset_of_kept
 
 
 def past_the_end(axis: plt.Axes, cells: CellTable, look: dict) -> None:
-    """Draws the bias over the law fitted to the clip-free cells."""
+    """Draws the bias divided by the law that was fitted to the clip-free cells."""
     law = fit(cells, "eta_rms_age")
     kept, x = relative_to_clip(cells.keep(cells["eta_rms_age"] > 0))
     axis.plot(x, kept["bias"] / law.predict(kept["eta_rms_age"], kept["draw"]), alpha=0.5, **look)
 
 
 def clip_onset(axis: plt.Axes, cells: CellTable, look: dict) -> None:
-    """Draws the clip fraction of every draw at the largest lag."""
+    """Draws the clip fraction against S * eta, for every draw at the largest lag."""
     longest = cells.where(max_lag=cells["max_lag"].max())
     clipped = longest.keep(longest["clip_fraction"] > 0)
     axis.plot(clipped["s_eta"], clipped["clip_fraction"], alpha=0.6, **look)
 
 
 def tightness(axis: plt.Axes, cells: CellTable, look: dict) -> None:
-    """Draws the bias over its first-order bound."""
+    """Draws the bias divided by its Lipschitz bound, for every draw at the largest lag."""
     longest = cells.where(max_lag=cells["max_lag"].max())
     kept, x = relative_to_clip(longest)
     bound = kept["smoothness"].astype(float) * kept["last_displacement"]
@@ -184,14 +196,14 @@ def tightness(axis: plt.Axes, cells: CellTable, look: dict) -> None:
 
 
 def drift(axis: plt.Axes, cells: CellTable) -> None:
-    """Draws displacement over eta at the lowest learning rate, against the law of the drift."""
-    for gradient, color in zip(GRADIENTS, (BLUE, GREEN), strict=True):
+    """Draws displacement / eta against S at the lowest learning rate, and the law of the drift."""
+    for gradient, color in zip(GRADIENT_KINDS, (BLUE, GREEN), strict=True):
         chosen = cells.where(gradient=gradient)
         slowest = chosen.keep(chosen["learning_rate"] == chosen["learning_rate"].min())
         lags = np.unique(slowest["max_lag"])
 
         def by_lag(name: str, slowest: CellTable = slowest, lags: np.ndarray = lags) -> np.ndarray:
-            """Returns the root mean square over the draws, [lags]."""
+            """Returns the root mean square of a field over the draws, for each lag, [lags]."""
             return np.array(
                 [np.sqrt(np.mean(slowest.where(max_lag=lag)[name] ** 2)) for lag in lags]
             )

@@ -1,4 +1,7 @@
-"""Measures quantities at fixed policies: arrays with one value for each draw."""
+"""Measures quantities at fixed policies, without training.
+
+Most functions return arrays with one value for each draw.
+"""
 
 import dataclasses
 import itertools
@@ -16,15 +19,15 @@ from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.surrogate import SurrogateConfig, grpo_surrogate
 from staleness_grpo.types import Array, PyTree
 
-BLOCK = 100  # sampled batches averaged before they leave the device
-BLOCKS_PER_CHUNK = 10
-AVERAGED_BLOCKS = (1, 3, 9, 27)
-BISECTIONS = 30  # of a bracket of 10 %: to a relative width of 1e-10
-PROBES = 16
+BLOCK_SIZE = 100  # sampled batches that the device averages before it returns them
+BLOCKS_PER_CHUNK = 10  # blocks that are computed at the same time
+AVERAGED_BLOCKS = (1, 3, 9, 27)  # numbers of blocks at which the error of the mean is measured
+NUM_BISECTIONS = 30  # narrows a bracket of relative width 0.1 to 1e-10
+NUM_PROBES = 16  # random vectors that estimate a Frobenius norm
 
 
 def flat(tree: PyTree) -> jax.Array:
-    """Returns all leaves in one vector."""
+    """Returns all leaves of a tree as one vector."""
     return ravel_pytree(tree)[0]
 
 
@@ -41,7 +44,11 @@ def ascend(params: PyTree, direction: PyTree, step: Array | float) -> PyTree:
 def all_groups_gradient(
     problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
 ) -> PyTree:
-    """Returns H by brute force: autodiff of the training loop's surrogate on all Y^G groups."""
+    """Returns H by brute force, as the gradient of the training loop's surrogate.
+
+    The surrogate is summed over all Y^G groups, weighted by their probabilities, and differentiated
+    by autodiff.
+    """
     num_responses = problem.mask_YxR.shape[0]
     groups_ZxG = np.array(list(itertools.product(range(num_responses), repeat=problem.group_size)))
     behavior_logprobs = response_logprobs(problem, behavior_params)
@@ -71,13 +78,13 @@ def all_groups_gradient(
 
 
 def brute_force_error(draws: Draws) -> np.ndarray:
-    """Returns the relative difference of the exact H and the sum over all groups.
+    """Returns the relative difference between the exact H and the sum over all groups.
 
-    The problems have two and three reward levels, and are small enough for that sum (two prompts,
-    R = 2, G = 4). The parameters are stale, with clipped tokens.
+    The problems are small, because the sum has Y^G terms: two prompts, R = 2, G = 4. They have two
+    or three reward levels. The rollouts are so stale that tokens are clipped.
 
     Returns:
-      [2 * draws], two levels before three.
+      [2 * draws]; the problems with two levels come before those with three.
     """
     objective = draws.objective
 
@@ -98,14 +105,17 @@ def brute_force_error(draws: Draws) -> np.ndarray:
 def stale_step(
     problem: Problem, params: PyTree, objective: SurrogateConfig, s_eta: Array | float
 ) -> tuple[PyTree, PyTree]:
-    """Returns (theta, phi): one SGD step of this learning rate, trained fresh, leads to theta."""
+    """Returns (theta, phi), where phi is `params` and theta is one SGD step away from phi.
+
+    The step has fresh rollouts, and `s_eta` is its learning rate.
+    """
     return ascend(
         params, exact.surrogate_gradient(problem, params, params, objective), s_eta
     ), params
 
 
 def diagonal_identities(draws: Draws) -> dict[str, np.ndarray]:
-    """Returns |L(theta, theta)| and the relative difference of grad_phi L and -H at phi = theta."""
+    """Returns |L| and the relative difference between grad_phi L and -H, both at phi = theta."""
 
     def identities(problem: Problem, params: PyTree) -> dict[str, jax.Array]:
         value, phi_gradient = jax.value_and_grad(exact.surrogate, 2)(
@@ -121,11 +131,16 @@ def diagonal_identities(draws: Draws) -> dict[str, np.ndarray]:
 
 
 def gradient_field(draws: Draws) -> dict[str, np.ndarray]:
-    """Measures whether H(theta, theta) is a gradient: its angle to grad J, and its asymmetry.
+    """Measures whether H(theta, theta) is a gradient field, and its angle to grad J.
 
-    The angle is in degrees. The asymmetry of the Jacobian J of H is ||J - J^T|| / ||J + J^T||,
-    exactly 0 for a gradient field. The Frobenius norms are estimated from u^T J v for all pairs of
-    PROBES normal vectors: E (u^T A v)^2 = ||A||^2.
+    Returns:
+      Two values for each draw:
+
+      - 'angle': the angle between H(theta, theta) and the gradient of the expected reward J, in
+        degrees.
+      - 'asymmetry': ||A - A^T|| / ||A + A^T|| for the Jacobian A of H. It is exactly 0 for a
+        gradient field. The Frobenius norms are estimated from u^T A v for all pairs of NUM_PROBES
+        normal vectors, since E (u^T A v)^2 = ||A||^2.
     """
 
     def measure(problem: Problem, params: PyTree) -> dict[str, jax.Array]:
@@ -143,7 +158,7 @@ def gradient_field(draws: Draws) -> dict[str, np.ndarray]:
             @ reward_gradient
             / (jnp.linalg.norm(gradient) * jnp.linalg.norm(reward_gradient))
         )
-        probes = jax.random.normal(jax.random.key(0), (PROBES, theta.size), theta.dtype)
+        probes = jax.random.normal(jax.random.key(0), (NUM_PROBES, theta.size), theta.dtype)
         images = jax.vmap(lambda v: jax.jvp(diagonal, (theta,), (v,))[1])(probes)
         projected = probes @ images.T
         projected -= jnp.diag(jnp.diag(projected))
@@ -156,14 +171,15 @@ def gradient_field(draws: Draws) -> dict[str, np.ndarray]:
 
 
 def sequence_is_residual(draws: Draws, s_eta: float) -> dict[str, np.ndarray]:
-    """Measures how much of the bias exact sequence-level importance weights leave.
-
-    All values are relative to ||H||.
+    """Measures the bias that remains with exact sequence-level importance weights.
 
     Returns:
-      'bias' of the clipped surrogate; 'residual' with the config's objective; 'unexplained', which
-      is the residual less the part of the group statistics; 'constant', the residual without std
-      and with constant length normalization.
+      Four norms, each divided by ||H||:
+
+      - 'bias': the bias of the clipped surrogate, without importance weights.
+      - 'residual': the bias that remains with the weights, for the config's objective.
+      - 'unexplained': the residual minus the bias of the group statistics.
+      - 'constant': the residual without std and with constant length normalization.
     """
     constant = dataclasses.replace(
         draws.objective, normalize_std=False, length_normalization="constant"
@@ -194,10 +210,13 @@ def sequence_is_residual(draws: Draws, s_eta: float) -> dict[str, np.ndarray]:
 
 
 def float32_error(draws: Draws, s_eta: float) -> dict[str, np.ndarray]:
-    """Measures the relative error of the bias in float32.
+    """Measures the relative error of a bias that is computed in float32.
 
     Returns:
-      'difference' of two gradients, and 'pullback' of one difference of cotangents.
+      The error of two ways to compute the bias:
+
+      - 'difference': the difference of two gradients.
+      - 'pullback': the gradient that belongs to the difference of two cotangents.
     """
     apply32 = make_policy(draws.config, dtype="float32", param_dtype="float32").apply
 
@@ -222,12 +241,14 @@ def float32_error(draws: Draws, s_eta: float) -> dict[str, np.ndarray]:
 def clip_jump(draws: Draws) -> dict[str, np.ndarray]:
     """Measures the jump of H(theta, phi) where the first token is clipped.
 
-    theta moves along H(phi, phi) away from phi. The jump is taken over a narrow bracket of theta
-    around the first clipped token. A Lipschitz constant would bound it by a multiple of the width.
+    theta moves away from phi in the direction of H(phi, phi). Bisection finds a narrow bracket of
+    steps: no token is clipped at its lower end, and one is clipped at its upper end. The jump is
+    the change of H over the bracket. If H were Lipschitz continuous, the jump would be at most a
+    constant times the width of the bracket.
 
     Returns:
-      's_eta', the upper end of the bracket; 'relative_jump', ||jump|| / ||H||; 'relative_width' of
-      the bracket.
+      's_eta', the upper end of the bracket; 'relative_jump', which is ||jump|| / ||H||; and
+      'relative_width', which is the width of the bracket over its upper end.
     """
 
     def measure(problem: Problem, params: PyTree) -> dict[str, jax.Array]:
@@ -248,7 +269,7 @@ def clip_jump(draws: Draws) -> dict[str, np.ndarray]:
                 clipped(middle), jnp.array([bracket[0], middle]), jnp.array([middle, bracket[1]])
             )
 
-        low, high = jax.lax.fori_loop(0, BISECTIONS, halve, jnp.array([outside / 1.1, outside]))
+        low, high = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, jnp.array([outside / 1.1, outside]))
         before, after = (
             flat(
                 exact.surrogate_gradient(
@@ -270,19 +291,23 @@ def sampled_deviation(draws: Draws, s_eta: float) -> dict[str, dict[str, float]]
     """Compares the mean of sampled gradients with the exact H, in draw 0.
 
     Returns:
-      for 'fresh' phi, and for phi one 'stale' step away: 'max_z', the largest deviation of a
-      component in its standard errors; 'slope' of the root mean square error against the number of
-      averaged batches, in logarithms; 'num_batches' and 'num_components'.
+      The statistics for 'fresh' (phi equals theta) and for 'stale' (theta is one step away from
+      phi):
+
+      - 'max_z': the largest deviation of a component, in standard errors of this component.
+      - 'slope': the slope of the log root mean square error against the log number of averaged
+        batches.
+      - 'num_batches' and 'num_components'.
     """
     settings = draws.config.sampled
-    num_chunks = settings.num_batches // (BLOCK * BLOCKS_PER_CHUNK)
+    num_chunks = settings.num_batches // (BLOCK_SIZE * BLOCKS_PER_CHUNK)
     problem = dataclasses.replace(draws.problem, level_NxY=draws.levels[0])
     params = jax.tree.map(lambda x: x[0], draws.params)
     coefficients = exact.clip_coefficients(draws.objective)
 
     @jax.jit
     def deviations(step: jax.Array, key: jax.Array) -> jax.Array:
-        """Returns the deviation [blocks, D] of the mean of each block of batches."""
+        """Returns the deviation of each block's mean gradient from the exact H, [blocks, D]."""
         theta, phi = stale_step(problem, params, draws.objective, step)
         policy_logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), theta)
         behavior_logprobs = response_logprobs(problem, phi)
@@ -298,10 +323,10 @@ def sampled_deviation(draws: Draws, s_eta: float) -> dict[str, dict[str, float]]
             )
 
         def chunk(index: jax.Array) -> jax.Array:
-            keys = jax.random.split(jax.random.fold_in(key, index), BLOCKS_PER_CHUNK * BLOCK)
+            keys = jax.random.split(jax.random.fold_in(key, index), BLOCKS_PER_CHUNK * BLOCK_SIZE)
             cotangents = jax.vmap(sample)(keys)
             return jnp.mean(
-                cotangents.reshape(BLOCKS_PER_CHUNK, BLOCK, *cotangents.shape[1:]), axis=1
+                cotangents.reshape(BLOCKS_PER_CHUNK, BLOCK_SIZE, *cotangents.shape[1:]), axis=1
             )
 
         blocks = jax.lax.map(chunk, jnp.arange(num_chunks)).reshape(-1, *policy_logprobs.shape)
@@ -320,16 +345,18 @@ def sampled_deviation(draws: Draws, s_eta: float) -> dict[str, dict[str, float]]
 def deviation_statistics(deviations: np.ndarray) -> dict[str, float]:
     """Computes the statistics of `sampled_deviation` from the deviations [blocks, D]."""
     standard_error = deviations.std(axis=0, ddof=1) / np.sqrt(len(deviations))
-    moving = standard_error > 1e-15  # the others are rounding around an exact 0
+    # The other components are exactly 0 except for rounding errors.
+    is_random = standard_error > 1e-15
     rms = []
-    for n in AVERAGED_BLOCKS:
-        means = (
-            deviations[: len(deviations) // n * n].reshape(-1, n, deviations.shape[1]).mean(axis=1)
-        )
+    for num_blocks in AVERAGED_BLOCKS:
+        num_used = len(deviations) // num_blocks * num_blocks
+        means = deviations[:num_used].reshape(-1, num_blocks, deviations.shape[1]).mean(axis=1)
         rms.append(np.sqrt(np.mean(np.sum(means**2, axis=1))))
     return {
-        "max_z": float(np.max(np.abs(deviations.mean(axis=0)[moving]) / standard_error[moving])),
+        "max_z": float(
+            np.max(np.abs(deviations.mean(axis=0)[is_random]) / standard_error[is_random])
+        ),
         "slope": float(np.polyfit(np.log(AVERAGED_BLOCKS), np.log(rms), 1)[0]),
-        "num_batches": len(deviations) * BLOCK,
-        "num_components": int(moving.sum()),
+        "num_batches": len(deviations) * BLOCK_SIZE,
+        "num_components": int(is_random.sum()),
     }

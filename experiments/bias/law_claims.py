@@ -1,33 +1,40 @@
-"""Makes the claims and findings that the cells of the bias experiment support.
+"""Makes the claims and findings that are computed from the cells of the bias experiment.
 
-They are about the law, its range, its abscissae, the drift and the Lipschitz bound.
+The law is that the bias is proportional to eta * rms(age) up to the first clipped token. The claims
+are about the following:
+
+- the slope of the law, and where the law ends
+- the quantity on the x-axis: S * eta, eta * rms(age) or the displacement
+- the drift of the parameters during the lag
+- the Lipschitz bound of the bias
 """
 
 from typing import Any
 
 import numpy as np
 
+from experiments.bias.axes import OPTIMIZER_LABELS
 from experiments.bias.claim_kinds import Bootstrap, bias_claim
-from experiments.bias.grid import OPTIMIZERS
 from experiments.bias.law import CellTable, clip_free, gain
 from experiments.common.claims import Claim
 from staleness_grpo.scaling.power_laws import fit_power_law
 
 SLOPE_TOLERANCE, MIN_R_SQUARED = 0.01, 0.9995
-MAX_SHARE_BEFORE_CLIP = 0.05
-LINE_TOLERANCE = 0.05  # of the ratio of two gains
-DRIFT_TOLERANCE = 0.1
+MAX_SHARE_BEFORE_CLIP = 0.05  # share of cases in which the law may end before clipping starts
+LINE_TOLERANCE = 0.05  # allowed distance of a ratio of two gains from 1
+DRIFT_TOLERANCE = 0.1  # allowed distance of measured over predicted drift from 1
 
-Laws = dict[str, dict[str, Any]]  # optimizer -> schedule -> what `law.summarize` returns
+Laws = dict[str, dict[str, Any]]  # optimizer -> schedule -> result of `law.summarize`
 
 
 def slope_claim(laws: Laws, optimizer: str, schedule: str) -> Claim:
-    """Checks the slope of the law for one optimizer and schedule."""
+    """Checks that the law of one optimizer and schedule has slope 1."""
     law = laws[optimizer][schedule]
+    label = OPTIMIZER_LABELS[optimizer]
     abscissa = {"constant": "S*eta", "cyclic": "eta*rms(age)"}[schedule]
     return bias_claim(
         name=f"{optimizer}_{schedule}_slope",
-        claim=f"{OPTIMIZERS[optimizer]}, {schedule} lag: log||bias|| against log({abscissa}) has "
+        claim=f"{label}, {schedule} lag: log||bias|| against log({abscissa}) has "
         f"slope 1 +- {SLOPE_TOLERANCE} with R^2 >= {MIN_R_SQUARED} up to the first clipped token.",
         paper="the bias is O(S * eta): slope 1" if schedule == "constant" else "",
         measured=law["slope"],
@@ -44,9 +51,10 @@ def slope_claim(laws: Laws, optimizer: str, schedule: str) -> Claim:
 def range_claim(laws: Laws, optimizer: str, schedule: str) -> Claim:
     """Checks that the law ends where the first token is clipped."""
     law = laws[optimizer][schedule]
+    label = OPTIMIZER_LABELS[optimizer]
     return bias_claim(
         name=f"{optimizer}_{schedule}_linear_range_end",
-        claim=f"{OPTIMIZERS[optimizer]}, {schedule} lag: the linear range ends where the first "
+        claim=f"{label}, {schedule} lag: the linear range ends where the first "
         "token is clipped (within one step of the learning-rate grid, and earlier in at most "
         f"{100 * MAX_SHARE_BEFORE_CLIP:.0f} % of the cases).",
         measured=law["end_minus_clip_in_grid_steps"],
@@ -66,17 +74,18 @@ def range_claim(laws: Laws, optimizer: str, schedule: str) -> Claim:
 def cyclic_claims(
     cells: CellTable, laws: Laws, optimizer: str, bootstrap: Bootstrap
 ) -> list[Claim]:
-    """Compares cyclic with constant lag, against eta * rms(age) and against S * eta."""
-    chosen = cells.where(optimizer=optimizer, gradient="exact")
-    constant, cyclic = chosen.where(schedule="constant"), chosen.where(schedule="cyclic")
+    """Compares cyclic lag with constant lag, by eta * rms(age) and by S * eta."""
+    label = OPTIMIZER_LABELS[optimizer]
+    exact = cells.where(optimizer=optimizer, gradient="exact")
+    constant, cyclic = exact.where(schedule="constant"), exact.where(schedule="cyclic")
     ratio = gain(cyclic) / gain(constant)
-    against = laws[optimizer]["cyclic"]["against_s_eta"]
-    kept = clip_free(cyclic)
-    age_slope = fit_power_law(kept["s_eta"], kept["eta_rms_age"], kept["draw"]).slopes.mean()
+    law_in_s_eta = laws[optimizer]["cyclic"]["against_s_eta"]
+    free = clip_free(cyclic)
+    age_slope = fit_power_law(free["s_eta"], free["eta_rms_age"], free["draw"]).slopes.mean()
     return [
         bias_claim(
             name=f"{optimizer}_cyclic_same_line",
-            claim=f"{OPTIMIZERS[optimizer]}: against eta*rms(age), cyclic refresh falls on the "
+            claim=f"{label}: against eta*rms(age), cyclic refresh falls on the "
             "line of constant lag (mean ratio of ||bias|| / (eta*rms(age)) within "
             f"{100 * LINE_TOLERANCE:.0f} % of 1).",
             measured=float(ratio.mean()),
@@ -87,10 +96,10 @@ def cyclic_claims(
         ),
         bias_claim(
             name=f"{optimizer}_cyclic_against_s_eta",
-            claim=f"{OPTIMIZERS[optimizer]}, cyclic lag: slope of log||bias|| against log(S*eta).",
-            measured=against["slope"],
-            interval=against["slope_ci"],
-            n=against["num_draws"],
+            claim=f"{label}, cyclic lag: slope of log||bias|| against log(S*eta).",
+            measured=law_in_s_eta["slope"],
+            interval=law_in_s_eta["slope_ci"],
+            n=law_in_s_eta["num_draws"],
             unit="problems",
             holds=None,
             note=f"rms(age) = sqrt((S-1)(2S-1)/6) alone gives {age_slope:.3f} on these cells: the "
@@ -100,15 +109,16 @@ def cyclic_claims(
 
 
 def displacement_finding(laws: Laws, optimizer: str) -> Claim:
-    """Reports the slopes under sampled gradients against displacement and against S * eta."""
+    """Reports the slope of the bias against the displacement, with sampled gradients."""
     by_age, by_displacement = (
         laws[optimizer]["constant"]["sampled"][name]
         for name in ("against_eta_rms_age", "against_displacement")
     )
+    label = OPTIMIZER_LABELS[optimizer]
     low, high = by_age["slope_ci"]
     return bias_claim(
         name=f"{optimizer}_sampled_against_displacement",
-        claim=f"{OPTIMIZERS[optimizer]}, sampled gradients, constant lag: slope of log||bias|| "
+        claim=f"{label}, sampled gradients, constant lag: slope of log||bias|| "
         "against the log of the displacement.",
         measured=by_displacement["slope"],
         interval=by_displacement["slope_ci"],
@@ -121,15 +131,15 @@ def displacement_finding(laws: Laws, optimizer: str) -> Claim:
 
 
 def drift_claims(cells: CellTable, bootstrap: Bootstrap) -> list[Claim]:
-    """Checks the law of the drift under sampled gradients, and reports how drift grows with S."""
+    """Checks the law of the drift with sampled gradients, and reports its growth with S."""
     sampled = cells.where(optimizer="sgd", schedule="constant", gradient="sampled")
     sampled = sampled.keep(sampled["clip_fraction"] == 0)
     max_lag, eta, draw = sampled["max_lag"], sampled["learning_rate"], sampled["draw"]
     draws = np.unique(draw)
     signal, noise = sampled["surrogate_gradient"], sampled["noise"]
     predicted = eta**2 * (max_lag**2 * signal**2 + max_lag * noise**2)
-    over_predicted = sampled["displacement"] ** 2 / predicted
-    ratio = np.array([over_predicted[draw == d].mean() for d in draws])
+    measured_over_predicted = sampled["displacement"] ** 2 / predicted
+    ratio = np.array([measured_over_predicted[draw == d].mean() for d in draws])
     law = bias_claim(
         name="drift_law",
         claim="SGD, sampled gradients: E ||theta_t - theta_{t-S}||^2 = eta^2 (S^2 ||H||^2 + "
@@ -152,16 +162,16 @@ def crossover_finding(cells: CellTable, learning_rate: float, bootstrap: Bootstr
     lags = np.unique(slowest["max_lag"])
 
     def squares(name: str) -> np.ndarray:
-        """Returns squares [draws, lags]."""
+        """Returns the squared values of a field, [draws, lags]."""
         return np.stack([slowest.where(max_lag=lag)[name] for lag in lags], axis=-1) ** 2
 
-    def exponent(drift_squared: np.ndarray, axis: int, chosen: slice) -> np.ndarray:
-        """Returns the slope of log drift against log S among the chosen lags.
+    def exponent(drift_squared: np.ndarray, axis: int, lag_range: slice) -> np.ndarray:
+        """Returns the slope of log drift against log S over a range of the lags.
 
-        Drift is the root mean square over the draws, which are in `axis`.
+        Drift is the root mean square over the draws. `axis` is the axis of the draws.
         """
-        mean = np.moveaxis(np.log(drift_squared.mean(axis=axis))[..., chosen], -1, 0) / 2
-        return np.polyfit(np.log(lags[chosen]), mean, 1)[0]
+        log_drift = np.moveaxis(np.log(drift_squared.mean(axis=axis))[..., lag_range], -1, 0) / 2
+        return np.polyfit(np.log(lags[lag_range]), log_drift, 1)[0]
 
     def exponent_below(drift_squared: np.ndarray, axis: int) -> np.ndarray:
         return exponent(drift_squared, axis, slice(3))
@@ -184,7 +194,11 @@ def crossover_finding(cells: CellTable, learning_rate: float, bootstrap: Bootstr
 
 
 def lipschitz_claims(laws: Laws, optimizer: str) -> list[Claim]:
-    """Checks ||bias|| <= sigma_max(d_phi H) ||dtheta|| before clipping; reports it afterwards."""
+    """Checks the bound ||bias|| <= sigma_max(d_phi H) ||dtheta|| before the first clipped token.
+
+    After the first clipped token, the ratio of the two sides is only reported.
+    """
+    label = OPTIMIZER_LABELS[optimizer]
     tightness = [law["lipschitz_tightness"] for law in laws[optimizer].values()]
     before = [part["before_clipping"] for part in tightness]
     after = [part["after_clipping"] for part in tightness]
@@ -196,7 +210,7 @@ def lipschitz_claims(laws: Laws, optimizer: str) -> list[Claim]:
     return [
         bias_claim(
             name=f"{optimizer}_lipschitz_before_clipping",
-            claim=f"{OPTIMIZERS[optimizer]}: ||bias|| <= {bound} holds before clipping.",
+            claim=f"{label}: ||bias|| <= {bound} holds before clipping.",
             measured=highest,
             holds=highest <= 1,
             note="largest ratio of bias and bound",
@@ -204,7 +218,7 @@ def lipschitz_claims(laws: Laws, optimizer: str) -> list[Claim]:
         ),
         bias_claim(
             name=f"{optimizer}_lipschitz_tightness",
-            claim=f"{OPTIMIZERS[optimizer]}: ratio of ||bias|| and {bound} before clipping.",
+            claim=f"{label}: ratio of ||bias|| and {bound} before clipping.",
             measured=float(np.mean([part["median"] for part in before])),
             holds=None,
             note="mean of the two schedules' medians; the cells range from "
@@ -213,8 +227,7 @@ def lipschitz_claims(laws: Laws, optimizer: str) -> list[Claim]:
         ),
         bias_claim(
             name=f"{optimizer}_lipschitz_after_clipping",
-            claim=f"{OPTIMIZERS[optimizer]}: largest ratio of ||bias|| and {bound} after the first "
-            "clipped token.",
+            claim=f"{label}: largest ratio of ||bias|| and {bound} after the first clipped token.",
             measured=max(part["max"] for part in after),
             holds=None,
             note=f"the ratio is above 1 in {100 * share_above:.0f} % of the cells with clipped "
@@ -225,7 +238,13 @@ def lipschitz_claims(laws: Laws, optimizer: str) -> list[Claim]:
 
 
 def law_claims(cells: CellTable, laws: Laws, bootstrap: Bootstrap) -> list[Claim]:
-    """Returns all of them; `laws` holds the result of `law.summarize` by optimizer and schedule."""
+    """Returns all claims and findings about the cells.
+
+    Args:
+      cells: all cells of the experiment.
+      laws: the result of `law.summarize` for each optimizer and schedule.
+      bootstrap: makes the intervals.
+    """
     claims = []
     for optimizer, schedules in laws.items():
         for schedule in schedules:

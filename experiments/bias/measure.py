@@ -1,4 +1,4 @@
-"""Runs what is missing of the bias experiment and records it."""
+"""Runs the measurements of the bias experiment that have no records yet, and records them."""
 
 import concurrent.futures
 import itertools
@@ -7,33 +7,33 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.bias.axes import GRADIENT_KINDS, OPTIMIZER_LABELS, SCHEDULES
 from experiments.bias.cells import CellRunner, make_draws
 from experiments.bias.claim_kinds import Bootstrap
 from experiments.bias.claims import measured_claims
-from experiments.bias.grid import GRADIENTS, OPTIMIZERS, SCHEDULES
 from experiments.common import claims
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import Appender, read_jsonl, write_json
 
-WORKERS = 2  # compilation and small operations use one core each
+NUM_THREADS = 2  # compilation and small operations use only one core per thread
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes identities.json and cells.jsonl, unless they are complete."""
+    """Writes identities.json and cells.jsonl. Measurements that are complete are not repeated."""
     cells_path, identities_path = workdir / "cells.jsonl", workdir / "identities.json"
     finished = finished_cells(config, cells_path)
-    missing = [gradient for gradient in GRADIENTS if gradient not in finished]
+    missing = [gradient for gradient in GRADIENT_KINDS if gradient not in finished]
     identities_missing = not identities_path.exists()
     draws = make_draws(config)
 
     def run_cells(gradient: str) -> list[dict]:
         runner = CellRunner(draws, gradient)
-        blocks = itertools.product(OPTIMIZERS, SCHEDULES, config.max_lags)
+        blocks = itertools.product(OPTIMIZER_LABELS, SCHEDULES, config.max_lags)
         return [cell for block in blocks for cell in runner.block(*block)]
 
     with (
         Progress("parts", len(missing) + identities_missing) as progress,
-        concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
+        concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
         futures = {gradient: pool.submit(run_cells, gradient) for gradient in missing}
         if identities_missing:
@@ -41,7 +41,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
             identities = pool.submit(measured_claims, draws, bootstrap)
         if missing:
             with Appender(cells_path, num_kept=0) as file:
-                for gradient in GRADIENTS:
+                for gradient in GRADIENT_KINDS:
                     for cell in finished.get(gradient) or futures[gradient].result():
                         file.append(cell)
                     progress.advance(f"{gradient} gradients")
@@ -51,11 +51,11 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def finished_cells(config: ConfigDict, path: pathlib.Path) -> dict[str, list[dict]]:
-    """Returns the cells on disk of every kind of gradient that is complete."""
+    """Returns the recorded cells by kind of gradient. Kinds with missing cells are left out."""
     recorded: dict[str, list[dict]] = {}
     for cell in read_jsonl(path) if path.exists() else []:
         recorded.setdefault(cell["gradient"], []).append(cell)
-    num_curves = len(OPTIMIZERS) * len(SCHEDULES) * len(config.max_lags) * config.num_draws
+    num_curves = len(OPTIMIZER_LABELS) * len(SCHEDULES) * len(config.max_lags) * config.num_draws
     return {
         gradient: cells
         for gradient, cells in recorded.items()

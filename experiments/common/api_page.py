@@ -1,4 +1,4 @@
-"""Makes docs/api.md from the public names and their docstrings."""
+"""Makes the text of docs/api.md from the docstrings of the package's public names."""
 
 import dataclasses
 import inspect
@@ -22,11 +22,12 @@ Two more entry points have a package of their own:
 
 
 def api_page() -> str:
-    """Returns the page of the public names, each with signature and docstring."""
+    """Returns the page that lists each public name with its signature and docstring."""
     return INTRODUCTION + "".join(_entry(name) for name in staleness_grpo.__all__)
 
 
 def _entry(name: str) -> str:
+    """Returns the section about one public name."""
     value = getattr(staleness_grpo, name)
     kind = "class" if inspect.isclass(value) else "function"
     signature = _signature(name, value)
@@ -40,25 +41,30 @@ def _entry(name: str) -> str:
 
 
 def _signature(name: str, value: Any) -> str:
-    """Returns the call, one argument a line where it is long."""
+    """Returns the signature as one line, or with one argument per line if it is longer than 90."""
     try:
-        arguments = [str(p) for p in inspect.signature(value).parameters.values()]
-    except ValueError:
+        arguments = [str(parameter) for parameter in inspect.signature(value).parameters.values()]
+    except ValueError:  # Python knows no signature of this value
         return name
-    arguments = [re.sub(r"\b(?:[A-Za-z_]\w*\.)+([A-Za-z_])", r"\1", a) for a in arguments]
+    arguments = [
+        re.sub(r"\b(?:[A-Za-z_]\w*\.)+([A-Za-z_])", r"\1", argument) for argument in arguments
+    ]
     arguments = [argument.replace("'", "") for argument in arguments]
     if dataclasses.is_dataclass(value) and isinstance(value, type):
-        arguments = [re.sub(r" = <factory>", " = ...", a) for a in arguments]
-    arguments = [re.sub(r"<function (\w+) at 0x\w+>", r"\1", a) for a in arguments]
-    arguments = [re.sub(r"<object object at 0x\w+>", "NOT_GIVEN", a) for a in arguments]
-    line = f"{name}({', '.join(arguments)})"
-    if len(line) <= 90:
-        return line
+        arguments = [re.sub(r" = <factory>", " = ...", argument) for argument in arguments]
+    # Addresses in memory differ from process to process, so they must not reach the page.
+    arguments = [re.sub(r"<function (\w+) at 0x\w+>", r"\1", argument) for argument in arguments]
+    arguments = [
+        re.sub(r"<object object at 0x\w+>", "NOT_GIVEN", argument) for argument in arguments
+    ]
+    one_line = f"{name}({', '.join(arguments)})"
+    if len(one_line) <= 90:
+        return one_line
     return f"{name}(\n" + "".join(f"    {argument},\n" for argument in arguments) + ")"
 
 
 def _public_methods(value: type) -> list[str]:
-    """Returns the documented methods that the class itself defines."""
+    """Returns the names of public methods with a docstring, without inherited methods."""
     return [
         name
         for name, member in vars(value).items()
@@ -69,11 +75,13 @@ def _public_methods(value: type) -> list[str]:
 
 
 def _method(value: type, name: str) -> str:
+    """Returns a list item with the method's arguments and the first line of its docstring."""
     method = getattr(value, name)
-    first = (inspect.getdoc(method) or "").splitlines()[0]
-    return f"\n- `.{name}{_arguments(method)}`: {first}"
+    first_line = (inspect.getdoc(method) or "").splitlines()[0]
+    return f"\n- `.{name}{_arguments(method)}`: {first_line}"
 
 
 def _arguments(method: Any) -> str:
+    """Returns the names of the method's arguments in parentheses, without self."""
     names = [name for name in inspect.signature(method).parameters if name != "self"]
     return f"({', '.join(names)})"

@@ -1,6 +1,7 @@
-"""Names the shipped config file that is an example of each task.
+"""Names one shipped config file as the example for each task.
 
-An error about a task names one, because flags can change fields but not add them.
+An error about the task names the example. A user who changes the task needs a config file, because
+flags can change the fields of a task but cannot add fields.
 """
 
 from ml_collections import ConfigDict
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from staleness_grpo.errors import FieldError
 from staleness_grpo.tasks import TEXT_TASKS
 
-EXAMPLES = {
+EXAMPLES = {  # task name -> file in experiments/configs/
     "arithmetic": "arithmetic.py",
     "enumerable": "bias.py",
     "jsonl": "gsm8k_llama32_1b.py",
@@ -23,14 +24,14 @@ def example_config(task_name: str) -> str:
 
 
 def with_example(error: FieldError, config: ConfigDict) -> FieldError:
-    """Adds an example config file to an error about the name of the task.
+    """Returns an error about the field task.name with an example config file added to its hint.
 
-    Other errors, and errors about a task that is not known, are returned as they are.
+    All other errors are returned unchanged. So are errors about an unknown task.
     """
     if error.field != "task.name" or config.task.name not in EXAMPLES:
         return error
     name = config.task.name
     if config.get("policy", {}).get("checkpoint") is not None and name not in TEXT_TASKS:
-        name = "jsonl"  # a checkpoint answers tasks of text
+        name = "jsonl"  # a policy from a checkpoint can only do text tasks
     hint = f"{error.hint}; an example of {name} is {example_config(name)}"
     return FieldError(error.field, hint, error.value)

@@ -1,4 +1,4 @@
-"""Makes pieces of a self-contained HTML page that reads well on a phone."""
+"""Makes the parts of an HTML page that needs no other files and is readable on a phone."""
 
 import base64
 import html
@@ -32,7 +32,7 @@ anywhere; } summary { cursor: pointer; } @media (max-width: 40em) {
   td.number { white-space: normal; }
 }
 """
-# The class and the words of a verdict.
+# The CSS class of a verdict -> the words of its label.
 VERDICTS = {
     "holds": "holds",
     "part": "holds in part",
@@ -42,7 +42,7 @@ VERDICTS = {
 
 
 def number(value: Any) -> str:
-    """Returns a measured value for people: four digits, intervals and lists in brackets."""
+    """Returns a measured value as text: numbers with four digits, lists in brackets."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return str(value)
     if isinstance(value, (list, tuple)):
@@ -51,22 +51,22 @@ def number(value: Any) -> str:
 
 
 def text(words: str) -> str:
-    """Returns words as HTML."""
+    """Returns plain text as HTML, with the special characters escaped."""
     return html.escape(words)
 
 
 def badge(verdict: str) -> str:
-    """Returns a colored label of a verdict, a key of VERDICTS."""
+    """Returns the colored label of a verdict. `verdict` is a key of VERDICTS."""
     return f'<span class="badge {verdict}">{VERDICTS[verdict]}</span>'
 
 
 def claim_verdict(claim: Claim) -> str:
-    """Returns 'holds', 'fails' or '', in words for a table."""
+    """Returns 'holds' or 'does not hold'; for a finding, which is no claim, an empty text."""
     return "" if claim.holds is None else ("holds" if claim.holds else "does not hold")
 
 
 def claims_table(claims: Sequence[Claim]) -> str:
-    """Returns claims as a table, on a phone as a list."""
+    """Returns a table with one row per claim. On a narrow screen it is shown as a list."""
     if not claims:
         return ""
     rows = []
@@ -83,10 +83,10 @@ def claims_table(claims: Sequence[Claim]) -> str:
         rows.append(
             "<tr>"
             + "".join(
-                f'<td class="{kind}" data-label="{label}">{cell}</td>'
+                f'<td class="{css_class}" data-label="{label}">{cell}</td>'
                 if label
-                else f'<td class="{kind}">{cell}</td>'
-                for label, kind, cell in cells
+                else f'<td class="{css_class}">{cell}</td>'
+                for label, css_class, cell in cells
             )
             + "</tr>"
         )
@@ -97,7 +97,7 @@ def claims_table(claims: Sequence[Claim]) -> str:
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table that scrolls sideways where it is too wide."""
+    """Returns a table that scrolls sideways on a narrow screen."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows
@@ -106,7 +106,7 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(path: pathlib.Path, caption: str) -> str:
-    """Returns a PNG inside the page. Raises FileNotFoundError if it is not there."""
+    """Returns a figure whose PNG is embedded in the page. Raises FileNotFoundError."""
     data = base64.b64encode(path.read_bytes()).decode()
     source = f"data:image/png;base64,{data}"
     return (
@@ -116,12 +116,12 @@ def figure(path: pathlib.Path, caption: str) -> str:
 
 
 def details(summary: str, body: str) -> str:
-    """Returns a part of the page that opens on a click."""
+    """Returns a block that shows its summary, and its body after a click."""
     return f"<details><summary>{text(summary)}</summary>{body}</details>"
 
 
 def page(title: str, body: str) -> str:
-    """Returns a whole HTML page."""
+    """Returns a complete HTML page with this title and body."""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -1,4 +1,7 @@
-"""Shapes of Llama 3.2 policies, from their model cards, and settings for training at that size."""
+"""Defines the shapes of Llama 3.2 models and the training settings for policies of that size.
+
+The shapes are from the model cards.
+"""
 
 from ml_collections import ConfigDict
 
@@ -19,11 +22,13 @@ LLAMA_32_1B = dict(
 LLAMA_32_3B = LLAMA_32_1B | dict(num_layers=28, d_model=3072, num_heads=24, head_dim=128)
 
 
-def at_size() -> ConfigDict:
-    """Returns a config with the settings of a policy of a billion parameters or more.
+def large_model_config() -> ConfigDict:
+    """Returns the default config with settings for a policy of a billion parameters or more.
 
-    Products are in bfloat16, master weights and log-probabilities in float32. Attention weights are
-    rematerialized, and no copies of the parameters are kept for metrics.
+    - Matrix products are computed in bfloat16, log-probabilities in float32.
+    - The master weights are kept in float32.
+    - Attention weights are rematerialized.
+    - No copies of the parameters are kept for metrics.
     """
     config = default_config()
     config.update(dict(eval_every=0))

@@ -1,8 +1,8 @@
-"""Writes the pages of docs/ that are made from the code that they describe.
+"""Writes the pages of docs/ that are generated from the code: config, corrections and API.
 
     python -m experiments.common.reference_pages
 
-A test fails when a page is out of date.
+tests/test_docs.py fails if a page is out of date.
 """
 
 import ast
@@ -30,7 +30,7 @@ GENERATED = (
 
 
 def config_page() -> str:
-    """Returns the page of the config's fields, with their types, defaults and meanings.
+    """Returns the page that lists each config field with its type, default and meaning.
 
     Raises:
       ValueError: a field of the default config has no comment.
@@ -50,7 +50,11 @@ def config_page() -> str:
 
 
 def corrections_page() -> str:
-    """Returns the page of the corrections, with formulas, sources and parameters."""
+    """Returns the page that lists each correction with its formula, source and parameters.
+
+    Raises:
+      ValueError: a correction has no formula, source or verification.
+    """
     rows = []
     for name, correction in registry.CORRECTIONS.items():
         notes = [_parameters(registry.parameters(name))]
@@ -111,36 +115,44 @@ These act on the update instead of the loss. `correction.update_rule` chooses on
 
 
 def field_comments(function: Callable[[], ConfigDict]) -> dict[str, str]:
-    """Returns the comment of each field in the source of a function that returns a config.
+    """Returns the comment of each field, read from the source of a function that makes a config.
 
-    A comment stands behind the field, or in the lines right above it. Fields that come from `**`
-    are left out.
+    The comment is on the first or last line of the field, or on the lines directly above it. Fields
+    that are added with `**` are left out.
 
     Args:
-      function: returns one call of `ConfigDict(dict(field=value, section=dict(...)))`.
+      function: its return statement is one call `ConfigDict(dict(field=value, section=dict(...)))`.
+
+    Returns:
+      The comments by field name, with dots between sections.
 
     Raises:
       ValueError: a field has no comment.
     """
     source = inspect.getsource(function)
-    behind, above = _comments(source)
+    inline_comments, block_comments = _comments(source)
     returned = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Return))
-    assert isinstance(returned.value, ast.Call)  # of ConfigDict
+    assert isinstance(returned.value, ast.Call)  # the call of ConfigDict
     meanings = {}
     for field, value in _fields(returned.value.args[0], ""):
-        first, last = value.lineno, value.end_lineno or value.lineno
-        comment = behind.get(last) or behind.get(first) or above.get(first - 1)
+        first_line, last_line = value.lineno, value.end_lineno or value.lineno
+        comment = (
+            inline_comments.get(last_line)
+            or inline_comments.get(first_line)
+            or block_comments.get(first_line - 1)
+        )
         if comment is None:
-            raise ValueError(f"{field} has no comment: write what it means behind it, or above it")
+            hint = "describe the field in a comment on the same line, or on the line above"
+            raise ValueError(f"{field} has no comment: {hint}")
         meanings[field] = re.sub(r"(?<!\.)\.$", "", comment)
     return meanings
 
 
 def _fields(call: ast.expr, prefix: str) -> Iterator[tuple[str, ast.expr]]:
-    """Yields the name and the value of each field of a `dict(...)` and of the dicts within."""
+    """Yields the name and the value of each field of a `dict(...)` and of its nested dicts."""
     assert isinstance(call, ast.Call)
     for keyword in call.keywords:
-        if keyword.arg is None:
+        if keyword.arg is None:  # an argument with **
             continue
         value = keyword.value
         if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "dict":
@@ -150,25 +162,30 @@ def _fields(call: ast.expr, prefix: str) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _comments(source: str) -> tuple[dict[int, str], dict[int, str]]:
-    """Returns the comments by line: those behind code, and those that fill whole lines.
+    """Returns two dicts from line number to comment: inline comments and block comments.
 
-    Whole lines that follow each other are one comment, kept under the last of them.
+    An inline comment follows code on its line. A block comment fills one or more lines in a row,
+    and its key is the number of its last line.
     """
-    behind: dict[int, str] = {}
-    whole: dict[int, str] = {}
+    inline_comments: dict[int, str] = {}
+    block_comments: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
             continue
-        number, text = token.start[0], token.string.lstrip("# ")
+        line_number, text = token.start[0], token.string.lstrip("# ")
         if token.line.lstrip().startswith("#"):
-            whole[number] = f"{whole.pop(number - 1, '')} {text}".strip()
+            earlier_lines = block_comments.pop(line_number - 1, "")
+            block_comments[line_number] = f"{earlier_lines} {text}".strip()
         else:
-            behind[number] = text
-    return behind, whole
+            inline_comments[line_number] = text
+    return inline_comments, block_comments
 
 
 def _parameter_meanings() -> dict[str, str]:
-    """Returns, for the field of each parameter of a correction, which corrections read it."""
+    """Returns the meaning of each correction parameter: a text that names its corrections.
+
+    The keys are the names of the parameters' config fields.
+    """
     readers: dict[str, list[str]] = {}
     for name in registry.CORRECTIONS:
         for parameter in registry.parameters(name):
@@ -184,15 +201,18 @@ def _parameter_meanings() -> dict[str, str]:
 
 
 def _type_and_default(field: str) -> list[str]:
-    """Returns the cells with the type and the default of a field."""
+    """Returns two table cells: the type and the default value of a field."""
     section, _, name = field.rpartition(".")
     config = default_config()
     owner = config[section] if section else config
-    kind = owner.get_type(name).__name__
-    return [f"{kind} or unset", "unset"] if owner[name] is None else [kind, f"`{owner[name]}`"]
+    type_name = owner.get_type(name).__name__
+    if owner[name] is None:
+        return [f"{type_name} or unset", "unset"]
+    return [type_name, f"`{owner[name]}`"]
 
 
 def _task_table() -> str:
+    """Returns a table of the tasks and their own config fields."""
     rows = []
     for name in TASKS:
         fields = [
@@ -209,30 +229,31 @@ def _task_table() -> str:
 
 
 def _described(name: str, correction: Any) -> list[str]:
-    """Returns the cells that describe a correction of either kind.
+    """Returns four table cells: name, formula, source and verification of a correction.
 
     Raises:
-      ValueError: one of them is empty.
+      ValueError: the formula, the source or the verification is empty.
     """
     for field in ("formula", "source", "verified"):
         if not getattr(correction, field):
-            raise ValueError(f"the correction {name} has no {field}: give it one")
+            raise ValueError(f"the correction {name} has no {field}: give it a {field}")
     return [f"`{name}`", f"`{correction.formula}`", correction.source, correction.verified]
 
 
 def _parameters(parameters: dict[str, float]) -> str:
+    """Returns the parameters with their default values, as one table cell."""
     return ", ".join(f"`{name}={default}`" for name, default in parameters.items())
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
-    """Returns a Markdown table. A bar inside a cell is escaped, also within code."""
+    """Returns a Markdown table. A "|" inside a cell is escaped, also inside code."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(
-        f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |\n" for cells in lines
+        f"| {' | '.join(cell.replace('|', ESCAPED_BAR) for cell in cells)} |\n" for cells in lines
     )
 
 
-BAR = "\\|"
+ESCAPED_BAR = "\\|"
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -243,7 +264,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Writes the pages."""
+    """Writes each page of PAGES into docs/."""
     for name, page in PAGES.items():
         text = page()
         with replacing(DOCS / name) as file:

@@ -1,18 +1,19 @@
-"""Sets the look that all figures share, and saves them."""
+"""Defines the colors and settings that all figures share, and saves figures."""
 
 import pathlib
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # no window, on any machine; before pyplot
+# Agg opens no window, so it works on any machine. It must be chosen before pyplot is imported.
+matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# Okabe and Ito's palette (2008), which people of all kinds of color vision can tell apart; yellow
-# is left out.
+# The palette of Okabe and Ito (2008) without its yellow. People with color blindness can tell these
+# colors apart too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-SETTINGS: Any = {  # Any: matplotlib's type lists every key
+SETTINGS: Any = {  # Any, because matplotlib types each key as a literal
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -24,17 +25,17 @@ SETTINGS: Any = {  # Any: matplotlib's type lists every key
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "savefig.dpi": 160,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # TrueType: text in a PDF stays text
 }
 
 
 def context() -> Any:
-    """Returns a context manager under which figures are drawn."""
+    """Returns a context manager that applies SETTINGS to the figures drawn inside it."""
     return plt.rc_context(SETTINGS)
 
 
 def save(figure: plt.Figure, path: pathlib.Path) -> pathlib.Path:
-    """Writes `path`.png and `path`.pdf, closes the figure, and returns the PNG's path."""
+    """Writes `path`.png and `path`.pdf, closes the figure, and returns the path of the PNG."""
     for suffix in (".png", ".pdf"):
         figure.savefig(path.with_name(path.name + suffix))
     plt.close(figure)

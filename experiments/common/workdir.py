@@ -1,4 +1,7 @@
-"""Checks and marks the folder of an experiment's results, which holds one config's alone."""
+"""Checks the folder of an experiment's results, locks it, and writes the files that describe it.
+
+A folder (workdir) holds the results of one config only.
+"""
 
 import contextlib
 import fcntl
@@ -14,21 +17,22 @@ from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.environment import describe_environment
 from staleness_grpo.runtime.records import plain, read_json, write_json
 
-SUMMARY = "summary.json"  # a workdir that has it is finished
+SUMMARY = "summary.json"  # an experiment writes this file last: a workdir that has it is finished
 
-# Sections that a second call may change: how often a training is saved, and who judges its rewards.
-MAY_DIFFER = ("checkpoint.", "rewards.")
-# Where it is computed may change too, if results on another mesh are as good.
-MESH = "mesh."
+# Fields that a second call on a workdir may change: how checkpoints are saved, and how many
+# processes judge the rewards in how much time.
+FREE_PREFIXES = ("checkpoint.", "rewards.")
+# The mesh of devices may change too, unless the experiment measures the mesh itself.
+MESH_PREFIXES = ("mesh.",)
 
 
 def check_workdir(
     workdir: str | None, config: ConfigDict, mesh_may_differ: bool = True
 ) -> pathlib.Path:
-    """Returns the folder of the results, which need not exist.
+    """Returns the folder of the results as an absolute path. The folder need not exist.
 
     Raises:
-      FlagError: it is not writable, or holds another config's results.
+      FlagError: no folder is given, it is not writable, or it holds results of another config.
     """
     if not workdir:
         raise FlagError("workdir", "", "give a folder for the results")
@@ -37,97 +41,126 @@ def check_workdir(
     if not existing.is_dir():
         raise FlagError("workdir", workdir, f"{existing} is a file: give a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        hint = f"{existing} is not writable: give another folder, or permission"
+        hint = f"{existing} is not writable: give another folder, or make this one writable"
         raise FlagError("workdir", workdir, hint)
-    record = folder / "config.json"
-    if not record.exists():
-        return folder
-    try:
-        saved = _flat(read_json(record))
-    except (OSError, ValueError) as error:
-        hint = f"its config.json cannot be read ({error}): give another"
-        raise FlagError("workdir", workdir, hint) from error
-    given = _flat(json.loads(json.dumps(plain(config.to_dict()))))
-    free = (*MAY_DIFFER, MESH) if mesh_may_differ else MAY_DIFFER
-    for name in sorted(saved | given):
-        old, new = (str(fields.get(name, "absent")) for fields in (saved, given))
-        if old != new and not name.startswith(free):
-            difference = f"{name} is {old} there, {new} here"
-            hint = f"holds another config's results ({difference}): give another"
-            raise FlagError("workdir", workdir, hint)
+    config_file = folder / "config.json"
+    if config_file.exists():
+        check_same_config(workdir, config_file, config, mesh_may_differ)
     return folder
 
 
-@contextlib.contextmanager
-def in_use(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes of this machine out of the folder.
+def check_same_config(
+    workdir: str, config_file: pathlib.Path, config: ConfigDict, mesh_may_differ: bool
+) -> None:
+    """Raises FlagError if the saved config of a workdir differs from the given config.
 
-    The system forgets it when this process ends, or is killed.
+    An unset field equals an absent field, because older results may not have the field. Fields
+    under FREE_PREFIXES may differ.
+
+    Args:
+      workdir: the folder as the user wrote it, for the error message.
+      config_file: the saved config.
+      config: the given config.
+      mesh_may_differ: whether fields under MESH_PREFIXES may differ too.
+    """
+    try:
+        saved = _flatten(read_json(config_file))
+    except (OSError, ValueError) as error:
+        hint = f"the file config.json cannot be read ({error}): give another folder"
+        raise FlagError("workdir", workdir, hint) from error
+    given = _flatten(json.loads(json.dumps(plain(config.to_dict()))))
+    ignored_prefixes = FREE_PREFIXES + (MESH_PREFIXES if mesh_may_differ else ())
+    for name in sorted(saved | given):
+        saved_value = str(saved.get(name, "absent"))
+        given_value = str(given.get(name, "absent"))
+        if saved_value != given_value and not name.startswith(ignored_prefixes):
+            difference = f"{name} is {saved_value} in the folder, {given_value} in this call"
+            hint = f"the folder holds results of another config ({difference}): give another folder"
+            raise FlagError("workdir", workdir, hint)
+
+
+@contextlib.contextmanager
+def exclusive(folder: pathlib.Path) -> Iterator[None]:
+    """Locks the folder, so that no second process of this machine writes results into it.
+
+    The operating system releases the lock when this process ends or is killed. A file system
+    without locks gives no protection: there, two processes can use the folder at the same time.
 
     Raises:
-      FlagError: if another process is at work there.
+      FlagError: another process holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            hint = "another process is at work there: wait for its end, or give another folder"
+            hint = "another process uses this folder: wait until it ends, or give another folder"
             raise FlagError("workdir", folder, hint) from error
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             pass
         yield
     finally:
         os.close(descriptor)
 
 
-def check_problems(folder: pathlib.Path, config: ConfigDict, fingerprint: str | None) -> None:
-    """Refuses problems that are not those of the results in the folder.
+def check_same_problems(
+    folder: pathlib.Path, config: ConfigDict, problems_fingerprint: str | None
+) -> None:
+    """Refuses to add to results that were made with other problems.
 
-    The same flags may lead to others: a file can change, and so can a tokenizer.
+    Equal configs can lead to different problems, because the config only names the file of problems
+    and the tokenizer. The contents of both can change.
+
+    Args:
+      folder: the workdir.
+      config: the config of this call.
+      problems_fingerprint: the fingerprint of this call's problems; None if the task has none.
 
     Raises:
-      FieldError: naming the field that leads to the problems.
-      FlagError: the record in the folder cannot be read.
+      FieldError: the fingerprint in the folder is another one. The error names the field of the
+        task that selects the problems.
+      FlagError: environment.json in the folder cannot be read.
     """
-    record = folder / "environment.json"
+    environment_file = folder / "environment.json"
     try:
-        saved = read_json(record).get("problems") if record.exists() else None
+        saved = read_json(environment_file).get("problems") if environment_file.exists() else None
     except (OSError, ValueError) as error:
-        hint = f"its environment.json cannot be read ({error}): give another"
+        hint = f"the file environment.json cannot be read ({error}): give another folder"
         raise FlagError("workdir", folder, hint) from error
-    if saved not in (None, fingerprint):
+    if saved not in (None, problems_fingerprint):
         field = "path" if "path" in config.task else "name"
-        reason = f"the problems, or their tokens, are not those that {folder} was started with"
-        hint = f"{reason}: put them back, or give another workdir"
+        reason = f"the results in {folder} were made with other problems, or with other tokens"
+        hint = f"{reason}: restore the original problems and tokenizer, or give another workdir"
         raise FieldError(f"task.{field}", hint, config.task[field])
 
 
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    """Turns {'a': {'b': 1, 'c': None}} into {'a.b': 1}.
-
-    An unset field counts as none, since older results may not have it.
-    """
-    flat: dict[str, Any] = {}
+def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Returns {'a.b': 1} for {'a': {'b': 1, 'c': None}}: unset fields (None) are left out."""
+    flattened: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flattened |= _flatten(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[prefix + name] = value
-    return flat
+            flattened[prefix + name] = value
+    return flattened
 
 
-def write_run_files(workdir: pathlib.Path, config: ConfigDict, problems: str | None = None) -> None:
-    """Writes config.json and environment.json of a new run; existing ones are left as they are.
+def write_run_files(
+    workdir: pathlib.Path, config: ConfigDict, problems_fingerprint: str | None = None
+) -> None:
+    """Writes config.json and environment.json into a new workdir; existing files are not changed.
 
     Args:
-      workdir: the folder, which is made if it is not there.
-      config: of the run.
-      problems: the fingerprint of a text task, whose problems stand in files that the config only
-        names.
+      workdir: the folder, which is created if it does not exist.
+      config: the experiment's config.
+      problems_fingerprint: identifies the problems of a text task. The config only names the files
+        that hold these problems.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    if not (workdir / "config.json").exists():
-        write_json(workdir / "config.json", config.to_dict())
-        described = describe_environment() | ({"problems": problems} if problems else {})
-        write_json(workdir / "environment.json", described)
+    config_file = workdir / "config.json"
+    if not config_file.exists():
+        write_json(config_file, config.to_dict())
+        environment = describe_environment()
+        if problems_fingerprint:
+            environment |= {"problems": problems_fingerprint}
+        write_json(workdir / "environment.json", environment)

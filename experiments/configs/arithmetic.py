@@ -1,8 +1,8 @@
-"""Trains a toy policy on two-digit addition: the default of `experiments.train`.
+"""Trains a toy policy on two-digit addition: the default config of `experiments.train`.
 
     python -m experiments.train --workdir=results/train [--config.lag.max_lag=16] [--config.seed=1]
 
-Hardware: 2 CPU cores. The numbers to expect, and how long it takes, are in README.md.
+Hardware: 2 CPU cores. README.md says how long it takes, and which numbers to expect.
 """
 
 from ml_collections import ConfigDict
@@ -11,5 +11,5 @@ from staleness_grpo.config.defaults import default_config
 
 
 def get_config() -> ConfigDict:
-    """Returns the default of the whole project, as it is."""
+    """Returns the default config of the package, unchanged."""
     return default_config()

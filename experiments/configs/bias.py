@@ -1,23 +1,24 @@
-"""Configures the exact bias of stale rollouts on an enumerable task.
-
-This is the default of `experiments.bias`.
+"""Measures the exact bias of stale rollouts: the default config of `experiments.bias`.
 
     python -m experiments.bias --workdir=results/bias [--config.num_draws=4]
 
-Hardware: 2 CPU cores, float64. A grid of learning rates is even in its logarithm. Each spans two
-decades or more, and reaches well past the first clipped token at the largest lag. How long it
-takes, and which numbers to expect, is in experiments/bias/README.md.
+Learning rates are evenly spaced in their logarithm. They span at least two decades. At the largest
+lag, the highest ones are well above the learning rate at which the first token is clipped.
+
+Hardware: 2 CPU cores. experiments/bias/README.md says how long it takes, and which numbers to
+expect.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the default configuration."""
+    """Returns the config of a task whose responses are enumerated, in float64."""
     return ConfigDict(
         dict(
             seed=0,
-            # Independent problems: rewards and initial policy. Intervals resample them.
+            # Independent problems, each with its own rewards and initial policy. Intervals resample
+            # them.
             num_draws=8,
             num_prompts=8,  # N
             group_size=8,  # G
@@ -52,9 +53,9 @@ def get_config() -> ConfigDict:
             exact=dict(num_learning_rates=13),
             sampled=dict(
                 num_learning_rates=7,
-                batch_prompts=1,  # prompts, of the N, in the batch of a step
-                num_batches=200_000,  # averaged to compare with the exact gradient
+                batch_prompts=1,  # prompts in the batch of a step, chosen from the N prompts
+                num_batches=200_000,  # the exact gradient is compared with their mean gradient
             ),
-            num_resamples=2000,  # of the bootstrap
+            num_resamples=2000,  # bootstrap resamples per interval
         )
     )

@@ -1,4 +1,4 @@
-"""Compares all corrections, and trains one of each kind: the default of `experiments.corrections`.
+"""Compares all corrections, and trains ten: the default config of `experiments.corrections`.
 
     python -m experiments.corrections --workdir=results/corrections
 
@@ -11,10 +11,10 @@ from experiments.configs import bias, scaling_laws
 from staleness_grpo.objective.corrections.registry import CORRECTIONS
 
 
-def get_config():
-    """Returns the exact part for all corrections at S = 16, and trainings at S = 8 and 32.
+def get_config() -> ConfigDict:
+    """Returns exact measurements of all corrections at S = 16, and trainings at S = 8 and 32.
 
-    Eight corrections of the loss and two of the update are trained.
+    Eight corrections of the loss and two update rules are trained.
     """
     exact = bias.get_config()
     stability = scaling_laws.get_config()
@@ -26,22 +26,22 @@ def get_config():
     stability.sweep.horizons = (300,)
     return ConfigDict(
         dict(
-            # Seed, draws, task, policy and surrogate of `experiments.bias`.
+            # The next fields are the same as in `experiments.bias`.
             **{
                 name: exact[name]
                 for name in ("seed", "num_draws", "num_prompts", "group_size", "num_resamples")
             },
             **{name: exact[name] for name in ("task", "policy", "surrogate")},
             corrections=tuple(CORRECTIONS),
-            max_lag=16,  # S of the exact paths, constant lag, SGD
+            max_lag=16,  # S of the exact trajectories, which have a constant lag and SGD
             s_eta=tuple(2.0**power for power in range(-9, 0)),
             variance=dict(
-                s_eta=2.0**-4,  # where on the synchronous path
-                num_batches=1000,  # sampled, each with one group for every prompt
+                s_eta=2.0**-4,  # S * eta of the synchronous trajectory
+                num_batches=1000,  # sampled batches, each with one group for every prompt
             ),
-            cost=dict(num_rounds=100),  # of timed updates, each with every trained method
-            # Names of corrections and update rules whose (S, eta) cells are trained. They must have
-            # grpo_clip, which all others are set against.
+            cost=dict(num_rounds=100),  # each round times one update of every trained method
+            # Corrections whose (S, eta) cells are trained. grpo_clip must be among them, since all
+            # others are compared with it.
             trained=(
                 "grpo_clip",
                 "none",
@@ -52,7 +52,7 @@ def get_config():
                 "dppo_tv",
                 "m2po_areal",
             ),
-            trained_update_rules=("vcpo", "gac"),
-            stability=stability,  # a sweep's config
+            trained_update_rules=("vcpo", "gac"),  # trained too, with grpo_clip
+            stability=stability,  # the config of the sweep that trains the cells
         )
     )

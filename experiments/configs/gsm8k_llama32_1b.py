@@ -1,18 +1,18 @@
-"""Runs the paper's grid on mathematics: Llama-3.2-1B on GSM8K, by lag and learning rate.
+"""Trains Llama-3.2-1B on GSM8K for each lag and learning rate of the paper's grid.
 
-It measures gradient bias and reward.
+Gradient bias and reward are measured.
 
     python -m experiments.paired_bias --config=experiments/configs/gsm8k_llama32_1b.py \
         --workdir=DIR --config.policy.checkpoint=FOLDER --config.task.path=FILE.jsonl
 
-FOLDER: Llama-3.2-1B-Instruct as downloaded.
-FILE.jsonl: GSM8K's train.jsonl, with lines {"question", "answer"}.
+FOLDER: the downloaded files of Llama-3.2-1B-Instruct.
+FILE.jsonl: train.jsonl of GSM8K, with lines {"question", "answer"}.
 
 Hardware: 8 GPUs or TPU chips with 80 GB each.
-Run time and outcome: not known. It has not been run, because no accelerator was at hand. Tests
-cover the reading of GSM8K, its prompts, its verifier and the config, without the checkpoint. On a
-CPU the config has taken three updates of a model of 135 million parameters
-(docs/log/2026-11-25-gsm8k-with-135m-on-a-cpu.md).
+Run time and outcome: not known. The config has not been run, because no accelerator was available.
+Without the checkpoint, tests cover the config, and the reading, prompts and verifier of GSM8K.
+With a model of 135 million parameters in place of the checkpoint, three updates have been run on a
+CPU (docs/log/2026-11-25-gsm8k-with-135m-on-a-cpu.md).
 """
 
 from ml_collections import ConfigDict
@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from experiments.common import llama_shapes
 
 
-def get_config():
-    """Returns the paper's ranges: lags 8 to 32, learning rates 1e-7 to 1e-6.
+def get_config() -> ConfigDict:
+    """Returns trainings in the paper's ranges: lags 8 to 32, learning rates 1e-7 to 1e-6.
 
-    Synchronous training (lag 0) stands beside them.
+    Synchronous training (lag 0) is added for comparison.
     """
-    config = llama_shapes.at_size()
+    config = llama_shapes.large_model_config()
     config.update(
         dict(steps=200, num_prompts=64, group_size=8, microbatch_prompts=8, eval_every=20)
     )

@@ -1,12 +1,15 @@
-"""Compiles the paper's grid with Llama-3.2-1B for the memory of each of its 8 devices.
+"""Reports the memory that gsm8k_llama32_1b.py needs on each of its 8 devices.
 
     python -m experiments.memory --config=experiments/configs/memory_grid_1b.py --workdir=DIR \
         --config.topology=v5p:2x2x2
 
 Hardware: a CPU.
-Outcome: not known. On two busy cores compiling took more than 18 minutes and 17 GB, and was not
-waited for. With --config.policy.attention=splash it took more than 8 minutes.
+Outcome: not known. On two busy cores, compiling was stopped after more than 18 minutes and 17 GB.
+With --config.policy.attention=splash it was stopped after more than 8 minutes.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -15,15 +18,22 @@ from experiments.configs import gsm8k_llama32_1b
 from staleness_grpo.config.defaults import default_config
 
 
-def get_config():
-    """Returns the grid's config with the checkpoint's shape in place of the checkpoint."""
-    return of_shape(gsm8k_llama32_1b.get_config(), llama_shapes.LLAMA_32_1B)
+def get_config() -> ConfigDict:
+    """Returns the config of the trainings, without their checkpoint."""
+    return without_checkpoint(gsm8k_llama32_1b.get_config(), llama_shapes.LLAMA_32_1B)
 
 
-def of_shape(config, shape):
-    """Returns a grid's config with random weights of this shape, and prompts of up to 320 tokens.
+def without_checkpoint(config: ConfigDict, shape: Mapping[str, Any]) -> ConfigDict:
+    """Replaces the checkpoint by random weights of the same shape, and the task by random tokens.
 
-    Its devices need not be there.
+    Prompts have up to 320 tokens. This machine does not need to have the devices.
+
+    Args:
+      config: the config of trainings with a checkpoint. It is changed.
+      shape: the fields of `policy` that describe the checkpoint's shape.
+
+    Returns:
+      The config.
     """
     config.task = default_config().task
     config.policy.update(shape)

@@ -1,15 +1,15 @@
-"""Asynchronous GRPO of a Qwen2.5 or Qwen3 checkpoint on a task of reasoning-gym.
+"""Trains a Qwen2.5 or Qwen3 checkpoint on a task of reasoning-gym.
 
     python -m experiments.train --config=experiments/configs/reasoning_gym_qwen.py --workdir=DIR \
         --config.policy.checkpoint=FOLDER \
         [--config.task.dataset=NAME --config.task.options="{'min_terms': 3}"]
 
-FOLDER: Qwen2.5-1.5B-Instruct, or another of the family, as downloaded.
-NAME: any dataset of reasoning-gym's gallery (`pip install reasoning-gym`, of the extra tasks).
+FOLDER: the downloaded files of Qwen2.5-1.5B-Instruct, or of another Qwen2.5 or Qwen3 model.
+NAME: any dataset in the gallery of reasoning-gym. The extra `tasks` installs the library.
 
 Hardware: one GPU or TPU chip with 80 GB.
-Run time and outcome: not known. It has not been run at this size, because no accelerator was at
-hand. The slow test of SmolLM2-135M trains on the same task on a CPU.
+Run time and outcome: not known. No accelerator was available, so the config has not been run at
+this size. The slow test of SmolLM2-135M trains on the same task on a CPU.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -17,9 +17,12 @@ from ml_collections import ConfigDict, config_dict
 from experiments.common import llama_shapes
 
 
-def get_config():
-    """Returns a training with lag 8 on sums of a few terms, answered between <answer> tags."""
-    config = llama_shapes.at_size()
+def get_config() -> ConfigDict:
+    """Returns a training with lag 8 on sums of a few terms.
+
+    The policy puts its answer between <answer> tags.
+    """
+    config = llama_shapes.large_model_config()
     config.update(
         dict(steps=200, num_prompts=32, group_size=8, microbatch_prompts=4, eval_every=20)
     )
@@ -32,7 +35,7 @@ def get_config():
             dataset="chain_sum",
             size=2000,
             seed=0,
-            # The dataset's own settings. Unset: the library's defaults.
+            # Settings of the dataset. If unset, the library's defaults are used.
             options=config_dict.placeholder(object),
             prompt="{prompt}",
             chat=True,

@@ -1,17 +1,18 @@
-"""Runs the main job: the bias law and the scaling laws.
+"""Runs the two main experiments: the bias law and the scaling laws.
 
     bash launch/reproduce.sh
 
-Each job is a name, under which its results stand in the workdir, and the command that makes them.
+A job has a name and a command. The name is also the folder of its results in the workdir.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Returns the jobs, in order, and the pair of lags that the report sets side by side.
+    """Returns the jobs in order, and the lag that the report compares with synchronous training.
 
-    At eta = 2e-3 no synchronous run of the map collapses, and every one at S = 16 does.
+    The comparison is at eta = 2e-3. There, no synchronous run of the map collapses, and every run
+    at S = 16 collapses.
     """
     return ConfigDict(
         dict(

@@ -1,8 +1,8 @@
-"""Runs the main job at length: every map over 600 steps, and every correction.
+"""Runs the main experiments in full: every map over 600 steps, and every correction.
 
     bash launch/reproduce.sh --preset=full
 
-Hardware: 2 CPU cores. It takes hours: run it in parts, since finished jobs are skipped.
+Hardware: 2 CPU cores. It takes hours. It can be run in parts, since finished jobs are skipped.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from experiments.configs import reproduce
 
 
 def get_config() -> ConfigDict:
-    """Returns the default jobs with the long sweep for the short one, and the corrections."""
+    """Returns the default jobs with the full sweep, and the corrections as a third job."""
     config = reproduce.get_config()
     sweep = "--config=experiments/configs/scaling_laws_full.py"
     corrections = "--config=experiments/configs/corrections_full.py"

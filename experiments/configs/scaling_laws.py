@@ -1,8 +1,8 @@
-"""Maps S x eta for asynchronous GRPO on two-digit addition: the default of `experiments.sweep`.
+"""Trains a grid of S x eta on two-digit addition: the default config of `experiments.sweep`.
 
     python -m experiments.sweep --workdir=results/scaling_laws
 
-Hardware: 2 CPU cores, one worker on each; 606 s. The numbers to expect are in
+Hardware: 2 CPU cores, with one worker on each. It takes 606 s. The numbers to expect are in
 docs/log/2026-11-24-scaling-default-map.md.
 """
 
@@ -11,33 +11,38 @@ from ml_collections import ConfigDict
 from staleness_grpo.config.defaults import default_config
 
 
-def get_config():
-    """Returns 384 trainings of 600 learner steps, and two small maps on the start and the schedule.
+def get_config() -> ConfigDict:
+    """Returns a map of 384 trainings of 600 learner steps, and two small variants of it.
 
-    The learning rates end where synchronous training starts to fail. At 5.6e-3 two of four runs
-    with S = 0 collapse, and runs with S >= 4 collapse after 15 steps, whatever S. That is Adam's
-    first updates, and not staleness (docs/log/2026-11-23-sweep-choices.md).
+    The variants change the start and the schedule of the lag.
+
+    The highest learning rate is just below those at which synchronous training fails. At 5.6e-3,
+    two of four runs with S = 0 collapse. Runs with S >= 4 collapse after 15 steps there, whatever S
+    is. The cause is Adam's first updates, and not staleness
+    (docs/log/2026-11-23-sweep-choices.md).
     """
     config = default_config()
     config.steps = 600
     config.eval_every = 5
-    # Twice the steps/s of 64, and the same two regimes (docs/log/2026-11-23-sweep-choices.md).
+    # With 32 prompts the steps/s are twice as many as with 64, and the two regimes are the same
+    # (docs/log/2026-11-23-sweep-choices.md).
     config.num_prompts = 32
     config.sweep = ConfigDict(
         dict(
             max_lags=(0, 1, 2, 4, 8, 16, 32, 64),
             learning_rates=(3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3),
             seeds=(0, 1, 2, 3, 4, 5),
-            num_warm_starts=2,  # seed s starts from warm start s modulo this
-            horizons=(100, 300, 600),  # learner steps up to which a run is looked at
-            # Learner steps below a quarter of the peak pass rate, after which a cell ends.
+            num_warm_starts=2,  # seed s starts from warm start s modulo this number
+            horizons=(100, 300, 600),  # a collapse is looked for up to each of these learner steps
+            # A cell ends after so many learner steps below a quarter of its peak pass rate.
             freeze_after=60,
-            # Cells vectorized together in a worker; more than 1 pays on an accelerator alone.
+            # Cells that a worker trains together, vectorized. More than 1 is faster only on an
+            # accelerator.
             chunk_size=1,
             num_workers=0,  # processes; 0: one for each core
         )
     )
-    # Further maps, each named with its differences from the above.
+    # Further maps: the name of each, and its differences from the settings above.
     config.variants = ConfigDict(
         dict(
             synchronous_start=dict(

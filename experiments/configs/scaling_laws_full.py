@@ -1,17 +1,24 @@
-"""Adds whole maps to `scaling_laws`: cyclic refresh, SGD, and sums of three one-digit terms.
+"""Trains the grid of `scaling_laws`, and five full-size variants of it.
+
+The variants change the lag schedule, the optimizer, the start of the lag, or the task.
 
     python -m experiments.sweep --config=experiments/configs/scaling_laws_full.py \
         --workdir=results/scaling_laws_full
 
-Hardware: 2 CPU cores; 52 min, beside other jobs. The numbers to expect are in
+Hardware: 2 CPU cores. It took 52 min while other jobs ran. The numbers to expect are in
 docs/log/2026-11-24-scaling-maps-over-600-steps.md.
 """
+
+from ml_collections import ConfigDict
 
 from experiments.configs import scaling_laws
 
 
-def get_config():
-    """Returns the default with four seeds, and every variant on the whole grid."""
+def get_config() -> ConfigDict:
+    """Returns the default config with four seeds, and five variants.
+
+    A variant uses the lags and learning rates of the main map, unless it sets its own.
+    """
     config = scaling_laws.get_config()
     config.sweep.seeds = (0, 1, 2, 3)
     config.variants = dict(

@@ -1,14 +1,16 @@
-"""Trains a small pretrained language model on a CPU: rewards and gradient bias by lag.
+"""Trains a small pretrained language model on a CPU, and measures the gradient bias by lag.
 
     python -m experiments.paired_bias --config=experiments/configs/stories260k_cpu.py \
         --workdir=DIR --config.policy.checkpoint=FOLDER
 
-FOLDER holds the 260k-parameter Llama of the tinyllamas family (MIT license) as config.json,
-model.safetensors and tokenizer.json. It goes on with openings of stories, and is rewarded for each
-of four words that it uses. The same config with `experiments.train` is one of these trainings.
+FOLDER: config.json, model.safetensors and tokenizer.json of the Llama with 260k parameters, from
+the tinyllamas family (MIT license).
 
-Hardware: 2 CPU cores; 6 min 5 s and 7 min 20 s in two runs. The reward rises from 0.16 to 0.75
-(S = 0), 0.68 (S = 8) and 0.36 (S = 32). The rest is in docs/log/2026-11-24-stories260k-bias.md.
+The model continues the openings of stories. It is rewarded for each of four words that it uses.
+`experiments.train` runs one of these trainings with the same config.
+
+Hardware: 2 CPU cores. Two runs took 6 min 5 s and 7 min 20 s. The reward rises from 0.16 to 0.75
+(S = 0), 0.68 (S = 8) and 0.36 (S = 32). docs/log/2026-11-24-stories260k-bias.md has all numbers.
 """
 
 from ml_collections import ConfigDict
@@ -16,8 +18,11 @@ from ml_collections import ConfigDict
 from staleness_grpo.config.defaults import default_config
 
 
-def get_config():
-    """Returns 100 learner steps at five lags, compared with fresh rollouts every fourth step."""
+def get_config() -> ConfigDict:
+    """Returns trainings of 100 learner steps at five lags.
+
+    Every fourth step, the gradient is compared with a gradient from fresh rollouts.
+    """
     config = default_config()
     config.steps = 100
     config.eval_every = 5

@@ -1,11 +1,17 @@
-"""Sets every published staleness correction side by side: exact bias, variance, stability, cost.
+"""Compares all published staleness corrections: exact bias, variance, stability and cost.
 
     python -m experiments.corrections --workdir=DIR \\
         [--config=experiments/configs/corrections_full.py]
 
-Writes bias.jsonl (exact bias and cosine on two paths), variance.jsonl (sampled gradients),
-cost.jsonl (timed updates), cells.jsonl (trainings), summary.json and the figures. A call on an
-unfinished workdir measures what is missing.
+It writes into the workdir:
+
+- bias.jsonl: exact bias and cosine on two trajectories.
+- variance.jsonl: the variance of sampled gradients.
+- cost.jsonl: timed updates.
+- cells.jsonl: trainings.
+- summary.json and the figures.
+
+A call on an unfinished workdir measures only the parts without records.
 """
 
 import pathlib
@@ -17,7 +23,7 @@ from experiments.corrections.validation import validate
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Measures what is missing, then summarizes."""
+    """Measures the parts without records, then writes summary.json."""
     import jax
 
     # The bias is a small difference of near-equal gradients.

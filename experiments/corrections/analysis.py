@@ -1,7 +1,10 @@
-"""Turns the records of the corrections into summary.json: one row of numbers for each correction.
+"""Computes the numbers of summary.json from the records: a row for each correction.
 
-Intervals are 95 % percentile intervals. They resample problem draws for what is exact or sampled on
-enumerable problems, rounds for times, and seeds for trainings.
+Intervals are 95 % percentile intervals. They resample:
+
+- draws, for bias and variance.
+- rounds, for times.
+- seeds, for trainings.
 """
 
 from typing import Any
@@ -10,24 +13,30 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 
-from experiments.corrections.exact import PATHS, surrogate_of
+from experiments.corrections.bias import TRAJECTORIES
 from experiments.corrections.stability import BASELINE
+from experiments.corrections.surrogates import surrogate_of
 from staleness_grpo.scaling import stability
 from staleness_grpo.scaling.bootstrap import group_interval, percentile_interval, resampled_rows
 
 RESAMPLES = 200
-# S * eta at which a table entry is taken. The first is the largest at which grpo_clip clips nothing
-# in any draw of the default config. At the second it clips in nearly all.
+# The two values of S * eta for which tables show the bias. In the default config, the first is the
+# largest at which grpo_clip clips no token in any draw. At the second, it clips tokens in nearly
+# all draws.
 S_ETA_BEFORE_CLIPPING, S_ETA_AFTER_CLIPPING = 2.0**-7, 2.0**-3
 
 
 def summarize(
     config: ConfigDict, bias: list[dict], variance: list[dict], cost: list[dict], cells: list[dict]
 ) -> dict[str, Any]:
-    """Returns all of summary.json but its sentences.
+    """Returns summary.json without its sentences.
 
-    `corrections` has a row for each correction or update rule. `s_eta` has the two S * eta at which
-    table entries are taken.
+    Returns:
+      A dictionary with the keys:
+
+      - `s_eta`: the two values of S * eta for which tables show the bias.
+      - `corrections`: a row for each correction or update rule, by name.
+      - `bias_and_stability`: `rank_correlation` by S.
     """
     trained = training_rows(config, cells)
     rows: dict[str, dict] = {name: {} for name in (*config.corrections, *trained)}
@@ -45,9 +54,9 @@ def summarize(
     }
 
 
-def mean_and_interval(per_draw: list[float]) -> dict[str, Any]:
-    """Returns the mean over draws with its interval."""
-    values = np.array(per_draw)
+def mean_and_interval(independent: list[float]) -> dict[str, Any]:
+    """Returns the mean of independent values, its interval, and their number."""
+    values = np.array(independent)
     return {
         "mean": float(values.mean()),
         "interval": group_interval(
@@ -58,31 +67,35 @@ def mean_and_interval(per_draw: list[float]) -> dict[str, Any]:
 
 
 def bias_row(records: list[dict]) -> dict[str, Any]:
-    """Returns a correction's offset, and its relative bias and cosine by path and S * eta.
+    """Returns a correction's offset, and its relative bias and cosine by trajectory and S * eta.
 
-    It is empty for a correction without exact coefficients.
+    The row is empty for a correction without records, since it has no exact coefficients.
     """
     if not records:
         return {}
-    offset_of_draw = {r["draw"]: r["offset"] for r in records}  # the same at every learning rate
+    offset_of_draw = {r["draw"]: r["offset"] for r in records}  # equal at every eta
     row: dict[str, Any] = {"offset": mean_and_interval(list(offset_of_draw.values()))}
     for quantity in ("relative_bias", "cosine"):
         row[quantity] = {
-            path: {
+            trajectory: {
                 f"{s_eta:g}": mean_and_interval(
-                    [r[quantity] for r in records if r["path"] == path and r["s_eta"] == s_eta]
+                    [
+                        r[quantity]
+                        for r in records
+                        if r["path"] == trajectory and r["s_eta"] == s_eta
+                    ]
                 )
                 for s_eta in sorted({r["s_eta"] for r in records})
             }
-            for path in PATHS
+            for trajectory in TRAJECTORIES
         }
     return row
 
 
 def variance_row(records: list[dict], name: str) -> dict[str, Any]:
-    """Returns the variance of a batch's gradient over the baseline's at the same policies.
+    """Returns the ratio of a method's gradient variance to the baseline's, at the same policies.
 
-    It is the geometric mean over draws.
+    The ratio is a geometric mean over draws. The row is empty if one of the two was not measured.
     """
     by_draw = {
         key: np.array([r["relative_variance"] for r in records if r["correction"] == key])
@@ -104,16 +117,16 @@ def variance_row(records: list[dict], name: str) -> dict[str, Any]:
 
 
 def cost_row(records: list[dict], name: str) -> dict[str, Any]:
-    """Returns the time of an update over the baseline's in the same round: the median over rounds.
+    """Returns the ratio of a method's update time to the baseline's time in the same round.
 
-    It is empty for what was not timed.
+    The ratio is a median over rounds. The row is empty for a method that was not timed.
     """
     seconds = {
         key: {r["round"]: r["time_update"] for r in records if r["method"] == key}
         for key in (name, BASELINE)
     }
     ratio = np.array(
-        [seconds[name][number] / seconds[BASELINE][number] for number in seconds[name]]
+        [seconds[name][round_] / seconds[BASELINE][round_] for round_ in seconds[name]]
     )
     if not ratio.size:
         return {}
@@ -130,11 +143,16 @@ def cost_row(records: list[dict], name: str) -> dict[str, Any]:
 
 
 def training_rows(config: ConfigDict, cells: list[dict]) -> dict[str, dict]:
-    """Returns what the trainings of each method say, by S.
+    """Returns the stability and the final rewards of each trained method.
 
-    `eta_max` is the stable learning rate, and `eta_max_over_baseline` its ratio to the baseline's.
-    `final_reward` is that at the baseline's boundary, `best_reward` that at the best learning rate
-    of the grid.
+    Returns:
+      A row for each method. Every entry of a row is a dictionary by S:
+
+      - `eta_max`: the highest stable learning rate.
+      - `eta_max_over_baseline`: ratio of `eta_max` to the baseline's.
+      - `final_reward`: final reward at the learning rate of the grid nearest to the baseline's
+        `eta_max`.
+      - `best_reward`: highest final reward of any learning rate of the grid.
     """
     horizon = config.stability.steps
     by_method: dict[str, list[dict]] = {}
@@ -147,11 +165,12 @@ def training_rows(config: ConfigDict, cells: list[dict]) -> dict[str, dict]:
         for method in by_method
     }
     for lag in config.stability.sweep.max_lags:
-        base = resampled_log_eta_max(of_lag(by_method[BASELINE], lag, horizon), rates, draws)
-        boundary = rates[np.argmin(np.abs(np.log(rates) - base[0]))]
+        base_cells = cells_at_lag(by_method[BASELINE], lag, horizon)
+        log_base = resampled_log_eta_max(base_cells, rates, draws)
+        boundary = rates[np.argmin(np.abs(np.log(rates) - log_base[0]))]
         for method, records in by_method.items():
-            own = resampled_log_eta_max(of_lag(records, lag, horizon), rates, draws)
-            ratio = np.exp(own - base)
+            log_own = resampled_log_eta_max(cells_at_lag(records, lag, horizon), rates, draws)
+            ratio = np.exp(log_own - log_base)
             rewards = {
                 float(rate): mean_and_interval(
                     [
@@ -164,7 +183,7 @@ def training_rows(config: ConfigDict, cells: list[dict]) -> dict[str, dict]:
             }
             means = {rate: reward["mean"] for rate, reward in rewards.items()}
             best = max(means, key=means.__getitem__)
-            rows[method]["eta_max"][str(lag)] = float(np.exp(own[0]))
+            rows[method]["eta_max"][str(lag)] = float(np.exp(log_own[0]))
             rows[method]["final_reward"][str(lag)] = rewards[boundary] | {
                 "learning_rate": float(boundary)
             }
@@ -177,15 +196,15 @@ def training_rows(config: ConfigDict, cells: list[dict]) -> dict[str, dict]:
     return rows
 
 
-def of_lag(records: list[dict], lag: int, horizon: int) -> stability.Cells:
-    """Returns the cells of one S, looked at up to the horizon."""
+def cells_at_lag(records: list[dict], lag: int, horizon: int) -> stability.Cells:
+    """Returns the cells of one S. Learner steps after the horizon are ignored."""
     return stability.at_horizons([r for r in records if r["max_lag"] == lag], (horizon,))
 
 
 def clipped_log_eta_max(cells: stability.Cells, rates: np.ndarray) -> float:
     """Returns log eta_max of one S.
 
-    It is half a grid step outside the grid where none or all of the cells collapsed.
+    If none or all of the cells collapsed, it is half a grid step outside the grid.
     """
     (value,) = stability.measured_log_eta_max(cells).values()
     step = np.diff(np.log(rates)).mean()
@@ -193,7 +212,10 @@ def clipped_log_eta_max(cells: stability.Cells, rates: np.ndarray) -> float:
 
 
 def seed_draws(seeds: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Returns the seeds themselves, then those of each resample, the same for every correction."""
+    """Returns the seeds themselves, then the seeds of each resample.
+
+    The resamples are the same in every call, so that all methods are compared on the same seeds.
+    """
     resampled = (np.array(seeds)[rows] for rows in resampled_rows(np.array(seeds), RESAMPLES))
     return [tuple(seeds), *(tuple(sorted(drawn.tolist())) for drawn in resampled)]
 
@@ -201,10 +223,10 @@ def seed_draws(seeds: tuple[int, ...]) -> list[tuple[int, ...]]:
 def resampled_log_eta_max(
     cells: stability.Cells, rates: np.ndarray, draws: list[tuple[int, ...]]
 ) -> np.ndarray:
-    """Returns log eta_max of the cells of each draw of seeds."""
+    """Returns log eta_max for each draw of seeds, from the cells with these seeds."""
     of_draw: dict[tuple[int, ...], float] = {}
     for draw in draws:
-        if draw not in of_draw:  # few seeds make few different draws
+        if draw not in of_draw:  # few seeds have few different draws, so most are computed already
             rows = np.concatenate([np.flatnonzero(cells.seed == seed) for seed in draw])
             of_draw[draw] = clipped_log_eta_max(cells[rows], rates)
     return np.array([of_draw[draw] for draw in draws])
@@ -213,26 +235,28 @@ def resampled_log_eta_max(
 def rank_correlation(rows: dict[str, dict], lag: int) -> dict[str, Any]:
     """Returns Spearman's correlation of relative bias with eta_max at one S.
 
-    It is over the trained corrections; the bias is that at S_ETA_AFTER_CLIPPING on the synchronous
-    path. It is null for fewer than three corrections.
+    The correlation is over the corrections that have both numbers. The relative bias is taken at
+    S_ETA_AFTER_CLIPPING on the synchronous trajectory. With fewer than three corrections,
+    `spearman` is None.
     """
-    both = [row for row in rows.values() if "relative_bias" in row and "eta_max" in row]
+    rows_with_both = [row for row in rows.values() if "relative_bias" in row and "eta_max" in row]
     s_eta = f"{S_ETA_AFTER_CLIPPING:g}"
-    bias = [row["relative_bias"]["synchronous"][s_eta]["mean"] for row in both]
-    eta_max = [row["eta_max"][str(lag)] for row in both]
-    spearman = spearmanr(bias, eta_max).statistic if len(both) > 2 else None
-    return {"spearman": spearman, "n": len(both)}
+    bias = [row["relative_bias"]["synchronous"][s_eta]["mean"] for row in rows_with_both]
+    eta_max = [row["eta_max"][str(lag)] for row in rows_with_both]
+    spearman = spearmanr(bias, eta_max).statistic if len(rows_with_both) > 2 else None
+    return {"spearman": spearman, "n": len(rows_with_both)}
 
 
-def comparable(config: ConfigDict, rows: dict[str, dict]) -> list[str]:
-    """Returns the corrections whose bias is against the same H_sync as the baseline's.
+def comparable_corrections(config: ConfigDict, rows: dict[str, dict]) -> list[str]:
+    """Returns the corrections whose bias is measured against the same H_sync as the baseline's.
 
-    Those that fix another normalization have an H_sync of their own.
+    A correction that prescribes another normalization has a different H_sync, so that its bias
+    cannot be compared.
     """
     surrogate = config.surrogate.to_dict()
-    same = surrogate_of(BASELINE, surrogate)
+    baseline_surrogate = surrogate_of(BASELINE, surrogate)
     return [
         name
         for name, row in rows.items()
-        if "relative_bias" in row and surrogate_of(name, surrogate) == same
+        if "relative_bias" in row and surrogate_of(name, surrogate) == baseline_surrogate
     ]

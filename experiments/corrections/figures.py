@@ -1,4 +1,7 @@
-"""The figures of the corrections, from summary.json alone; a gap in it raises."""
+"""Draws the figures of the corrections from summary.json alone.
+
+A number that is missing in summary.json raises KeyError.
+"""
 
 import pathlib
 import textwrap
@@ -13,11 +16,11 @@ from staleness_grpo.objective.corrections import clipped, masked, registry, weig
 from staleness_grpo.runtime.records import read_json
 
 FAMILIES = {"clipped": clipped, "weighted": weighted, "masked": masked}
-PATH_LABELS = {"synchronous": "synchronous path", "own": "own lagged path"}
+TRAJECTORY_LABELS = {"synchronous": "synchronous path", "own": "own lagged path"}
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws the three figures into a finished folder; returns the PNGs."""
+    """Draws the three figures into a finished workdir; returns the paths of the PNG files."""
     summary = read_json(workdir / SUMMARY)
     with style.context():
         return [
@@ -28,22 +31,22 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def family(name: str) -> str:
-    """Returns the family of a correction of the loss: the module that it is defined in."""
-    objective = registry.CORRECTIONS[name].token_objective
-    objective = getattr(objective, "func", objective)
+    """Returns the family of a correction: the name of the module that defines it."""
+    function = registry.CORRECTIONS[name].token_objective
+    function = getattr(function, "func", function)  # the function inside a functools.partial
     return next(
-        label for label, module in FAMILIES.items() if objective.__module__ == module.__name__
+        label for label, module in FAMILIES.items() if function.__module__ == module.__name__
     )
 
 
-def wrapped(names: list[str]) -> str:
-    """Returns names in lines of a width that fits into a panel."""
+def legend_label(names: list[str]) -> str:
+    """Returns the names, separated by commas, in lines short enough for a panel's legend."""
     return textwrap.fill(", ".join(names), 36)
 
 
-def curve(row: dict, quantity: str, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns S * eta [n], mean [n] and interval [2, n] of a quantity."""
-    by_s_eta = row[quantity][path]
+def curve(row: dict, quantity: str, trajectory: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns S * eta [n], and the mean [n] and interval [2, n] of a quantity at each."""
+    by_s_eta = row[quantity][trajectory]
     x = np.array([float(key) for key in by_s_eta])
     mean = np.array([value["mean"] for value in by_s_eta.values()])
     return x, mean, np.array([value["interval"] for value in by_s_eta.values()]).T
@@ -52,7 +55,7 @@ def curve(row: dict, quantity: str, path: str) -> tuple[np.ndarray, np.ndarray, 
 def bias_figure(summary: dict) -> plt.Figure:
     """Draws relative bias and cosine against S * eta.
 
-    There is one column for each family. The baseline is black in all of them.
+    Each family of corrections has a column. The baseline is drawn in black in every column.
     """
     rows = {name: row for name, row in summary["corrections"].items() if "relative_bias" in row}
     panels = [("relative_bias", "synchronous"), ("relative_bias", "own"), ("cosine", "own")]
@@ -60,22 +63,22 @@ def bias_figure(summary: dict) -> plt.Figure:
         3, 3, figsize=(10, 9), sharex=True, sharey="row", layout="constrained"
     )
     for column, label in enumerate(FAMILIES):
-        inside = [name for name in rows if family(name) == label and name != BASELINE]
-        # Corrections whose gradients agree at every S * eta share a line.
-        shared: dict[tuple, list[str]] = {}
-        for name in inside:
+        members = [name for name in rows if family(name) == label and name != BASELINE]
+        # Corrections with the same curve share one line.
+        names_of_curve: dict[tuple, list[str]] = {}
+        for name in members:
             key = tuple(
                 f"{value:.6g}" for value in curve(rows[name], "relative_bias", "synchronous")[1]
             )
-            shared.setdefault(key, []).append(name)
+            names_of_curve.setdefault(key, []).append(name)
         colors = plt.get_cmap("tab10")
-        for i, names in enumerate(shared.values()):
-            for axis, (quantity, path) in zip(axes[:, column], panels, strict=True):
-                x, mean, interval = curve(rows[names[0]], quantity, path)
-                axis.plot(x, mean, color=colors(i), label=wrapped(names))
+        for i, names in enumerate(names_of_curve.values()):
+            for axis, (quantity, trajectory) in zip(axes[:, column], panels, strict=True):
+                x, mean, interval = curve(rows[names[0]], quantity, trajectory)
+                axis.plot(x, mean, color=colors(i), label=legend_label(names))
                 axis.fill_between(x, *interval, color=colors(i), alpha=0.12, linewidth=0)
-        for axis, (quantity, path) in zip(axes[:, column], panels, strict=True):
-            x, mean, _ = curve(rows[BASELINE], quantity, path)
+        for axis, (quantity, trajectory) in zip(axes[:, column], panels, strict=True):
+            x, mean, _ = curve(rows[BASELINE], quantity, trajectory)
             axis.plot(x, mean, color="black", linestyle="--", label=BASELINE)
             axis.set_xscale("log", base=2)
             if quantity == "relative_bias":
@@ -84,26 +87,26 @@ def bias_figure(summary: dict) -> plt.Figure:
         axes[-1, column].set_xlabel(r"$S\,\eta$")
         axes[0, column].legend(loc="lower right", fontsize=6)
     labels = {"relative_bias": "relative bias", "cosine": "cosine with H_sync"}
-    for axis, (quantity, path) in zip(axes[:, 0], panels, strict=True):
-        axis.set_ylabel(f"{labels[quantity]}, {PATH_LABELS[path]}")
+    for axis, (quantity, trajectory) in zip(axes[:, 0], panels, strict=True):
+        axis.set_ylabel(f"{labels[quantity]}, {TRAJECTORY_LABELS[trajectory]}")
     return figure
 
 
 def tradeoff_figure(summary: dict) -> plt.Figure:
-    """Draws relative bias and variance at a stale pair of policies, a row for each correction."""
+    """Draws the relative bias and the variance ratio, with a row for each correction."""
     s_eta = f"{summary['s_eta'][1]:g}"
     rows = {name: row for name, row in summary["corrections"].items() if "relative_bias" in row}
     order = sorted(
         rows, key=lambda name: -rows[name]["relative_bias"]["synchronous"][s_eta]["mean"]
     )
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 5.4), sharey=True, layout="constrained")
-    for place, name in enumerate(order):
+    for row_index, name in enumerate(order):
         color = style.COLORS[list(FAMILIES).index(family(name))]
         values = rows[name]["relative_bias"]["synchronous"][s_eta], rows[name]["variance_ratio"]
         for axis, value in zip(axes, values, strict=True):
             low, high = value["interval"]
-            axis.plot([low, high], [place, place], color=color, linewidth=0.8)
-            axis.plot(value["mean"], place, color=color, marker="o")
+            axis.plot([low, high], [row_index, row_index], color=color, linewidth=0.8)
+            axis.plot(value["mean"], row_index, color=color, marker="o")
     handles = [
         plt.Line2D([], [], color=color, marker="o", linestyle="", label=label)
         for label, color in zip(FAMILIES, style.COLORS, strict=False)
@@ -121,9 +124,9 @@ def tradeoff_figure(summary: dict) -> plt.Figure:
 
 
 def stability_figure(summary: dict) -> plt.Figure:
-    """Draws eta_max over the baseline's at each S, and the final reward at its boundary.
+    """Draws eta_max / (eta_max of the baseline) at each S, and the final reward.
 
-    Intervals are over seeds.
+    The final reward is taken at the baseline's boundary. Intervals resample seeds.
     """
     rows = {name: row for name, row in summary["corrections"].items() if "eta_max" in row}
     lags = list(next(iter(rows.values()))["eta_max"])
@@ -132,9 +135,9 @@ def stability_figure(summary: dict) -> plt.Figure:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(8.4, height), sharey=True, layout="constrained"
     )
-    places = np.arange(len(order))
+    row_indices = np.arange(len(order))
     for i, lag in enumerate(lags):
-        shift = places + 0.18 * (i - (len(lags) - 1) / 2)
+        shifted = row_indices + 0.18 * (i - (len(lags) - 1) / 2)
         for axis, quantity, center in (
             (left, "eta_max_over_baseline", "ratio"),
             (right, "final_reward", "mean"),
@@ -146,7 +149,7 @@ def stability_figure(summary: dict) -> plt.Figure:
             )
             axis.errorbar(
                 x,
-                shift,
+                shifted,
                 xerr=error,
                 fmt="o",
                 color=style.COLORS[i],
@@ -158,7 +161,7 @@ def stability_figure(summary: dict) -> plt.Figure:
     left.set(xscale="log", xlabel=rf"$\eta_{{\max}}$ / that of {BASELINE}")
     left.set_xticks([0.5, 0.7, 1, 1.4, 2, 2.8], ["0.5", "0.7", "1", "1.4", "2", "2.8"])
     left.minorticks_off()
-    left.set_yticks(places, order)
+    left.set_yticks(row_indices, order)
     left.legend()
     right.set(xlabel=f"final pass rate at the boundary of {BASELINE}", xlim=(0, 1))
     return figure

@@ -1,50 +1,68 @@
-"""Trains the (S, eta) cells of each correction as a sweep does: eta_max by S, final reward."""
+"""Trains the (S, eta) cells of each correction, from which `analysis` takes its stability.
+
+The trainings and their records are those of `experiments.sweep`.
+"""
 
 import os
 import pathlib
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.corrections.exact import surrogate_of
+from experiments.corrections.surrogates import surrogate_of
 from experiments.sweep import grid
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.sweeps.records import CellFile
 from staleness_grpo.sweeps.workers import run_cells
 
-BASELINE = "grpo_clip"  # the correction that all others are set against
+BASELINE = "grpo_clip"  # the correction that all others are compared with
 
 
-def methods(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Returns the sweep's config of every trained method, by name.
+class Method(NamedTuple):
+    """A trained method: a correction of the loss, perhaps with an update rule."""
 
-    The methods are the corrections of `config.trained`, and the update rules of
-    `config.trained_update_rules`, each beside the baseline's loss.
+    name: str
+    correction: str
+    update_rule: str | None
+
+
+def trained_methods(config: ConfigDict) -> list[Method]:
+    """Returns the methods to train, in order.
+
+    They are the corrections in `config.trained`, then the update rules in
+    `config.trained_update_rules`. An update rule is trained with the baseline's loss.
     """
-    chosen = [(name, name, None) for name in config.trained]
-    chosen += [(rule, BASELINE, rule) for rule in config.trained_update_rules]
+    corrections = [Method(name, name, None) for name in config.trained]
+    return corrections + [Method(rule, BASELINE, rule) for rule in config.trained_update_rules]
+
+
+def sweep_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Returns the sweep's config of every trained method, by the method's name."""
     configs = {}
-    for method, name, rule in chosen:
-        stability = config.stability.copy_and_resolve_references()
-        stability.correction.name, stability.correction.update_rule = name, rule
-        surrogate = surrogate_of(name, stability.surrogate.to_dict())
-        stability.surrogate.length_normalization = surrogate.length_normalization
-        stability.surrogate.normalize_std = surrogate.normalize_std
-        configs[method] = stability
+    for method in trained_methods(config):
+        sweep_config = config.stability.copy_and_resolve_references()
+        sweep_config.correction.name = method.correction
+        sweep_config.correction.update_rule = method.update_rule
+        surrogate = surrogate_of(method.correction, sweep_config.surrogate.to_dict())
+        sweep_config.surrogate.length_normalization = surrogate.length_normalization
+        sweep_config.surrogate.normalize_std = surrogate.normalize_std
+        configs[method.name] = sweep_config
     return configs
 
 
-def run(config: ConfigDict, path: pathlib.Path) -> list[dict]:
-    """Trains the cells without a record in the file `path`, one method after the other.
+def train_cells(config: ConfigDict, path: pathlib.Path) -> list[dict]:
+    """Trains the cells that have no record in the file `path`, one method after the other.
 
     Returns:
-      All records. Each is that of `sweeps.records.cell_record` with the `method` it belongs to.
+      The records of all cells, sorted by method and then as in the sweep's grid. Each is a
+      `sweeps.records.cell_record` plus a `method` field.
     """
     file = CellFile(path)
     sweep = config.stability.sweep
-    order: list[str] = []
-    for method, stability in methods(config).items():
-        cells = {f"{method}-{name}": cell for name, cell in grid.cells(stability).items()}
-        order += cells
+    names_in_order: list[str] = []
+    for method, sweep_config in sweep_configs(config).items():
+        cells = {f"{method}-{name}": cell for name, cell in grid.cells(sweep_config).items()}
+        names_in_order += cells
         missing = {name: cell for name, cell in cells.items() if name not in file.records}
         if not missing:
             continue
@@ -59,5 +77,5 @@ def run(config: ConfigDict, path: pathlib.Path) -> list[dict]:
             for record in records:
                 file.append(record | {"method": method})
                 progress.advance()
-    file.sort(order)
-    return [file.records[name] for name in order]
+    file.sort(names_in_order)
+    return [file.records[name] for name in names_in_order]

@@ -1,4 +1,4 @@
-"""Refuses configs of the corrections experiment that cannot be run."""
+"""Checks the config of the corrections experiment before anything is measured."""
 
 from ml_collections import ConfigDict
 
@@ -9,7 +9,7 @@ from staleness_grpo.errors import FieldError, require
 
 AT_LEAST = {
     "seed": 0,
-    "num_draws": 2,  # an interval resamples draws
+    "num_draws": 2,  # intervals resample draws
     "num_prompts": 1,
     "group_size": 2,
     "max_lag": 1,
@@ -19,13 +19,13 @@ AT_LEAST = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses what cannot be run.
+    """Raises FieldError if the experiment cannot be run with this config.
 
     Raises:
-      FieldError: names the first field found wrong, with its value.
+      FieldError: names the first field with a wrong value, and the value.
     """
     from experiments.corrections.analysis import S_ETA_AFTER_CLIPPING, S_ETA_BEFORE_CLIPPING
-    from experiments.corrections.stability import BASELINE, methods
+    from experiments.corrections.stability import BASELINE, sweep_configs
     from staleness_grpo.objective.corrections.registry import CORRECTIONS
     from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
 
@@ -40,19 +40,19 @@ def validate(config: ConfigDict) -> None:
         for name in config[field]:
             require(name in known, field, f"choose from {', '.join(known)}", name)
     for field in ("corrections", "trained"):
-        hint = f"keep {BASELINE} in it: all are set against it"
+        hint = f"all others are compared with {BASELINE}: add {BASELINE}"
         require(BASELINE in config[field], field, hint, config[field])
-    needed = (S_ETA_BEFORE_CLIPPING, S_ETA_AFTER_CLIPPING)
-    hint = f"give numbers > 0, {needed[0]:g} and {needed[1]:g} among them"
-    sound = set(needed) <= set(config.s_eta) and min(config.s_eta) > 0
-    require(sound, "s_eta", hint, config.s_eta)
+    tabulated = (S_ETA_BEFORE_CLIPPING, S_ETA_AFTER_CLIPPING)
+    hint = f"give numbers > 0 that include {tabulated[0]:g} and {tabulated[1]:g}"
+    is_valid = set(tabulated) <= set(config.s_eta) and min(config.s_eta) > 0
+    require(is_valid, "s_eta", hint, config.s_eta)
     require(config.variance.s_eta > 0, "variance.s_eta", "give a number > 0", config.variance.s_eta)
     try:
         check_parts(config)
     except FieldError as error:
         raise error.with_value(lambda field: field_value(config, field)) from error
-    for stability in methods(config).values():
+    for sweep_config in sweep_configs(config).values():
         try:
-            grid.validate(stability)
+            grid.validate(sweep_config)
         except FieldError as error:
             raise error.below("stability") from error

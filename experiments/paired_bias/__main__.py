@@ -1,13 +1,16 @@
-"""Measures the gradient bias of stale rollouts during training, where nothing can be enumerated.
+"""Measures the gradient bias of stale rollouts during training, without enumerating responses.
 
     python -m experiments.paired_bias --workdir=DIR \\
         [--config=experiments/configs/stories260k_cpu.py ...]
 
-It is for real models and real tasks. Each lag and learning rate of `config.paired` gets one
-training, a workdir of `experiments.train` below DIR, with `metrics.paired_every` as in the config.
-At those steps the current policy answers the batch again with the same noise, and the two gradients
-are compared. cells.jsonl has one line for each training. A call on an unfinished workdir trains
-what is missing.
+It works for real models and real tasks. Each combination of a lag and a learning rate in
+`config.paired` gets one training. The training's folder below DIR is a workdir of
+`experiments.train`.
+
+Every `metrics.paired_every` steps, the current policy answers the batch again with the same noise.
+The stale and the fresh gradient are then compared. cells.jsonl has one line for each training.
+
+A call on an unfinished workdir runs only the trainings that are not finished.
 """
 
 import pathlib
@@ -19,7 +22,7 @@ from experiments.paired_bias.grid import validate
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains what is missing, then summarizes."""
+    """Runs the trainings that are not finished, then writes summary.json."""
     from experiments.common.claims import KEY, records
     from experiments.common.workdir import SUMMARY, write_run_files
     from experiments.paired_bias.analysis import summarize

@@ -1,4 +1,4 @@
-"""Turns the records of the trainings into summary.json: the cells, and the law of the bias."""
+"""Computes the numbers of summary.json from cells.jsonl: the cells, and the law of the bias."""
 
 from typing import Any
 
@@ -8,14 +8,20 @@ from experiments.sweep.laws import CLIP_LEVEL
 from staleness_grpo.scaling.bootstrap import value_interval
 
 RESAMPLES = 1000
-MIN_CELLS = 4  # for a slope
+MIN_CELLS = 4  # a slope of fewer cells is not fitted
+# The record fields that the bias is fitted against, with their labels.
 ABSCISSAE = {"s_eta": "S eta", "drift": "drift from the behavior policy"}
 
 
 def summarize(cells: list[dict]) -> dict[str, Any]:
-    """Returns all of summary.json but the claims.
+    """Returns summary.json without the claims.
 
-    `by_cell` has the cells side by side, `slopes` what they say of the law by abscissa.
+    Returns:
+      A dictionary with the keys:
+
+      - `by_cell`: the records without the evaluations.
+      - `slopes`: `slope` by abscissa. An abscissa that no cell recorded is left out.
+      - `figures_left_out`: sentences that say which figures or slopes are missing, and why.
     """
     slopes = {
         name: slope(cells, name)
@@ -33,7 +39,7 @@ def summarize(cells: list[dict]) -> dict[str, Any]:
 
 
 def left_out(slopes: dict[str, dict]) -> list[str]:
-    """Returns a sentence for each figure or slope that the records cannot carry."""
+    """Returns a sentence for each panel or slope that cannot be made from the records."""
     sentences = []
     for name, label in ABSCISSAE.items():
         if name not in slopes:
@@ -49,14 +55,20 @@ def left_out(slopes: dict[str, dict]) -> list[str]:
 
 
 def slope(cells: list[dict], abscissa: str) -> dict[str, dict | None]:
-    """Returns d log(bias norm) / d log(abscissa) over stale cells with a positive estimate.
+    """Fits d log(bias norm) / d log(abscissa) by least squares, over cells with lag > 0.
 
-    `all` is over all of them, `unclipped` over those with a clip fraction below CLIP_LEVEL. Each is
-    by least squares, with a bootstrap over cells, and None for fewer than MIN_CELLS.
+    The interval is a bootstrap over cells.
 
-    An estimate that came out as 0 has no logarithm. Where the bias is small beside the noise, such
-    cells are left out (`num_left_out`), while the ones beside them that came out too large stay. So
-    the slope is biased, towards 0 if that is at the small end.
+    The slope can be biased. Where the bias is small compared with the noise, some estimates are 0
+    and have no logarithm. These cells are left out and counted in `num_left_out`. Other cells there
+    have estimates that are too large, and these are kept. If such cells have the smallest
+    abscissae, the slope is biased towards 0.
+
+    Returns:
+      Two fits. Each is None if it has fewer than MIN_CELLS cells:
+
+      - `all`: over all cells with a positive estimate.
+      - `unclipped`: over the cells among them with a clip fraction below CLIP_LEVEL.
     """
     stale = [
         cell for cell in cells if cell["max_lag"] > 0 and cell["bias_norm"] >= 0 and cell[abscissa]
@@ -73,7 +85,10 @@ def _fit(stale: list[dict], abscissa: str) -> dict[str, Any] | None:
     y = np.log([cell["bias_norm"] for cell in cells])
 
     def slopes(resamples: np.ndarray, axis: int) -> np.ndarray:
-        """Fits each resample, a row of cell numbers; NaN where all cells are at one abscissa."""
+        """Fits the slope of each resample, which is a row of indices of cells.
+
+        The slope is NaN if all cells of a resample have the same abscissa.
+        """
         del axis
         return np.array(
             [

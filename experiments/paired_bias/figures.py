@@ -1,4 +1,4 @@
-"""The figure of the paired bias, from cells.jsonl alone: reward by lag, and the bias."""
+"""Draws the figure of the paired bias from cells.jsonl alone: rewards by lag, and the bias."""
 
 import pathlib
 from typing import Any
@@ -11,7 +11,7 @@ from experiments.common import style
 from staleness_grpo.runtime.records import read_jsonl
 
 LAG_LABEL = "lag S (optimizer updates)"
-# x, y, and their labels; a panel each, after that of the reward.
+# The panels after the panel of the rewards: x, y, label of x, label of y.
 PANELS = (
     ("max_lag", "bias_norm", LAG_LABEL, "bias norm"),
     ("max_lag", "relative_bias", LAG_LABEL, "relative bias"),
@@ -22,9 +22,12 @@ PANELS = (
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws paired_bias.png and .pdf into the folder; returns the PNG.
+    """Draws paired_bias.png and paired_bias.pdf into the workdir.
 
-    The panels are the reward by lag, and the bias against S, S eta and drift.
+    The panels show the rewards by lag, and the bias against S, S eta and drift.
+
+    Returns:
+      The path of the PNG file.
     """
     cells = read_jsonl(workdir / "cells.jsonl")
     rates = sorted({cell["learning_rate"] for cell in cells})
@@ -42,15 +45,20 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
         axes[1, 0].axhline(1, color="0.7", linewidth=0.8, zorder=0)
         for axis in (axes[0, 1], axes[0, 2], axes[1, 0]):
             lag_ticks(axis, [lag for lag in lags if lag])
-        free = [ticks for axis in axes[1, 1:] for ticks in (axis.xaxis, axis.yaxis)]
-        for ticks in (axes[0, 1].yaxis, axes[0, 2].yaxis, *free):
-            if ticks.get_scale() == "log":
-                logarithmic_ticks(ticks)
+        numeric_axes = [
+            single_axis for axis in axes[1, 1:] for single_axis in (axis.xaxis, axis.yaxis)
+        ]
+        for single_axis in (axes[0, 1].yaxis, axes[0, 2].yaxis, *numeric_axes):
+            if single_axis.get_scale() == "log":
+                logarithmic_ticks(single_axis)
         return [style.save(figure, workdir / "paired_bias")]
 
 
 def reward_panel(axis: Any, cells: list[dict], lags: list[int]) -> None:
-    """Draws the reward by learner step of the cells of one learning rate."""
+    """Draws the reward against the learner step, with a line for each cell.
+
+    All cells have the same learning rate.
+    """
     for cell in cells:
         axis.plot(
             cell["eval_steps"],
@@ -68,12 +76,12 @@ def reward_panel(axis: Any, cells: list[dict], lags: list[int]) -> None:
 
 
 def bias_panel(axis: Any, stale: list[dict], rates: list[float], x: str, y: str) -> None:
-    """Draws one quantity of the stale cells, a line for each learning rate."""
+    """Draws the quantity `y` against `x`, with a line for each learning rate."""
     shown = [cell for cell in stale if cell[x] is not None and cell[y] is not None]
     for rate, color in zip(rates, style.COLORS, strict=False):
-        inside = [cell for cell in shown if cell["learning_rate"] == rate]
-        inside.sort(key=lambda cell: cell[x])
-        errorbars(axis, inside, x, y, color, rf"$\eta$ = {rate:g}")
+        cells_of_rate = [cell for cell in shown if cell["learning_rate"] == rate]
+        cells_of_rate.sort(key=lambda cell: cell[x])
+        errorbars(axis, cells_of_rate, x, y, color, rf"$\eta$ = {rate:g}")
     axis.set_xscale("log" if shown else "linear")
     if any(cell[y] > 0 for cell in shown):
         if y != "cosine":
@@ -83,30 +91,34 @@ def bias_panel(axis: Any, stale: list[dict], rates: list[float], x: str, y: str)
 
 
 def lag_ticks(axis: Any, lags: list[int]) -> None:
-    """Puts a tick at each lag, and nowhere else."""
+    """Puts a tick at each lag, and no other ticks."""
     axis.xaxis.set_major_locator(matplotlib.ticker.FixedLocator(lags))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
-def logarithmic_ticks(ticks: Any) -> None:
-    """Labels powers of ten, and 2 and 5 between them where the axis is short."""
-    low, high = ticks.get_view_interval()
+def logarithmic_ticks(single_axis: Any) -> None:
+    """Labels the powers of ten of an x or y axis.
+
+    An axis that spans less than a factor of 30 also has labels at 2 and 5 times the powers of ten.
+    """
+    low, high = single_axis.get_view_interval()
     subs = (1, 2, 5) if high < 30 * low else (1,)
-    ticks.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
-    ticks.set_major_formatter("{x:g}")
-    ticks.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    single_axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs))
+    single_axis.set_major_formatter("{x:g}")
+    single_axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def errorbars(axis: Any, cells: list[dict], x: str, y: str, color: str, label: str) -> None:
     """Draws estimates with their intervals.
 
-    An infinite bound, which is null in the records, is an arrow to the edge. A norm whose estimate
-    is 0 has no place on a log axis; a v stands at its upper bound.
+    - An infinite bound, which is null in the records, becomes an arrow to the edge of the panel.
+    - An estimate of 0 cannot be drawn on a logarithmic axis. A triangle marks its upper bound.
+    - An estimate without an interval has a marker alone.
     """
     for cell in cells:
         low, high = cell[f"{y}_interval"]
-        if low is None and high is None:  # there is no interval
+        if low is None and high is None:  # no interval was estimated
             continue
         ends = [cell[y] if bound is None else bound for bound in (low, high)]
         axis.plot([cell[x]] * 2, ends, color=color, linewidth=1)
@@ -137,17 +149,17 @@ def errorbars(axis: Any, cells: list[dict], x: str, y: str, color: str, label: s
 
 
 def slope_one(axis: Any, cells: list[dict], x: str, y: str) -> None:
-    """Draws the line of y proportional to x through the cells' geometric middle."""
+    """Draws the line y = c x, with c the geometric mean of y / x over cells with positive y."""
     positive = [cell for cell in cells if cell[y] > 0]
     xs = np.array([cell[x] for cell in positive])
-    middle = np.exp(np.mean(np.log([cell[y] for cell in positive]) - np.log(xs)))
+    factor = np.exp(np.mean(np.log([cell[y] for cell in positive]) - np.log(xs)))
     ends = np.array([xs.min(), xs.max()])
     axis.plot(
-        ends, middle * ends, color="0.6", linestyle="--", linewidth=1, zorder=0, label="slope 1"
+        ends, factor * ends, color="0.6", linestyle="--", linewidth=1, zorder=0, label="slope 1"
     )
     axis.legend()
 
 
 def lag_color(lag: int, lags: list[int]) -> Any:
-    """Returns the color of S."""
+    """Returns the color of a lag, by its place in the sorted lags."""
     return plt.get_cmap("viridis")(0.95 * lags.index(lag) / max(len(lags) - 1, 1))

@@ -1,4 +1,4 @@
-"""Trains each cell of a paired-bias grid in a workdir of its own, and records it."""
+"""Runs each training of a paired-bias grid in its own workdir, and makes its record."""
 
 import dataclasses
 import math
@@ -16,31 +16,36 @@ from staleness_grpo.runtime.records import read_json, read_jsonl, write_jsonl
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
-    """Trains what is missing; returns the record of every training, which cells.jsonl has too."""
+    """Runs the trainings that are not finished, and writes cells.jsonl.
+
+    Returns:
+      The record of every training.
+    """
     from experiments.train.__main__ import draw, main
 
     cells = []
-    for name, cell in trainings(config).items():
+    for name, training in trainings(config).items():
         folder = workdir / name
         folder.mkdir(exist_ok=True)
-        cli.complete(main, draw, cell, folder)
+        cli.complete(main, draw, training, folder)
         records = read_jsonl(folder / "metrics.jsonl")
-        cells.append(cell_record(cell, records, read_json(folder / SUMMARY)))
+        cells.append(cell_record(training, records, read_json(folder / SUMMARY)))
     write_jsonl(workdir / "cells.jsonl", cells)
     return cells
 
 
 def cell_record(config: ConfigDict, records: list[dict], summary: dict) -> dict[str, Any]:
-    """Returns the record of one training: the bias at its full lag, and how the training went.
+    """Returns the record of one training: its bias at the full lag, its rewards and its collapse.
 
-    The bias is over all comparisons at the full lag. A training that collapses may end before its
-    full lag, and its last comparison may not be finite. What cannot be estimated is NaN, and what
-    is left out is counted.
+    The bias is estimated from all finite comparisons at the full lag. A training that collapses may
+    end before it reaches its full lag, and its last comparison may not be finite. Comparisons that
+    are not finite are left out and counted in `num_not_finite`. Without a finite comparison, the
+    estimates are NaN.
 
     Args:
-      config: the training's.
-      records: its metrics.jsonl.
-      summary: its summary.json.
+      config: the config of the training.
+      records: the training's metrics.jsonl.
+      summary: the training's summary.json.
     """
     max_lag = config.lag.max_lag
     compared = [r for r in records if "paired_gram" in r and r["lag_mean"] == max_lag]

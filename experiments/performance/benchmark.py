@@ -2,10 +2,12 @@
 
     python -m experiments.benchmark --workdir=DIR [--preset=llama_1b]
 
-A preset is a config: --preset=NAME stands for --config=experiments/configs/benchmark_NAME.py. Times
-are medians over the config's steps, and all ratios are between numbers of one run. The steps are
-those of the training loop itself, with a clock at the end of each part. The responses have fixed
-length, so that every step is the same work. Peaks are those of all devices of the mesh together.
+--preset=NAME is short for --config=experiments/configs/benchmark_NAME.py.
+
+- The training loop itself runs, with a clock that reads the time at the end of each part of a step.
+- Times are medians over the config's steps. All ratios are between numbers of the same run.
+- Responses have a fixed length, so that every step does the same work.
+- Peaks are sums over all devices of the mesh.
 """
 
 import pathlib
@@ -20,43 +22,46 @@ from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError
 
 WARM_UP_STEPS = 5
-# The parts of a learner step on the host, as the training loop names them. The other parts are
-# "sampling" and "update".
+# The parts of a learner step that run on the host, with the names that the training loop gives
+# them. The other parts are "sampling" and "update".
 HOST_PARTS = ("prompts", "buffer", "records")
 LAST_PART = "records"
-# Settings that the benchmark needs. With others the summary would describe a different step.
-REQUIRED = {
-    "updates_per_batch": (1, "a timed step samples a batch and learns from it once"),
-    "lag.max_lag": (0, "batches are learned from at once"),
-    "warm_start.steps": (0, "random tokens have no corpus"),
+# Settings that the benchmark needs. With other settings the summary would describe another step.
+REQUIRED_SETTINGS = {
+    "updates_per_batch": (1, "a timed step learns once from each batch"),
+    "lag.max_lag": (0, "a timed step learns from the batch that it has just sampled"),
+    "warm_start.steps": (0, "random tokens have no corpus for a warm start"),
 }
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses a config that cannot be run, or whose steps are not those that the benchmark times.
+    """Raises FieldError if the config cannot be run, or its steps cannot be timed.
 
     Raises:
-      FieldError: naming the first field found wrong, with its value.
+      FieldError: names the first field with a wrong value, and the value.
     """
     import jax
 
     from experiments.performance.random_tokens import validate_for
 
-    for field, (value, reason) in REQUIRED.items():
+    for field, (value, reason) in REQUIRED_SETTINGS.items():
         if field_value(config, field) != value:
             raise FieldError(field, f"{reason}: give {value}", field_value(config, field))
     validate_for(config, jax.device_count())
 
 
 class Stopwatch:
-    """Clocks the parts of each learner step; it waits for the devices at the end of each part."""
+    """Measures the seconds of each part of each learner step.
+
+    At the end of a part it waits until the devices have finished.
+    """
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
-        self.steps: list[dict[str, float]] = [{}]  # seconds by part, for each step
+        self.steps: list[dict[str, float]] = [{}]  # for each step: seconds by part
 
     def __call__(self, part: str, arrays: Any) -> None:
-        """Adds the time since the last call to a part that has just ended."""
+        """Adds the time since the last call to the part that has just ended."""
         import jax
 
         jax.block_until_ready(arrays)
@@ -68,9 +73,10 @@ class Stopwatch:
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
-    """Trains WARM_UP_STEPS and then `config.steps` learner steps under a stopwatch, and sums up.
+    """Times `config.steps` learner steps of a training; returns the numbers of summary.json.
 
-    The training writes its records to metrics.jsonl, as a part of each step.
+    WARM_UP_STEPS more steps run before and are not timed. Writing the records to metrics.jsonl is a
+    part of each step.
     """
     import numpy as np
 
@@ -82,34 +88,35 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
     from staleness_grpo.training.run import build_run
 
     task = RandomTokens(**config.benchmark)
-    longer = config.copy_and_resolve_references()
-    longer.steps = config.steps + WARM_UP_STEPS
-    run, stopwatch = build_run(longer, task), Stopwatch()
+    longer_config = config.copy_and_resolve_references()
+    longer_config.steps = config.steps + WARM_UP_STEPS
+    run, stopwatch = build_run(longer_config, task), Stopwatch()
     run.watch_with(stopwatch)
     with Appender(workdir / "metrics.jsonl", num_kept=0) as records:
         for record in train(run):
             records.append(record)
-    timed = stopwatch.steps[WARM_UP_STEPS : WARM_UP_STEPS + config.steps]
-    whole = np.array([sum(step.values()) for step in timed])
-    step_seconds = np.median(whole)
-    sampling = np.median([step["sampling"] for step in timed])
-    update = np.median([step["update"] for step in timed])
-    host = np.median([sum(step[part] for part in HOST_PARTS) for step in timed])
+    timed_steps = stopwatch.steps[WARM_UP_STEPS : WARM_UP_STEPS + config.steps]
+    seconds_by_step = np.array([sum(step.values()) for step in timed_steps])
+    step_seconds = np.median(seconds_by_step)
+    sampling = np.median([step["sampling"] for step in timed_steps])
+    update = np.median([step["update"] for step in timed_steps])
+    host = np.median([sum(step[part] for part in HOST_PARTS) for step in timed_steps])
 
     peak = machine.matmul_peak(run.mesh, config.policy.dtype)
     bandwidth = machine.memory_bandwidth(run.mesh)
     policy_config, group_size = run.programs.policy.config, config.group_size
-    forward = machine.matmul_flops(policy_config, task, config.num_prompts, group_size)
+    forward_flops = machine.matmul_flops(policy_config, task, config.num_prompts, group_size)
     num_responses = config.num_prompts * group_size
-    sampled = num_responses * task.max_response_length / sampling
+    tokens_per_second = num_responses * task.max_response_length / sampling
     responses_per_copy = num_responses // mesh_lib.batch_shards(run.mesh)
-    bound = bandwidth / machine.bytes_per_sampled_token(
+    tokens_per_second_bound = bandwidth / machine.bytes_per_sampled_token(
         policy_config, task, group_size, responses_per_copy
     )
-    # A backward pass counts as two forward passes, so that an update is three of them.
+    # A backward pass has twice the FLOPs of a forward pass. So an update has three times the FLOPs
+    # of a forward pass, and a step, which samples too, four times.
     return {
         "step_seconds": step_seconds,
-        "step_seconds_quartiles": np.quantile(whole, [0.25, 0.75]),
+        "step_seconds_quartiles": np.quantile(seconds_by_step, [0.25, 0.75]),
         "sampling_seconds": sampling,
         "update_seconds": update,
         "host_seconds": host,
@@ -117,18 +124,18 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
         "sampling_share": sampling / step_seconds,
         "update_share": update / step_seconds,
         "peak_flops": peak,
-        "peak_share_of_update": 3 * forward / update / peak,
-        "peak_share_of_sampling": forward / sampling / peak,
+        "peak_share_of_update": 3 * forward_flops / update / peak,
+        "peak_share_of_sampling": forward_flops / sampling / peak,
         "memory_bandwidth": bandwidth,
-        "sampled_tokens_per_second": sampled,
-        "bandwidth_bound_share_of_sampling": sampled / bound,
-        "peak_share_of_step": 4 * forward / step_seconds / peak,
+        "sampled_tokens_per_second": tokens_per_second,
+        "bandwidth_bound_share_of_sampling": tokens_per_second / tokens_per_second_bound,
+        "peak_share_of_step": 4 * forward_flops / step_seconds / peak,
         "steps": config.steps,
     }
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Measures and writes summary.json."""
+    """Runs the benchmark, and writes summary.json."""
     from experiments.common.workdir import SUMMARY, write_run_files
     from staleness_grpo.runtime.records import plain, write_json
 
@@ -141,10 +148,12 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def command() -> None:
     """Runs the benchmark from the command line."""
-    presets = cli.ROOT / "experiments" / "configs"
+    configs = cli.ROOT / "experiments" / "configs"
     sys.argv = [
-        f"--config={presets}/benchmark_{word[9:]}.py" if word[:9] == "--preset=" else word
-        for word in sys.argv
+        f"--config={configs}/benchmark_{arg.removeprefix('--preset=')}.py"
+        if arg.startswith("--preset=")
+        else arg
+        for arg in sys.argv
     ]
     cli.run(
         main,

@@ -1,10 +1,15 @@
-"""Measures what a checkpoint costs: the wait of the loop, and the slowdown of the steps beside it.
+"""Measures how much time a checkpoint costs a training.
 
     python -m experiments.checkpoint_overhead --workdir=DIR
 
-Once S steps have filled the buffer, the run is saved at every second multiple of
-`checkpoint.save_every`. The steps after a multiple that is left out are what the steps after a save
-are compared with. All ratios are between medians of this one run.
+There are two costs:
+
+- The loop waits for the snapshot.
+- Writing slows down the learner steps that run meanwhile.
+
+S learner steps fill the buffer. After them, the run is saved at every second multiple of
+`checkpoint.save_every`. The steps after a save are compared with the steps after the next multiple,
+which has no save. All ratios are between medians of this one run.
 """
 
 import contextlib
@@ -17,33 +22,38 @@ from ml_collections import ConfigDict
 from experiments.common import cli
 from staleness_grpo.errors import FieldError
 
-FEWEST_SAVES = 3
+MIN_SAVES = 3
 
 
 def first_saved_step(config: ConfigDict) -> int:
-    """Returns the first step that is saved: the buffer is full then, and everything is compiled."""
+    """Returns the first step with a save.
+
+    By then the buffer is full, and all programs are compiled.
+    """
     every = config.checkpoint.save_every
     return every * (config.lag.max_lag // every + 1)
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses a run that cannot be run, or is too short to be measured. Raises FieldError."""
+    """Raises FieldError if the config cannot be run, or has too few steps."""
     cli.validate_on_this_machine(config)
-    needed = first_saved_step(config) + 2 * FEWEST_SAVES * config.checkpoint.save_every
-    if config.steps < needed:
-        hint = f"give at least {needed}, for {FEWEST_SAVES} saves after lag.max_lag"
+    min_steps = first_saved_step(config) + 2 * MIN_SAVES * config.checkpoint.save_every
+    if config.steps < min_steps:
+        hint = (
+            f"give at least {min_steps}, so that there are {MIN_SAVES} saves after step lag.max_lag"
+        )
         raise FieldError("steps", hint, config.steps)
 
 
 class SaveClock:
-    """Adds up the time that the loop spends on each save; does not wait for the devices."""
+    """Adds up the time that the loop spends on each save. It does not wait for the devices."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
-        self.waits: list[float] = []  # seconds, one number for each save
+        self.waits: list[float] = []  # seconds of each save
 
     def __call__(self, part: str, arrays: Any) -> None:
-        """Takes the time since the last call for the wait of a save, if a part of one has ended."""
+        """Adds the time since the last call to a save's wait, if `part` belongs to a save."""
         del arrays
         now = time.perf_counter()
         if part == "snapshot":
@@ -54,7 +64,7 @@ class SaveClock:
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
-    """Trains with a clock on what a save asks of the loop, and sums up."""
+    """Runs a training with saves; returns the numbers of summary.json."""
     import numpy as np
 
     from staleness_grpo.runtime.records import Appender
@@ -62,17 +72,17 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
     from staleness_grpo.training.loop import train
     from staleness_grpo.training.run import build_run
 
-    first, every = first_saved_step(config), config.checkpoint.save_every
-    saved_steps = range(first, config.steps - 2 * every + 1, 2 * every)
+    first_step, every = first_saved_step(config), config.checkpoint.save_every
+    saved_steps = range(first_step, config.steps - 2 * every + 1, 2 * every)
 
-    class AtSavedSteps(Checkpoints):
-        """Saves at the chosen steps alone."""
+    class CheckpointsAtSavedSteps(Checkpoints):
+        """Saves the run at the steps in `saved_steps`, and at no other step."""
 
         def due(self, step: int) -> bool:
-            """Says whether the run is saved before this step."""
+            """Returns whether the run is saved before this step."""
             return step in saved_steps
 
-    checkpoints, clock = AtSavedSteps(workdir / "checkpoints", config), SaveClock()
+    checkpoints, clock = CheckpointsAtSavedSteps(workdir / "checkpoints", config), SaveClock()
     seconds = []
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(contextlib.closing(build_run(config)))
@@ -82,9 +92,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
             seconds.append(record["time_step"])
             records.append(record)
     waits = np.array(clock.waits)
-    beside = np.array([seconds[step : step + every] for step in saved_steps])
-    without = np.array([seconds[step + every : step + 2 * every] for step in saved_steps])
-    step_seconds = np.median(without)
+    with_save = np.array([seconds[step : step + every] for step in saved_steps])
+    without_save = np.array([seconds[step + every : step + 2 * every] for step in saved_steps])
+    step_seconds = np.median(without_save)
     return {
         "saves": len(waits),
         "step_seconds": step_seconds,
@@ -92,14 +102,15 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
         "wait_share": np.median(waits) / step_seconds,
         "wait_share_quartiles": np.quantile(waits, [0.25, 0.75]) / step_seconds,
         "wait_share_largest": waits.max() / step_seconds,
-        # Writing goes on beside the steps and takes processor time from them.
-        "slowdown_in_steps": np.median(beside.sum(axis=1) - without.sum(axis=1)) / step_seconds,
+        # The checkpoint is written while the next steps run, and takes processor time from them.
+        "slowdown_in_steps": np.median(with_save.sum(axis=1) - without_save.sum(axis=1))
+        / step_seconds,
         "steps": config.steps,
     }
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Measures and writes summary.json."""
+    """Runs the measurement, and writes summary.json."""
     from experiments.common.workdir import SUMMARY, write_run_files
     from staleness_grpo.runtime.records import plain, write_json
 

@@ -1,12 +1,17 @@
-"""Reports the memory that a config's programs take on each device, by the compiler's own account.
+"""Reports how much memory a config's programs need on each device, according to the compiler.
 
     python -m experiments.memory --workdir=DIR [--config.topology=v5p:2x2x1 --config.mesh.fsdp=4]
 
-Nothing is allocated or run. The config has a section `benchmark` with the shape of the batch, and
-`topology`: a slice of TPUs, by the name that libtpu has for it. Its compiler runs without a TPU
-(`pip install 'jax[tpu]'`). Unset, the programs are compiled for this machine's devices. A CPU
-computes bfloat16 products in float32 and undoes rematerialization, so that temporary arrays come
-out larger there.
+The programs are compiled, but not run, and no array is allocated. The config has two fields more
+than a training:
+
+- `benchmark`: a section with the shape of the batch.
+- `topology`: libtpu's name of a slice of TPUs. The compiler of libtpu runs without a TPU
+  (`pip install 'jax[tpu]'`). If `topology` is unset, the programs are compiled for the devices of
+  this machine.
+
+Temporary arrays are larger on a CPU, which computes bfloat16 products in float32 and undoes
+rematerialization.
 """
 
 import importlib.util
@@ -20,67 +25,74 @@ from ml_collections import ConfigDict
 from experiments.common import cli
 from staleness_grpo.errors import FieldError
 
-if TYPE_CHECKING:  # a mistyped flag should not wait for JAX
+if TYPE_CHECKING:  # importing JAX is slow, and an error in a flag should appear at once
     from jax.sharding import Mesh
 
     from staleness_grpo.types import LearnerState, PyTree, Rollout
 
-NO_MEMORY = "RESOURCE_EXHAUSTED"  # in the message of a compiler that knows its device's memory
+# Part of the compiler's message for a program that does not fit into the device's memory.
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 TPU_VARIABLES = {
-    # Without these libtpu asks the network what machine this is, and complains that none answers.
+    # Without these, libtpu asks the network which machine this is, and warns if nothing answers.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    # No chip is used, so several processes may compile at once.
+    # Several processes may compile at the same time, since none of them uses a chip.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
-def compile_for(topology: str | None) -> list:
-    """Returns the devices to compile for: a slice of TPUs, or this machine's.
+def target_devices(topology: str | None) -> list:
+    """Returns the devices to compile for.
 
-    The slice need not be there.
+    They are the devices of a slice of TPUs, which this machine does not need to have. Without a
+    topology they are the devices of this machine.
 
     Raises:
-      FieldError: libtpu is not installed, or knows no such slice.
+      FieldError: if libtpu is not installed, or does not know the topology.
     """
     if topology is None:
         import jax
 
         return jax.devices()
     if importlib.util.find_spec("libtpu") is None:
-        hint = "pip install 'jax[tpu]', whose compiler needs no TPU, or leave it out"
+        hint = "pip install 'jax[tpu]', whose compiler needs no TPU, or leave topology unset"
         raise FieldError("topology", hint, topology)
     for name, value in TPU_VARIABLES.items():
         os.environ.setdefault(name, value)
     import jax
     from jax.experimental import topologies
 
-    # With libtpu installed JAX would look for a TPU to run on.
+    # With libtpu installed, JAX would otherwise look for a TPU to run on.
     jax.config.update("jax_platforms", "cpu")
-    # A program for a TPU cannot be read back from the cache without one.
+    # A program that was compiled for a TPU cannot be loaded from the cache without a TPU.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # JaxRuntimeError or NotImplementedError, as libtpu words it
+    except Exception as error:  # JaxRuntimeError or NotImplementedError
         reason = str(error).splitlines()[0]
-        hint = f"{reason}: give one like v5p:2x2x1, v5e:2x4 or v6e:4x4"
+        hint = f"{reason}: give a topology such as v5p:2x2x1, v5e:2x4 or v6e:4x4"
         raise FieldError("topology", hint, topology) from error
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses a config that cannot be compiled. Raises FieldError."""
+    """Raises FieldError if the config's programs cannot be compiled."""
     from experiments.performance.random_tokens import validate_for
 
-    devices = compile_for(config.topology)
+    devices = target_devices(config.topology)
     validate_for(config, len(devices), devices[0].platform)
 
 
 def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", dict[str, Any]]:
-    """Returns the abstract learner state, sharded, and a learner step's lowered programs by name.
+    """Lowers the programs of a learner step.
 
-    `update` and `sampling` are always among them. `paired_gram` is there if the config compares
-    gradients, and `proximal_logprobs` if it learns from a batch in several updates.
+    Returns:
+      (state, programs): the abstract learner state with its shardings, and the lowered programs by
+      name:
+
+      - `update` and `sampling`.
+      - `paired_gram`, if the config compares gradients.
+      - `proximal_logprobs`, if the config takes several updates per batch.
     """
     import jax
 
@@ -89,25 +101,25 @@ def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", 
     from staleness_grpo.training.learner import abstract_state
     from staleness_grpo.training.programs import make_programs
 
-    # Responses may end early, as those of a language model do.
+    # The end token lets responses end early, as the responses of a language model do.
     programs = make_programs(config, RandomTokens(**config.benchmark, end_token=0))
     updates = config.updates_per_batch
-    whole = abstract_rollout(config, mesh, config.num_prompts)
-    batch = abstract_rollout(config, mesh, config.num_prompts // updates, proximal=updates > 1)
+    whole_batch = abstract_rollout(config, mesh, config.num_prompts)
+    minibatch = abstract_rollout(config, mesh, config.num_prompts // updates, proximal=updates > 1)
     state = abstract_state(programs.policy, programs.make_optimizer(None), mesh)
-    key, index_N = jax.eval_shape(lambda: jax.random.key(0)), whole.prompts.index_N
-    paired_gram: Any = programs.paired_gram  # jitted, or None
+    key, index_N = jax.eval_shape(lambda: jax.random.key(0)), whole_batch.prompts.index_N
+    paired_gram: Any = programs.paired_gram  # a jitted function, or None
     proximal_logprobs: Any = programs.proximal_logprobs
     with jax.set_mesh(mesh):
         arguments, limits = programs.sampling(
-            state.params, whole.prompts, key, index_N, index_N, config.group_size
+            state.params, whole_batch.prompts, key, index_N, index_N, config.group_size
         )
         lowered: dict[str, Any] = {
-            "update": programs.compiled_update(state, mesh).lower(state, batch),
+            "update": programs.compiled_update(state, mesh).lower(state, minibatch),
             "sampling": sample.lower(*arguments, **limits),
         }
         if paired_gram is not None:
-            lowered["paired_gram"] = paired_gram.lower(state.params, batch, batch)
+            lowered["paired_gram"] = paired_gram.lower(state.params, minibatch, minibatch)
         if proximal_logprobs is not None:
             unscored = abstract_rollout(config, mesh, config.num_prompts // updates)
             lowered["proximal_logprobs"] = proximal_logprobs.lower(state.params, unscored)
@@ -117,13 +129,13 @@ def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", 
 def abstract_rollout(
     config: ConfigDict, mesh: "Mesh", num_prompts: int, proximal: bool = False
 ) -> "Rollout":
-    """Returns the shapes of a rollout of `num_prompts` groups, sharded over the mesh.
+    """Returns a rollout of abstract arrays, sharded over the mesh.
 
     Args:
-      config: its section `benchmark` has the sizes.
+      config: gives the group size, and the lengths in its section `benchmark`.
       mesh: the mesh.
-      num_prompts: groups, N of a batch or of a minibatch.
-      proximal: whether it has the log-probabilities of a proximal policy.
+      num_prompts: N, the groups of a batch or of a minibatch.
+      proximal: whether the rollout has log-probabilities of a proximal policy.
     """
     import jax
     import jax.numpy as jnp
@@ -148,7 +160,7 @@ def abstract_rollout(
 
 
 def bytes_per_device(tree: "PyTree") -> int:
-    """Returns the bytes of abstract arrays with shardings on the fullest device."""
+    """Returns the bytes of abstract, sharded arrays on the device that holds the most of them."""
     import jax
 
     return sum(
@@ -158,47 +170,54 @@ def bytes_per_device(tree: "PyTree") -> int:
 
 
 def parameter_copies(config: ConfigDict) -> dict[str, int]:
-    """Returns, for each program, the most copies of the parameters beside the state while it runs.
+    """Returns how many copies of the parameters are kept in addition to the learner state.
 
-    They are the proximal policy and, for `metrics.parameter_drift`, the first version and all in
-    flight. The oldest of these goes once the drift is measured, before an update.
+    The number is the largest during the training, and differs by program. The copies are:
+
+    - the proximal policy, if there are several updates per batch.
+    - the first version and all versions in flight, with `metrics.parameter_drift`. The oldest
+      version in flight is dropped once its drift is measured, which is before an update.
     """
     import numpy as np
 
     from staleness_grpo.training.run import lag_schedule
 
-    before, after = 0, 0  # the update
+    during_sampling, during_update = 0, 0
     versions: set[int] = set()
     if config.metrics.parameter_drift:
         schedule = lag_schedule(config)
         for step in range(config.steps):
             if np.any(schedule.due(step, config.steps)[0] > step):
                 versions.add(step)
-            before = max(before, 1 + len(versions))
+            during_sampling = max(during_sampling, 1 + len(versions))
             versions = {version for version in versions if version > step - config.lag.max_lag}
-            after = max(after, 1 + len(versions))
+            during_update = max(during_update, 1 + len(versions))
     proximal = int(config.updates_per_batch > 1)
     return dict(
-        sampling=before + proximal,
-        proximal_logprobs=before + proximal,
-        update=after + proximal,
-        paired_gram=after + proximal,
+        sampling=during_sampling + proximal,
+        proximal_logprobs=during_sampling + proximal,
+        update=during_update + proximal,
+        paired_gram=during_update + proximal,
     )
 
 
 def measure(config: ConfigDict) -> dict:
-    """Returns the bytes on each device of the learner state, and of each program of a step.
+    """Returns the bytes on each device that the learner state and each program of a step need.
 
-    A program has the bytes of its temporaries, of its code, and of everything at its peak. The peak
-    counts the learner state and the copies of parameters beside it, which stay while a program
-    runs. It also counts the program's other arguments, its results, temporaries and code. A program
-    that the compiler knows not to fit has the compiler's reason instead, under `refused`.
+    A program has the fields `temporary_bytes`, `code_bytes` and `peak_bytes`. The peak counts what
+    is in memory while the program runs:
+
+    - the learner state and the copies of the parameters.
+    - the program's other arguments, its results, its temporary arrays and its code.
+
+    If the compiler finds that a program does not fit, the program has only the field `refused` with
+    the compiler's reason.
     """
     import jax
 
     from staleness_grpo.runtime import mesh as mesh_lib
 
-    devices = compile_for(config.topology)
+    devices = target_devices(config.topology)
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict(), devices=devices)
     state, lowered = lowered_programs(config, mesh)
     state_bytes, params_bytes = bytes_per_device(state), bytes_per_device(state.params)
@@ -208,19 +227,24 @@ def measure(config: ConfigDict) -> dict:
         try:
             analysis = program.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            if NO_MEMORY not in str(error):
+            if OUT_OF_MEMORY not in str(error):
                 raise
             programs[name] = {"refused": str(error).splitlines()[0]}
             continue
-        kept = state_bytes + copies[name] * params_bytes
-        # Arguments of the program are counted once, as its arguments.
-        resident = kept - (state_bytes if name == "update" else params_bytes)
-        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        parts = (analysis.argument_size_in_bytes, results, analysis.temp_size_in_bytes)
+        kept_bytes = state_bytes + copies[name] * params_bytes
+        # State or parameters that are arguments of the program are counted as its arguments below.
+        resident_bytes = kept_bytes - (state_bytes if name == "update" else params_bytes)
+        result_bytes = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        program_bytes = (
+            analysis.argument_size_in_bytes
+            + result_bytes
+            + analysis.temp_size_in_bytes
+            + analysis.generated_code_size_in_bytes
+        )
         programs[name] = {
             "temporary_bytes": analysis.temp_size_in_bytes,
             "code_bytes": analysis.generated_code_size_in_bytes,
-            "peak_bytes": resident + sum(parts) + analysis.generated_code_size_in_bytes,
+            "peak_bytes": resident_bytes + program_bytes,
         }
     return {
         "device": devices[0].device_kind,
@@ -232,7 +256,7 @@ def measure(config: ConfigDict) -> dict:
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Compiles and writes summary.json."""
+    """Compiles the programs, and writes summary.json."""
     from experiments.common.workdir import SUMMARY, write_run_files
     from staleness_grpo.runtime.records import write_json
 

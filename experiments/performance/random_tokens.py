@@ -1,4 +1,4 @@
-"""Defines the task on which programs are timed: random tokens of a given shape."""
+"""Defines the task of the benchmarks: prompts of random tokens, with a given shape."""
 
 import dataclasses
 
@@ -11,15 +11,15 @@ from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.runtime.hashing import uniform_integers
 from staleness_grpo.types import Prompts
 
-SIZES = ("vocab_size", "prompt_length", "max_response_length")  # the fields of `config.benchmark`
+BENCHMARK_FIELDS = ("vocab_size", "prompt_length", "max_response_length")
 
 
 @dataclasses.dataclass(eq=False)
 class RandomTokens:
-    """A Task whose prompts are random tokens, and whose rewards vary.
+    """A Task whose prompts are random tokens, with rewards that differ between responses.
 
-    Prompts have unequal lengths. Without an end token all responses have full length, so that every
-    batch is the same work.
+    Prompts have different lengths. Without an end token all responses have full length, so that
+    every batch takes the same work.
     """
 
     vocab_size: int
@@ -30,7 +30,10 @@ class RandomTokens:
     num_prompts: int = 1 << 20
 
     def prompts(self, index_N: np.ndarray) -> Prompts:
-        """Returns prompts of 1 to P tokens, hashed from the index, left-padded."""
+        """Returns left-padded prompts of 1 to P tokens.
+
+        The lengths and the tokens are hashes of the index.
+        """
         positions = np.arange(self.prompt_length)
         length_N = 1 + uniform_integers(self.prompt_length, 0, index_N)
         mask_NxP = positions >= self.prompt_length - length_N[:, None]
@@ -44,35 +47,36 @@ class RandomTokens:
     def rewards(
         self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray
     ) -> np.ndarray:
-        """Returns the share of tokens below V / 2, [N, G], float32."""
+        """Returns the share of a response's tokens that are below V / 2: [N, G], float32."""
         return (tokens_NxGxR < self.vocab_size // 2).mean(axis=-1, dtype="float32")
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Returns the numbers of the tokens."""
+        """Returns the token numbers, separated by spaces."""
         return " ".join(map(str, tokens))
 
 
 def validate_for(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
-    """Validates a config whose task is `RandomTokens` of the sizes in `config.benchmark`.
+    """Raises FieldError if a training on `RandomTokens` with `config.benchmark` cannot be run.
 
     Args:
-      config: a training's config with a section `benchmark`. Its section `task` is not looked at.
-      num_devices, platform: as for `validation.validate`.
+      config: a training's config with a section `benchmark`. The section `task` is ignored.
+      num_devices: as in `validation.validate`.
+      platform: as in `validation.validate`.
 
     Raises:
-      FieldError: naming the first field found wrong, with its value.
+      FieldError: names the first field with a wrong value, and the value.
     """
     validation.validate_without_task(config, num_devices, platform)
-    for name in SIZES:
+    for name in BENCHMARK_FIELDS:
         size = config.benchmark.get(name)
         if not isinstance(size, int) or size < 1:
             raise FieldError(f"benchmark.{name}", "give a whole number >= 1", size)
     vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
     if config.policy.checkpoint is not None:
-        # A token that the policy does not know would make every loss NaN.
-        known = make_policy(config.policy, vocab_size).config.vocab_size
-        if known != vocab_size:
-            hint = f"policy.checkpoint has {known} tokens: give {known}"
+        # A token outside the policy's vocabulary would make every loss NaN.
+        policy_vocab_size = make_policy(config.policy, vocab_size).config.vocab_size
+        if policy_vocab_size != vocab_size:
+            hint = f"policy.checkpoint has {policy_vocab_size} tokens: give {policy_vocab_size}"
             raise FieldError("benchmark.vocab_size", hint, vocab_size)
     if vocab_size % chunks:
         hint = f"give a divisor of benchmark.vocab_size={vocab_size}"

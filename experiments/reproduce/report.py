@@ -140,7 +140,9 @@ def _figures(job: Job | None, figures: Sequence[tuple[str, str]]) -> str:
         for name, caption in figures
         if (job.folder / name).exists()
     ]
-    parts += [f"<p>{html.text(reason)}</p>" for reason in job.summary.get("figures_left_out", [])]
+    if len(parts) < len(figures):
+        reasons = job.summary.get("figures_left_out", [])
+        parts += [f"<p>{html.text(reason)}</p>" for reason in reasons]
     return "".join(parts)
 
 

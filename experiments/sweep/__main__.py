@@ -1,13 +1,14 @@
-"""Trains the S x eta map and reads the scaling laws off it.
+"""Trains a map of cells over lag S and learning rate eta, and fits the scaling laws to the map.
 
     python -m experiments.sweep --workdir=DIR [--config=experiments/configs/scaling_laws_full.py]
 
 Writes cells.jsonl (one line for each training), summary.json and the figures of the scaling laws. A
-call on an unfinished workdir runs the cells that are missing.
+call on an unfinished workdir runs only the cells that have no record yet.
 
-With `--share=I/N` only the I-th of N shares of the cells is run, into files of its own. Make N such
-calls, at the same time and on any machines that see the folder. Then make one without it, which
-gathers the shares, runs what is missing, and draws.
+With `--share=I/N` a call runs only the I-th of N shares of the cells, and writes their records to
+separate files. Make N such calls. They may run at the same time, on any machines that see the
+folder. Then make one call without `--share`. It gathers the records of all shares, runs the cells
+that have no record yet, and draws the figures.
 """
 
 import pathlib
@@ -19,10 +20,15 @@ from experiments.common import cli
 
 
 def main(config: ConfigDict, workdir: pathlib.Path, share: str | None = None) -> None:
-    """Trains every cell that has no record yet, then summarizes; a share is trained alone.
+    """Trains every cell that has no record yet, then writes the summary.
+
+    Args:
+      config: the sweep's config.
+      workdir: the folder of the results.
+      share: I/N to train only this share of the cells and write no summary.
 
     Raises:
-      FlagError: `share` is not I/N.
+      FlagError: `share` has another form than I/N.
     """
     from experiments.common.claims import KEY, records
     from experiments.common.workdir import SUMMARY, write_run_files
@@ -32,37 +38,42 @@ def main(config: ConfigDict, workdir: pathlib.Path, share: str | None = None) ->
     from experiments.sweep.measure import Share, run_map
     from staleness_grpo.runtime.records import write_json
 
-    part = None if share is None else Share.parse(share)
+    parsed_share = None if share is None else Share.parse(share)
     write_run_files(workdir, config)
     variants = grid.variant_configs(config)
-    maps = {name: run_map(name, variant, workdir, part) for name, variant in variants.items()}
-    if part is not None:
-        print(f"share {part.index} of {part.count} done; a call without --share gathers them")
+    maps = {
+        name: run_map(name, variant, workdir, parsed_share) for name, variant in variants.items()
+    }
+    if parsed_share is not None:
+        done = f"share {parsed_share.index} of {parsed_share.count} is done"
+        print(f"{done}; after the last share, run the command without --share to gather them")
         return
     summary = summarize(maps, config)
     write_json(workdir / SUMMARY, summary | {KEY: records(claims(summary))})
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws the figures of a finished workdir from its records."""
+    """Draws the figures of a finished workdir from its records; returns the paths of the PNGs."""
     from experiments.sweep import figures
 
     return figures.draw(workdir)
 
 
 if __name__ == "__main__":
-    flag = flags.DEFINE_string("share", None, "I/N: run the I-th of N shares of the cells alone.")
+    share_flag = flags.DEFINE_string(
+        "share", None, "I/N: run only the I-th of N shares of the cells."
+    )
 
     def _validate(config: ConfigDict) -> None:
         from experiments.sweep import grid
         from experiments.sweep.measure import Share
 
-        if flag.value is not None:
-            Share.parse(flag.value)
+        if share_flag.value is not None:
+            Share.parse(share_flag.value)
         grid.validate(config)
 
     cli.run(
-        lambda config, workdir: main(config, workdir, flag.value),
+        lambda config, workdir: main(config, workdir, share_flag.value),
         draw,
         default_config="experiments/configs/scaling_laws.py",
         validate=_validate,

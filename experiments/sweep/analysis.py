@@ -1,4 +1,7 @@
-"""Turns the cells of a sweep into summary.json: what each map says, and the maps side by side."""
+"""Computes summary.json from the cells of a sweep.
+
+The summary has the laws of each map, and compares the other maps with the main map.
+"""
 
 from typing import Any
 
@@ -9,19 +12,19 @@ from experiments.sweep import laws
 from experiments.sweep.grid import MAIN
 from staleness_grpo.scaling import alarms, stability
 
-MIN_LAGS = 5  # different S >= 1, for a fit
-NEED_A_FIT = ("collapse_time", "eta_max", "cosine", "anatomy")  # figures
+MIN_LAGS = 5  # the fewest different S >= 1 to which the laws can be fitted
+FIGURES_WITH_FITS = ("collapse_time", "eta_max", "cosine", "anatomy")  # they need a fitted map
 
 
 def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict[str, Any]:
-    """Returns all of summary.json but the claims.
+    """Returns the contents of summary.json without the claims.
 
-    It is the summary of the main map. Those of the others are under `variants`, each beside the
-    same cells of the main one.
+    The top level is the summary of the main map. The field `variants` has the summaries of the
+    other maps, each with a comparison to the same cells of the main map.
 
     Args:
       maps: the records of each map, by name.
-      config: the sweep's.
+      config: the sweep's config.
     """
     horizons = tuple(sorted(config.sweep.horizons))
     summary = summarize_map(maps[MAIN], horizons)
@@ -40,7 +43,14 @@ def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict[str, Any]
 
 
 def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, Any]:
-    """Returns what one map says; counts alone if its cells cannot carry a fit (`can_be_fitted`)."""
+    """Returns the counts and the laws of one map.
+
+    The laws are left out if they cannot be fitted to the cells (`can_be_fitted`).
+
+    Args:
+      records: the records of the map's cells.
+      horizons: the numbers of learner steps at which the boundary is fitted.
+    """
     summary: dict[str, Any] = {
         "num_cells": len(records),
         "num_seeds": laws.num_seeds(records),
@@ -73,11 +83,21 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
 
 
 def side_by_side(records: list[dict], main: list[dict]) -> dict[str, dict]:
-    """Returns how many cells collapse, and when, in a map and in the main one's same cells."""
-    cells = {(r["max_lag"], r["learning_rate"], r["seed"]) for r in records}
-    same = [r for r in main if (r["max_lag"], r["learning_rate"], r["seed"]) in cells]
+    """Compares a map with the same cells of the main map.
 
-    def numbers(chosen: list[dict]) -> dict[str, Any]:
+    Two cells are the same if they have the same S, learning rate and seed.
+
+    Args:
+      records: the records of the map.
+      main: the records of the main map.
+
+    Returns:
+      How many cells collapse and when, under 'variant' and under 'main'.
+    """
+    cells = {(r["max_lag"], r["learning_rate"], r["seed"]) for r in records}
+    same_cells = [r for r in main if (r["max_lag"], r["learning_rate"], r["seed"]) in cells]
+
+    def collapses(chosen: list[dict]) -> dict[str, Any]:
         products = [r["collapse_step"] * r["learning_rate"] for r in laws.collapsed(chosen)]
         return {
             "n": len(chosen),
@@ -85,43 +105,48 @@ def side_by_side(records: list[dict], main: list[dict]) -> dict[str, dict]:
             "collapse_step_times_eta": np.mean(products) if products else None,
         }
 
-    return {"variant": numbers(records), "main": numbers(same)}
+    return {"variant": collapses(records), "main": collapses(same_cells)}
 
 
 def can_be_fitted(cells: stability.Cells) -> bool:
-    """Says whether the cells can carry a fit.
+    """Says whether the laws can be fitted to the cells.
 
-    Each half of the seeds needs stable and collapsing cells, at MIN_LAGS lags or more on both sides
-    of `laws.LONG_LAG`.
+    Each half of the seeds needs stable cells and collapsing cells. The cells need at least MIN_LAGS
+    different lags, on both sides of `laws.LONG_LAG`.
     """
     half = laws.seed_halves(cells)
     shares = [cells.collapsed[half == i].mean() for i in (0, 1) if (half == i).any()]
     lags = np.unique(cells.max_lag)
-    mixed = len(shares) == 2 and all(0 < share < 1 for share in shares)
-    return bool(mixed and len(lags) >= MIN_LAGS and lags[1] <= laws.LONG_LAG < lags[-1])
+    both_outcomes = len(shares) == 2 and all(0 < share < 1 for share in shares)
+    return bool(both_outcomes and len(lags) >= MIN_LAGS and lags[1] <= laws.LONG_LAG < lags[-1])
 
 
 def is_fitted(summary: dict[str, Any]) -> bool:
-    """Says whether the summary of a map has the fits, and not counts alone."""
+    """Says whether the summary of a map has the fitted laws."""
     return "rules" in summary
 
 
 def figure_prefix(name: str) -> str:
-    """Returns what the file names of a map's figures begin with."""
+    """Returns the beginning of the file names of a map's figures."""
     return "scaling" if name == MAIN else f"scaling_{name}"
 
 
 def figures_left_out(records: list[dict], fitted: bool) -> dict[str, str]:
-    """Returns the figures that cannot be drawn of a map, each with the reason as a sentence."""
+    """Returns the figures that cannot be drawn for a map: name -> reason, as a sentence.
+
+    Args:
+      records: the records of the map.
+      fitted: whether the laws were fitted to the map.
+    """
     reasons = {}
     if len({record["learning_rate"] for record in records}) < 2:
         reasons["reward"] = "It compares two learning rates, and the map has one."
     if not fitted:
-        needs = (
+        requirement = (
             f"No boundary can be fitted. Each half of the seeds needs stable and collapsing cells, "
             f"at {MIN_LAGS} lags or more on both sides of S = {laws.LONG_LAG}."
         )
-        reasons |= dict.fromkeys(NEED_A_FIT, needs)
+        reasons |= dict.fromkeys(FIGURES_WITH_FITS, requirement)
     elif not any(record["stayed_down"] for record in records):
         reasons["anatomy"] = "No run stayed down after its collapse."
     return reasons

@@ -1,7 +1,7 @@
-"""The claims of a sweep: what the paper says of the map, and what is measured.
+"""Makes the claims of a sweep, which compare statements of the paper with the measured map.
 
-What counts as holding is written here, beside the claim. Where the paper gives no bound, the bound
-is this project's, and the note says so.
+Each claim is defined together with the condition under which it holds. If the paper gives no bound
+for this condition, the bound is this project's own, and the note of the claim says so.
 """
 
 from typing import Any
@@ -12,34 +12,39 @@ from experiments.sweep.laws import LONG_LAG, best_rule
 from staleness_grpo.scaling.alarms import EARLY_STEPS, MIN_LAG_WITH_BOTH_OUTCOMES
 
 COMMAND = "python -m experiments.sweep --workdir=DIR"
-MAX_VARIATION = 0.25  # coefficient of variation of runs that collapse at the same T eta
-MIN_ROC_AREA = 0.8
-MIN_FORETOLD = 0.8  # share of the collapses
+MAX_VARIATION = 0.25  # largest coefficient of variation of a product that is called constant
+MIN_ROC_AREA = 0.8  # smallest area for a sign that tells collapsing runs from stable runs
+MIN_FORETOLD = 0.8  # smallest share of the collapses that an alarm must foretell
 OWN_BOUND = "The bound is this project's."
 
 
 def claims(summary: dict[str, Any]) -> list[Claim]:
-    """Returns the claims of the main map and of every other map that was fitted.
+    """Returns the claims about all maps that were fitted.
 
-    There are none if the main map was not fitted.
+    If the main map was not fitted, there are no claims.
+
+    Args:
+      summary: the result of `analysis.summarize`.
     """
     if not is_fitted(summary):
         return []
-    found = map_claims(summary) + sign_claims(summary)
+    all_claims = map_claims(summary) + sign_claims(summary)
     for name, variant in summary["variants"].items():
-        if variant["main"]["n"]:  # SGD has learning rates of its own
-            found.append(_same_cells(name, variant))
+        # A variant with other learning rates, such as SGD, shares no cells with the main map.
+        if variant["main"]["n"]:
+            all_claims.append(_same_cells(name, variant))
         if is_fitted(variant):
-            found += map_claims(variant, name)
-    return found
+            all_claims += map_claims(variant, name)
+    return all_claims
 
 
 def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
-    """Returns the claims on the boundary, the collapse time and the rule of one map.
+    """Returns the claims about the boundary, the collapse time and the rule of one map.
 
     Args:
-      summary: the map's.
-      variant: the map's name, which is put in front; empty for the main map.
+      summary: the summary of the map.
+      variant: the name of a variant, which each claim's name and sentence start with; empty for the
+        main map.
     """
     prefix, title = (f"{variant}_", f"{variant}: ") if variant else ("", "")
 
@@ -63,7 +68,9 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
     best = best_rule(summary["rules"])
     rule = summary["rules"][best]
     distance = summary["rules"]["min"]["held_out_log_likelihood"] - rule["held_out_log_likelihood"]
-    times = f"{time['n']} cells, of which {time['n_censored']} did not collapse and are censored."
+    cells_note = (
+        f"{time['n']} cells, of which {time['n_censored']} did not collapse and are censored."
+    )
     return [
         claim(
             "eta_max_slope_falling",
@@ -104,7 +111,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             time["num_seeds"],
             holds=_contains(time["eta_exponent_interval"], -1),
             paper="Collapse is governed primarily by cumulative drift T eta.",
-            note=times,
+            note=cells_note,
         ),
         claim(
             "collapse_time_s_exponent",
@@ -114,7 +121,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             time["num_seeds"],
             holds=_contains(time["s_exponent_interval"], 0),
             paper="t_collapse eta is independent of S in {8, 16, 32}.",
-            note=times,
+            note=cells_note,
         ),
         claim(
             "smaller_bound_is_best",
@@ -142,13 +149,13 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
 
 
 def sign_claims(summary: dict[str, Any]) -> list[Claim]:
-    """Returns the claims on what foretells a collapse on the main map."""
+    """Returns the claims about the signs that foretell a collapse on the main map."""
     areas, num_cells = summary["cosine"]["roc_area"], summary["cosine"]["n"]
     lags = f"S >= {MIN_LAG_WITH_BOTH_OUTCOMES}"
     shared: dict[str, Any] = dict(
         interval=None, n=summary["num_seeds"], unit="seeds", command=COMMAND
     )
-    found = [
+    all_claims = [
         Claim(
             name="early_cosine",
             claim=f"The cosine of the first {EARLY_STEPS} steps' gradients tells collapsing from "
@@ -178,7 +185,7 @@ def sign_claims(summary: dict[str, Any]) -> list[Claim]:
             f"false alarms in {alarm['false_alarms']:.0%} of the stable runs."
         )
         in_paper = sign == "gradient_cosine"
-        found.append(
+        all_claims.append(
             Claim(
                 name=f"alarm_{sign}",
                 claim=f"An alarm on {sign} foretells at least {MIN_FORETOLD:.0%} of the collapses."
@@ -191,32 +198,33 @@ def sign_claims(summary: dict[str, Any]) -> list[Claim]:
                 **shared,
             )
         )
-    return found
+    return all_claims
 
 
 def _same_cells(name: str, variant: dict[str, Any]) -> Claim:
-    """Returns the finding that sets a variant beside the main map's same cells."""
-    pair = [variant[kind] for kind in ("main", "variant")]
+    """Returns the finding that compares a variant with the same cells of the main map."""
+    main_and_variant = [variant[name] for name in ("main", "variant")]
     means = [
         "none"
-        if kind["collapse_step_times_eta"] is None
-        else f"{kind['collapse_step_times_eta']:.3g}"
-        for kind in pair
+        if collapses["collapse_step_times_eta"] is None
+        else f"{collapses['collapse_step_times_eta']:.3g}"
+        for collapses in main_and_variant
     ]
     return Claim(
         name=f"{name}_collapses",
         claim=f"Of the same cells, this many collapse on the main map and on {name}.",
-        measured=[kind["collapsed"] for kind in pair],
+        measured=[collapses["collapsed"] for collapses in main_and_variant],
         interval=None,
         n=variant["num_seeds"],
         unit="seeds",
         holds=None,
-        note=f"{pair[0]['n']} and {pair[1]['n']} cells; "
+        note=f"{main_and_variant[0]['n']} and {main_and_variant[1]['n']} cells; "
         f"mean collapse_step * eta: {means[0]} and {means[1]}.",
         command=COMMAND,
     )
 
 
 def _contains(interval: Any, value: float) -> bool:
+    """Says whether the interval [low, high] contains the value."""
     low, high = interval
     return bool(low <= value <= high)

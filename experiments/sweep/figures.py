@@ -1,4 +1,7 @@
-"""The figures of the scaling laws, from cells.jsonl and summary.json; a gap in them raises."""
+"""Draws the figures of the scaling laws from cells.jsonl and summary.json.
+
+If a field that a figure needs is missing in these files, drawing raises KeyError.
+"""
 
 import pathlib
 from typing import Any
@@ -17,14 +20,18 @@ from staleness_grpo.scaling import alarms, stability
 
 LAG_COLORS = plt.get_cmap("viridis")
 STABLE_COLOR, COLLAPSED_COLOR = style.COLORS[:2]
-LAG_0_AT = 0.5  # where a logarithmic axis of S shows 0
+LAG_0_AT = 0.5  # position of S = 0 on a logarithmic axis of S
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws every figure of every map into the folder of a finished sweep; returns the PNGs.
+    """Draws the figures of every map into the folder of a finished sweep.
 
-    `scaling_NAME` are those of the main map, `scaling_VARIANT_NAME` the others'. A figure that the
-    records cannot carry is left out; `figures_left_out` of summary.json names it.
+    The files of the main map are named `scaling_FIGURE`, and those of the other maps
+    `scaling_MAP_FIGURE`. A figure is left out if the records do not have enough data for it. The
+    field `figures_left_out` of summary.json lists these figures.
+
+    Returns:
+      The paths of the PNGs.
     """
     summary = read_json(workdir / SUMMARY)
     paths = []
@@ -40,7 +47,7 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def lag_color(records: list[dict], lag: int) -> Any:
-    """Returns the color of S, the same in every figure of one sweep."""
+    """Returns the color of a lag S, which is the same in every figure of one map."""
     lags = sorted({record["max_lag"] for record in records})
     return LAG_COLORS(0.95 * lags.index(lag) / max(len(lags) - 1, 1))
 
@@ -51,26 +58,26 @@ def steps_of(record: dict) -> np.ndarray:
 
 
 def reward_figure(records: list[dict], summary: dict) -> plt.Figure:
-    """Draws the pass rate against the learner step at two learning rates.
+    """Draws the pass rate against the learner step, in one panel for each of two learning rates.
 
-    There is one line for each S. The thin lines are the seeds.
+    A thin line is one seed. A thick line is the mean over the seeds of one S.
     """
     rates = sorted({record["learning_rate"] for record in records})
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
     for axis, rate in zip(axes, (rates[len(rates) // 2 - 1], rates[-2]), strict=True):
         for lag in sorted({record["max_lag"] for record in records}):
-            inside = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
-            longest = max(len(r["traces"]["eval_reward"]) for r in inside)
-            # A frozen run has stayed at the bottom.
+            chosen = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
+            longest = max(len(r["traces"]["eval_reward"]) for r in chosen)
+            # A frozen run ended early, after its reward stayed low. Its last reward is repeated.
             padded = [
                 np.pad(
                     r["traces"]["eval_reward"],
                     (0, longest - len(r["traces"]["eval_reward"])),
                     mode="edge",
                 )
-                for r in inside
+                for r in chosen
             ]
-            steps = inside[0]["trace_every"] * np.arange(longest)
+            steps = chosen[0]["trace_every"] * np.arange(longest)
             color = lag_color(records, lag)
             for values in padded:
                 axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.6)
@@ -82,14 +89,14 @@ def reward_figure(records: list[dict], summary: dict) -> plt.Figure:
 
 
 def map_figure(records: list[dict], summary: dict) -> plt.Figure:
-    """Draws the share of collapsed seeds for each S and eta, with the fitted boundaries."""
+    """Draws the share of seeds that collapse at each S and eta, and the fitted boundaries."""
     lags = sorted({record["max_lag"] for record in records})
     rates = sorted({record["learning_rate"] for record in records})
     share = np.full((len(rates), len(lags)), np.nan)
     for i, rate in enumerate(rates):
         for j, lag in enumerate(lags):
-            inside = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
-            share[i, j] = np.mean([r["collapse_step"] is not None for r in inside])
+            chosen = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
+            share[i, j] = np.mean([r["collapse_step"] is not None for r in chosen])
     figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
     colors = matplotlib.colors.LinearSegmentedColormap.from_list(
         "share", ["#dfeaf4", "#f4d9c6", COLLAPSED_COLOR]
@@ -104,13 +111,12 @@ def map_figure(records: list[dict], summary: dict) -> plt.Figure:
     columns = np.array([lags.index(lag) for lag in positive])
     if is_fitted(summary):
         best = best_rule(summary["rules"])
-        for name, line in (("min", ":"), ("max", "--"), (best, "-")):
+        for name, line_style in (("min", ":"), ("max", "--"), (best, "-")):
             boundary = stability.log_eta_max(
                 name, summary["rules"][name]["parameters"], positive, horizon
             )
-            axis.plot(
-                columns, _row_of(boundary, rates), line, color="black", label=f"fitted: {name}"
-            )
+            rows = _row_of(boundary, rates)
+            axis.plot(columns, rows, line_style, color="black", label=f"fitted: {name}")
         axis.legend(loc="lower left")
     axis.set(xlabel="max_lag S", ylabel=r"learning rate $\eta$", ylim=(-0.5, len(rates) - 0.5))
     axis.set_title(f"share of seeds that collapse within T = {horizon}")
@@ -119,7 +125,17 @@ def map_figure(records: list[dict], summary: dict) -> plt.Figure:
 
 
 def _row_of(log_rate: np.ndarray, rates: list[float]) -> np.ndarray:
-    """Returns where learning rates fall among the rows of the map, also outside them."""
+    """Returns the vertical position of learning rates on the map, whose rows are `rates`.
+
+    Learning rates outside the grid are extrapolated.
+
+    Args:
+      log_rate: logarithms of the learning rates, [n].
+      rates: the learning rates of the grid, in increasing order.
+
+    Returns:
+      The positions in rows, from 0, [n].
+    """
     step = np.diff(np.log(rates)).mean()
     inside = np.interp(log_rate, np.log(rates), np.arange(len(rates)))
     below = np.minimum(log_rate - np.log(rates[0]), 0) / step
@@ -129,16 +145,17 @@ def _row_of(log_rate: np.ndarray, rates: list[float]) -> np.ndarray:
 def collapse_time_figure(records: list[dict], summary: dict) -> plt.Figure:
     """Draws collapse_step * eta against S, and collapse_step against eta.
 
-    A filled point is a run that stayed down. Runs without a collapse are not drawn.
+    The points of runs whose reward stayed low after the collapse are filled. Runs without a
+    collapse are not drawn.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
-    fallen = collapsed(records)
-    jitter = np.random.default_rng(0).uniform(0.93, 1.07, len(fallen))
-    for record, shift in zip(fallen, jitter, strict=True):
+    collapsed_runs = collapsed(records)
+    jitter = np.random.default_rng(0).uniform(0.93, 1.07, len(collapsed_runs))
+    for record, shift in zip(collapsed_runs, jitter, strict=True):
         product = record["collapse_step"] * record["learning_rate"]
         color = lag_color(records, record["max_lag"])
-        filled = color if record["stayed_down"] else "none"
-        point = dict(color=color, markerfacecolor=filled)
+        face_color = color if record["stayed_down"] else "none"
+        point = dict(color=color, markerfacecolor=face_color)
         left.plot(max(record["max_lag"], LAG_0_AT) * shift, product, "o", **point)
         right.plot(record["learning_rate"] * shift, record["collapse_step"], "o", **point)
     product = summary["collapse_step_times_eta"]
@@ -175,7 +192,8 @@ def collapse_time_figure(records: list[dict], summary: dict) -> plt.Figure:
 def eta_max_figure(records: list[dict], summary: dict) -> plt.Figure:
     """Draws eta_max against S at several horizons.
 
-    It is measured, fitted, and predicted by the paper's rule from the measured constants.
+    Points are measured values, and solid lines are the fitted rule. The dotted line is the paper's
+    rule with the measured constants.
     """
     figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
     rates = sorted({record["learning_rate"] for record in records})
@@ -184,12 +202,12 @@ def eta_max_figure(records: list[dict], summary: dict) -> plt.Figure:
     for color, (horizon, laws) in zip(style.COLORS, summary["by_horizon"].items(), strict=False):
         by_lag = laws["eta_max"]
         lags = np.array([float(lag) for lag in by_lag])
-        known = np.array([value is not None for value in by_lag.values()])
+        is_known = np.array([value is not None for value in by_lag.values()])
         values = np.array([value for value in by_lag.values() if value is not None])
-        axis.plot(lags[known], values, "o", color=color, label=f"T = {horizon}")
+        axis.plot(lags[is_known], values, "o", color=color, label=f"T = {horizon}")
         axis.plot(
-            lags[~known],
-            np.full((~known).sum(), 1.15 * rates[-1]),
+            lags[~is_known],
+            np.full((~is_known).sum(), 1.15 * rates[-1]),
             "^",
             color=color,
             markerfacecolor="none",
@@ -211,30 +229,34 @@ def eta_max_figure(records: list[dict], summary: dict) -> plt.Figure:
 
 
 def cosine_figure(records: list[dict], summary: dict) -> plt.Figure:
-    """Draws the cosine of consecutive gradients, and how well it tells collapsing runs apart.
+    """Draws the cosine of consecutive gradients as a sign of a collapse.
 
-    It is drawn as it is, and over the ceiling that batch noise sets.
+    - Left: the cosine against S.
+    - Middle: the cosine divided by the ceiling that batch noise sets.
+    - Right: ROC curves for telling collapsing runs from stable runs by the cosine.
     """
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
     for axis, cosine_of, label in (
         (left, alarms.mean_cosine, "cosine of consecutive gradients"),
         (middle, alarms.relative_cosine, "cosine / ceiling of batch noise"),
     ):
-        for kind, is_collapsed, color, shift in (
+        for label_of_runs, is_collapsed, color, shift in (
             ("stable", False, STABLE_COLOR, 0.94),
             ("collapsing", True, COLLAPSED_COLOR, 1.06),
         ):
             chosen = [r for r in records if (r["collapse_step"] is not None) == is_collapsed]
             lags = [max(r["max_lag"], LAG_0_AT) * shift for r in chosen]
-            axis.plot(lags, [cosine_of(r) for r in chosen], "o", color=color, alpha=0.5, label=kind)
+            cosines = [cosine_of(r) for r in chosen]
+            axis.plot(lags, cosines, "o", color=color, alpha=0.5, label=label_of_runs)
         axis.set(xscale="log", xlabel=f"max_lag S (0 at {LAG_0_AT})", ylabel=label)
     left.legend()
-    # A ceiling near 0, which batch noise makes of a small one, throws the ratio anywhere.
+    # Batch noise can bring the estimate of a small ceiling close to 0. The ratio is then far too
+    # large, with any sign, so the axis is limited.
     ratios = [alarms.relative_cosine(r) for r in records]
     outside = sum(not -1 <= ratio <= 3 for ratio in ratios)
     middle.set(ylim=(-1, 3), title=f"{outside} of {len(ratios)} runs outside the axis")
     compared = [r for r in records if r["max_lag"] >= alarms.MIN_LAG_WITH_BOTH_OUTCOMES]
-    is_fallen = np.array([r["collapse_step"] is not None for r in compared])
+    is_collapsed_run = np.array([r["collapse_step"] is not None for r in compared])
     for name, cosine_of, steps in (
         ("whole", alarms.mean_cosine, None),
         ("early", alarms.mean_cosine, alarms.EARLY_STEPS),
@@ -243,8 +265,8 @@ def cosine_figure(records: list[dict], summary: dict) -> plt.Figure:
     ):
         values = np.array([cosine_of(r, steps) for r in compared])
         thresholds = np.sort(values)[::-1]
-        hits = [np.mean(values[is_fallen] >= threshold) for threshold in thresholds]
-        false_alarms = [np.mean(values[~is_fallen] >= threshold) for threshold in thresholds]
+        hits = [np.mean(values[is_collapsed_run] >= threshold) for threshold in thresholds]
+        false_alarms = [np.mean(values[~is_collapsed_run] >= threshold) for threshold in thresholds]
         area = summary["cosine"]["roc_area"][name]
         label = f"{name.replace('_', ', ')}: area {area:.2f}"
         right.plot([0, *false_alarms], [0, *hits], label=label)
@@ -259,9 +281,10 @@ def cosine_figure(records: list[dict], summary: dict) -> plt.Figure:
 
 
 def anatomy_figure(records: list[dict], summary: dict) -> plt.Figure:
-    """Draws one collapse beside a stable run of its S and seed.
+    """Draws one collapsed run, and a stable run with the same S and seed if there is one.
 
-    The panels are pass rate, clip fraction, tail of the ratio, entropy, drift and gradient cosine.
+    The panels show the pass rate, the clip fraction, the tail of the ratio, the entropy, the drift
+    and the gradient cosine.
     """
     stayed_down = [r for r in records if r["stayed_down"]]
     late = [r for r in stayed_down if r["collapse_step"] >= 60]

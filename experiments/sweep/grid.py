@@ -1,4 +1,4 @@
-"""The cells of a sweep's config, by name, and the check of the config."""
+"""Makes the config of each cell of a sweep, and checks the sweep's config."""
 
 import itertools
 
@@ -9,11 +9,14 @@ from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, require
 
-MAIN = "main"  # the map that the others are compared with
+MAIN = "main"  # name of the main map, with which the variants are compared
 
 
 def variant_configs(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Returns the config of the main map and of each variant, by name, without `variants`."""
+    """Returns the config of each map by name: the main map and its variants.
+
+    The returned configs have no section `variants`.
+    """
     config = config.copy_and_resolve_references()
     variants = config.get("variants", {})
     with config.unlocked():
@@ -27,7 +30,7 @@ def variant_configs(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def cells(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Returns the training config of each cell of one map, by its name within the map."""
+    """Returns the training config of each cell of one map, by the cell's name."""
     configs = {}
     sweep = config.sweep
     for seed, max_lag, learning_rate in itertools.product(
@@ -45,7 +48,7 @@ def cells(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def cells_file(name: str) -> str:
-    """Returns the name of a map's file of records: cells.jsonl for the main one."""
+    """Returns the name of the file of a map's records, which is cells.jsonl for the main map."""
     return "cells.jsonl" if name == MAIN else f"cells-{name}.jsonl"
 
 
@@ -53,8 +56,8 @@ def validate(config: ConfigDict) -> None:
     """Refuses a sweep that cannot be run.
 
     Raises:
-      FieldError: names the first field found wrong, with its value. The field of a variant's map
-        has `variants.NAME` in front.
+      FieldError: a field cannot be used. The error names the first one and its value. For a
+        variant, the name of the field starts with `variants.NAME`.
     """
     for name, variant in variant_configs(config).items():
         try:
@@ -66,7 +69,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _validate_map(config: ConfigDict) -> None:
-    """Refuses one map that cannot be run. Raises FieldError."""
+    """Raises FieldError if one map cannot be run."""
     from staleness_grpo.sweeps.program import SCHEDULES
     from staleness_grpo.tasks import TEXT_TASKS
 
@@ -76,27 +79,32 @@ def _validate_map(config: ConfigDict) -> None:
         require(condition, field, hint, field_value(config, field))
 
     for name in ("max_lags", "learning_rates", "seeds", "horizons"):
-        check(len(sweep[name]) > 0, f"sweep.{name}", "give one value or more")
-        check(len(set(sweep[name])) == len(sweep[name]), f"sweep.{name}", "give each value once")
-    check(max(sweep.max_lags) < steps, "sweep.max_lags", f"give lags below steps={steps}")
-    inside = all(1 <= horizon <= steps for horizon in sweep.horizons)
-    check(inside, "sweep.horizons", f"give learner steps from 1 to steps={steps}")
+        check(len(sweep[name]) > 0, f"sweep.{name}", "give at least one value")
+        is_distinct = len(set(sweep[name])) == len(sweep[name])
+        check(is_distinct, f"sweep.{name}", "give distinct values")
+    check(max(sweep.max_lags) < steps, "sweep.max_lags", f"give only lags below steps={steps}")
+    within_training = all(1 <= horizon <= steps for horizon in sweep.horizons)
+    check(within_training, "sweep.horizons", f"give only numbers from 1 to steps={steps}")
     for name in ("num_warm_starts", "chunk_size"):
         check(sweep[name] >= 1, f"sweep.{name}", "give a number >= 1")
     check(sweep.num_workers >= 0, "sweep.num_workers", "give a number >= 0")
-    known = config.lag.schedule in SCHEDULES
-    check(known, "lag.schedule", f"choose one of {', '.join(SCHEDULES)}")
-    compiled = config.task.get("name") not in TEXT_TASKS
-    check(compiled, "task.name", "a sweep compiles rewards: give arithmetic")
-    unset = config.policy.checkpoint is None
-    check(unset, "policy.checkpoint", "a sweep makes its policies: leave it unset")
-    whole = config.microbatch_prompts == 0
-    check(whole, "microbatch_prompts", "a sweep takes each batch at once: give 0")
-    once = config.updates_per_batch == 1
-    check(once, "updates_per_batch", "a sweep takes one update per batch: give 1")
-    divides = config.eval_every >= 1 and steps % config.eval_every == 0
-    check(divides, "eval_every", f"give a divisor of steps={steps}")
-    late = sweep.freeze_after >= config.eval_every
-    check(late, "sweep.freeze_after", "give a number >= eval_every")
+    is_known_schedule = config.lag.schedule in SCHEDULES
+    check(is_known_schedule, "lag.schedule", f"choose one of {', '.join(SCHEDULES)}")
+    has_compiled_rewards = config.task.get("name") not in TEXT_TASKS
+    hint = "a sweep needs a task whose rewards can be compiled: give arithmetic"
+    check(has_compiled_rewards, "task.name", hint)
+    has_no_checkpoint = config.policy.checkpoint is None
+    hint = "a sweep makes its own initial policies: leave this field unset"
+    check(has_no_checkpoint, "policy.checkpoint", hint)
+    has_whole_batches = config.microbatch_prompts == 0
+    hint = "a sweep does not split its batches into microbatches: give 0"
+    check(has_whole_batches, "microbatch_prompts", hint)
+    has_one_update = config.updates_per_batch == 1
+    check(has_one_update, "updates_per_batch", "a sweep makes one update per batch: give 1")
+    divides_steps = config.eval_every >= 1 and steps % config.eval_every == 0
+    check(divides_steps, "eval_every", f"give a divisor of steps={steps}")
+    freezes_after_evaluation = sweep.freeze_after >= config.eval_every
+    hint = f"give a number >= eval_every={config.eval_every}"
+    check(freezes_after_evaluation, "sweep.freeze_after", hint)
     for cell in cells(config).values():
         validation.validate(cell, jax.device_count())

@@ -1,7 +1,13 @@
-"""The laws that one map of cells follows: its boundary, collapse times, rules and constants.
+"""Fits laws to one map of cells.
 
-Intervals are 95 % percentile intervals of a bootstrap over seeds. `n` counts cells, or pairs of
-cell and horizon. `num_seeds` counts what is independent.
+The laws are about the following:
+
+- the boundary eta_max between stable and collapsing cells
+- the time of the collapse
+- the rules that predict the boundary, and the constants of the paper's rule
+
+Intervals are 95 % percentile intervals of a bootstrap over seeds. In the results, `n` is the number
+of cells, or of pairs of a cell and a horizon. `num_seeds` is the number of independent seeds.
 """
 
 import dataclasses
@@ -13,10 +19,10 @@ from staleness_grpo.scaling import stability
 from staleness_grpo.scaling.bootstrap import group_interval
 from staleness_grpo.scaling.censored import fit_censored_power_law
 
-LONG_LAG = 16  # S from which the collapse time and eta_max are asked to be independent of S
-CLIP_LEVEL = 0.1  # clip fraction at which the drift is called R_batch
-RESAMPLES = 100
-MIN_COLLAPSES = 3  # of one S, for a mean collapse time
+LONG_LAG = 16  # from this S on, the claims say that collapse time and eta_max do not depend on S
+CLIP_LEVEL = 0.1  # R_batch is the drift at this clip fraction
+RESAMPLES = 100  # of each bootstrap
+MIN_COLLAPSES = 3  # the fewest collapses from which the mean collapse time of one S is computed
 
 
 def collapsed(records: list[dict]) -> list[dict]:
@@ -30,15 +36,15 @@ def num_seeds(records: list[dict]) -> int:
 
 
 def seed_halves(cells: stability.Cells) -> np.ndarray:
-    """Returns 0 or 1 for each cell: the half of the seeds that it belongs to."""
+    """Returns for each cell the half of the seeds that its seed is in, 0 or 1."""
     labels = np.unique(cells.seed)
     return np.searchsorted(labels, cells.seed) // max(len(labels) // 2, 1) % 2
 
 
 def eta_max(cells: stability.Cells) -> dict[str, float | None]:
-    """Returns the learning rate at which half the cells collapse, by S.
+    """Returns for each S the learning rate at which half of the cells collapse.
 
-    It is null where no cell of the grid collapsed, or all of them did.
+    The value is None if no cell with this S collapsed, or if all of them did.
     """
     return {
         f"{lag:g}": float(np.exp(value)) if np.isfinite(value) else None
@@ -47,59 +53,64 @@ def eta_max(cells: stability.Cells) -> dict[str, float | None]:
 
 
 def slopes(cells: stability.Cells) -> dict[str, dict]:
-    """Returns the slope of log eta_max against log S up to LONG_LAG and from it on.
+    """Returns the slope of log eta_max against log S, for S <= LONG_LAG and for S >= LONG_LAG.
 
-    A seed's boundary at one S is known up to a step of the learning-rate grid. So every resample
-    also moves the grid by up to half a step, for each S and drawn seed on its own. Resampled seeds
-    alone would agree to the last digit.
+    The boundary of a seed at one S is known only up to one step of the learning-rate grid. So every
+    resample also shifts the learning rates at random by up to half a step. Each S and drawn seed
+    has its own shift. Without the shifts, all resamples can give exactly the same slope, and the
+    interval would be too narrow.
     """
     step = np.diff(np.log(np.unique(cells.learning_rate))).mean()
     rng = np.random.default_rng(1)
     by_range = {}
-    for name, part in (("falling", cells.max_lag <= LONG_LAG), ("flat", cells.max_lag >= LONG_LAG)):
-        inside = cells[part]
+    ranges = (("falling", cells.max_lag <= LONG_LAG), ("flat", cells.max_lag >= LONG_LAG))
+    for name, is_in_range in ranges:
+        in_range = cells[is_in_range]
 
-        def statistic(rows: np.ndarray, inside: stability.Cells = inside) -> np.ndarray:
-            drawn = inside[rows]
+        def statistic(rows: np.ndarray, in_range: stability.Cells = in_range) -> np.ndarray:
+            drawn = in_range[rows]
             groups = np.cumsum(
                 (np.diff(drawn.max_lag, prepend=-1) != 0) | (np.diff(drawn.seed, prepend=-1) != 0)
             )
             shift = rng.uniform(-step / 2, step / 2, groups[-1] + 1)[groups]
-            moved = dataclasses.replace(drawn, learning_rate=drawn.learning_rate * np.exp(shift))
-            return np.asarray(stability.slope_of_eta_max(moved))
+            shifted = dataclasses.replace(drawn, learning_rate=drawn.learning_rate * np.exp(shift))
+            return np.asarray(stability.slope_of_eta_max(shifted))
 
         by_range[name] = {
-            "lags": sorted(set(inside.max_lag)),
-            "slope": stability.slope_of_eta_max(inside),
-            "interval": group_interval(inside.seed, statistic, RESAMPLES),
-            "n": len(inside),
-            "num_seeds": len(np.unique(inside.seed)),
+            "lags": sorted(set(in_range.max_lag)),
+            "slope": stability.slope_of_eta_max(in_range),
+            "interval": group_interval(in_range.seed, statistic, RESAMPLES),
+            "n": len(in_range),
+            "num_seeds": len(np.unique(in_range.seed)),
         }
     return by_range
 
 
 def collapse_step_times_eta(records: list[dict]) -> dict[str, Any]:
-    """Returns collapse_step * eta of the collapsed runs, and its spread over S >= LONG_LAG.
+    """Returns statistics of the product collapse_step * eta of the collapsed runs.
 
-    `by_lag` has its mean and standard deviation for each S with MIN_COLLAPSES collapses or more,
-    and `t_c_over_s`, the mean collapse step over S.
+    Returns:
+      The mean and the coefficients of variation of the product over the runs with S >= LONG_LAG.
+      `by_lag` has the mean and the standard deviation for each S, if at least MIN_COLLAPSES of its
+      runs collapsed. There, `t_c_over_s` is the mean collapse step divided by S.
     """
     by_lag: dict[str, dict] = {}
     for lag in sorted({record["max_lag"] for record in records}):
-        inside = [r for r in records if r["max_lag"] == lag]
-        fallen = collapsed(inside)
-        if len(fallen) >= MIN_COLLAPSES:
-            products = np.array([r["collapse_step"] * r["learning_rate"] for r in fallen])
+        at_lag = [r for r in records if r["max_lag"] == lag]
+        collapsed_at_lag = collapsed(at_lag)
+        if len(collapsed_at_lag) >= MIN_COLLAPSES:
+            products = np.array([r["collapse_step"] * r["learning_rate"] for r in collapsed_at_lag])
             by_lag[str(lag)] = {
                 "mean": products.mean(),
                 "std": products.std(ddof=1),
-                "t_c_over_s": np.mean([r["collapse_step"] for r in fallen]) / max(lag, 1),
-                "n": len(fallen),
-                "n_censored": len(inside) - len(fallen),
+                "t_c_over_s": np.mean([r["collapse_step"] for r in collapsed_at_lag]) / max(lag, 1),
+                "n": len(collapsed_at_lag),
+                "n_censored": len(at_lag) - len(collapsed_at_lag),
             }
     stale = [r for r in collapsed(records) if r["max_lag"] >= LONG_LAG]
     products = np.array([r["collapse_step"] * r["learning_rate"] for r in stale])
-    # During its first S steps a run is bit for bit that of any longer lag: no evidence on S.
+    # In its first S steps, a run is bit for bit equal to a run with any longer lag. A collapse in
+    # these steps is no evidence that the collapse time is independent of S.
     later = products[[r["collapse_step"] > r["max_lag"] for r in stale]]
     means = np.array([by_lag[lag]["mean"] for lag in by_lag if int(lag) >= LONG_LAG])
     return {
@@ -120,9 +131,9 @@ def collapse_step_times_eta(records: list[dict]) -> dict[str, Any]:
 
 
 def collapse_time(records: list[dict]) -> dict[str, Any]:
-    """Returns the exponents of t_c ~ eta^b S^c over the runs with S >= LONG_LAG.
+    """Returns the exponents b and c of the law t_c ~ eta^b S^c, fitted to runs with S >= LONG_LAG.
 
-    Runs without a collapse count as censored.
+    Runs without a collapse are censored: their t_c is known only to be larger than their length.
     """
     stale = [r for r in records if r["max_lag"] >= LONG_LAG]
     rate = np.array([r["learning_rate"] for r in stale])
@@ -151,10 +162,10 @@ def collapse_time(records: list[dict]) -> dict[str, Any]:
 
 
 def rules(cells: stability.Cells) -> dict[str, dict]:
-    """Returns each rule's fit to all seeds where S >= 1, and how it does on held-out seeds.
+    """Returns for each rule its fit to all cells with S >= 1, and its accuracy on held-out seeds.
 
-    Held-out numbers are of the half of the seeds that the rule was not fitted to, both halves taken
-    together.
+    For the held-out numbers, the rule is fitted to each half of the seeds and tested on the other
+    half. The numbers of both tests are combined.
     """
     by_rule = {}
     stale = cells[cells.max_lag >= 1]
@@ -174,65 +185,82 @@ def rules(cells: stability.Cells) -> dict[str, dict]:
 
 
 def best_rule(by_rule: dict[str, dict]) -> str:
-    """Returns the name of the rule with the highest held-out likelihood."""
+    """Returns the name of the rule with the highest held-out likelihood.
+
+    Args:
+      by_rule: the result of `rules`.
+    """
     return max(by_rule, key=lambda name: by_rule[name]["held_out_log_likelihood"])
 
 
 def constants(records: list[dict]) -> dict[str, Any]:
-    """Returns G_upd, R_batch and R_crit: medians over runs with S >= 1, with intervals.
+    """Returns the constants of the paper's rule: medians over runs with S >= 1, with intervals.
 
-    G_upd is the update norm over eta before the collapse. R_batch is the drift from the behavior
-    policy where the clip fraction first passes CLIP_LEVEL. R_crit is the length of the parameters'
-    path up to the collapse, which is the sum of the update norms.
+    - G_upd is the update norm before the collapse, divided by eta.
+    - R_batch is the drift from the behavior policy when the clip fraction first exceeds CLIP_LEVEL.
+    - R_crit is the length of the parameters' path up to the collapse, which is the sum of the
+      update norms.
     """
     values: dict[str, list[tuple[int, float]]] = {"g_upd": [], "r_batch": [], "r_crit": []}
     for record in records:
         if record["max_lag"] < 1:
             continue
-        traces, every = record["traces"], record["trace_every"]
+        traces, steps_per_entry = record["traces"], record["trace_every"]
         values["g_upd"].append((record["seed"], record["update_norm"] / record["learning_rate"]))
-        passed = np.flatnonzero(np.array(traces["clip_fraction"], float) > CLIP_LEVEL)
-        if passed.size:
-            values["r_batch"].append((record["seed"], traces["drift_from_behavior"][passed[0]]))
+        above_level = np.flatnonzero(np.array(traces["clip_fraction"], float) > CLIP_LEVEL)
+        if above_level.size:
+            drift = traces["drift_from_behavior"][above_level[0]]
+            values["r_batch"].append((record["seed"], drift))
         if record["collapse_step"] is not None:
-            path = every * np.sum(traces["update_norm"][: record["collapse_step"] // every])
-            values["r_crit"].append((record["seed"], path))
+            num_entries = record["collapse_step"] // steps_per_entry
+            path_length = steps_per_entry * np.sum(traces["update_norm"][:num_entries])
+            values["r_crit"].append((record["seed"], path_length))
     medians: dict[str, Any] = {}
-    for name, pairs in values.items():
-        seeds, numbers = (np.array(column) for column in zip(*pairs, strict=True))
+    for name, seeds_and_values in values.items():
+        seeds, of_runs = (np.array(column) for column in zip(*seeds_and_values, strict=True))
 
-        def median(rows: np.ndarray, numbers: np.ndarray = numbers) -> np.ndarray:
-            return np.median(numbers[rows])
+        def median(rows: np.ndarray, of_runs: np.ndarray = of_runs) -> np.ndarray:
+            return np.median(of_runs[rows])
 
-        medians[name] = np.median(numbers)
+        medians[name] = np.median(of_runs)
         medians[f"{name}_interval"] = group_interval(seeds, median, RESAMPLES)
-        medians[f"{name}_n"] = len(numbers)
+        medians[f"{name}_n"] = len(of_runs)
     return medians
 
 
 def predicted_eta_max(summary: dict[str, Any], cells: stability.Cells) -> dict[str, Any]:
-    """Returns the paper's rule with the measured constants, and how far off it is.
+    """Compares the paper's rule, computed from the measured constants, with the measured boundary.
 
-    `by_lag` is min(R_batch / (S G_upd), R_crit / (T G_upd)), arXiv 2607.01083. `distances` are its
-    distances from the measured boundary in steps of the learning-rate grid.
-    `fitted_mean_distance` is that of the best fitted rule.
+    Args:
+      summary: the summary of the map, with its boundary, rules and constants.
+      cells: the cells of the map.
+
+    Returns:
+      - `by_lag`: the rule's eta_max = min(R_batch / (S G_upd), R_crit / (T G_upd)) for each S, from
+        arXiv 2607.01083.
+      - `distances` and `mean_distance`: the distances of these values from the measured boundary,
+        in steps of the learning-rate grid.
+      - `fitted_mean_distance`: the same mean distance for the best fitted rule.
+      - `grid_step`: the ratio of neighboring learning rates of the grid.
     """
     horizon = max(summary["horizons"])
     rates = np.unique(cells.learning_rate)
     step = np.diff(np.log(rates)).mean()
     by_lag, distances = {}, []
     for lag, measured in summary["eta_max"].items():
-        batch = summary["r_batch"] / (float(lag) * summary["g_upd"])
-        critical = summary["r_crit"] / (horizon * summary["g_upd"])
-        by_lag[lag] = min(batch, critical)
+        staleness_bound = summary["r_batch"] / (float(lag) * summary["g_upd"])
+        horizon_bound = summary["r_crit"] / (horizon * summary["g_upd"])
+        by_lag[lag] = min(staleness_bound, horizon_bound)
         if measured is not None:
-            distances.append(float(np.log(min(batch, critical) / measured) / step))
+            distances.append(float(np.log(by_lag[lag] / measured) / step))
     best = best_rule(summary["rules"])
-    known = {float(lag): value for lag, value in summary["eta_max"].items() if value is not None}
+    measured_by_lag = {
+        float(lag): value for lag, value in summary["eta_max"].items() if value is not None
+    }
     fitted = stability.log_eta_max(
-        best, summary["rules"][best]["parameters"], np.array(list(known)), horizon
+        best, summary["rules"][best]["parameters"], np.array(list(measured_by_lag)), horizon
     )
-    measured_log = np.log(list(known.values()))
+    measured_log = np.log(list(measured_by_lag.values()))
     return {
         "grid_step": float(np.exp(step)),
         "by_lag": by_lag,

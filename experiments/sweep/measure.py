@@ -1,4 +1,4 @@
-"""Trains the cells of a sweep that have no record yet, all of them or a share."""
+"""Trains the cells of a sweep that have no record yet: all of them, or one share."""
 
 import dataclasses
 import os
@@ -17,53 +17,56 @@ from staleness_grpo.sweeps.workers import run_cells
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One of several parts of a sweep's cells."""
+    """Chooses one of several equal parts of a sweep's cells."""
 
-    index: int  # from 1
-    count: int
+    index: int  # number of this part, from 1 to count
+    count: int  # number of parts
 
     @classmethod
     def parse(cls, value: str) -> "Share":
-        """Reads a share from 'I/N'. Raises FlagError."""
+        """Returns the share that a text of the form 'I/N' describes. Raises FlagError."""
         match = re.fullmatch(r"(\d+)/(\d+)", value)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise FlagError("share", value, "give I/N, with I from 1 to N")
         return cls(int(match[1]), int(match[2]))
 
     def of(self, cells: list[str]) -> list[str]:
-        """Returns every N-th cell, so that long and short trainings are dealt out alike."""
+        """Returns the cells of this share.
+
+        A share has every N-th cell, so every share gets long and short trainings.
+        """
         return cells[self.index - 1 :: self.count]
 
 
 def run_map(
     name: str, config: ConfigDict, workdir: pathlib.Path, share: Share | None = None
 ) -> list[dict]:
-    """Runs the missing cells of one map, or of a share of it.
+    """Runs the cells of one map that have no record yet, or only those of one share.
 
     Args:
-      name: the map's name; its records are in the file `grid.cells_file(name)`.
+      name: the map's name. The file of its records is `grid.cells_file(name)`.
       config: the map's config.
       workdir: the folder of the records.
-      share: if it is given, its cells alone are run, into a file of its own.
+      share: if given, only the cells of this share are run. Their records go to a separate file.
 
     Returns:
-      The records of the map, or of the share's file, in the grid's order.
+      The records of the map, or those in the share's file, in the order of the grid.
     """
     cells = grid.cells(config)
     path = workdir / grid.cells_file(name)
-    finished: set[str] = set()
+    finished: set[str] = set()  # names of the cells that are recorded
     if share is not None:
         finished = set(CellFile(path).records)
         cells = {cell: cells[cell] for cell in share.of(list(cells))}
         path = path.with_suffix(f".share-{share.index}-of-{share.count}.jsonl")
     file = CellFile(path)
     if share is None:
-        for part in sorted(workdir.glob(f"{path.stem}.share-*.jsonl")):
-            file.merge(part)
+        for share_path in sorted(workdir.glob(f"{path.stem}.share-*.jsonl")):
+            file.merge(share_path)
     finished |= set(file.records)
     missing = {cell: settings for cell, settings in cells.items() if cell not in finished}
     if missing:
-        start, steps = time.perf_counter(), 0
+        start, num_steps = time.perf_counter(), 0
         records = run_cells(
             missing,
             max_lag=max(config.sweep.max_lags),
@@ -74,10 +77,12 @@ def run_map(
         with Progress(f"cells of {name}", len(missing)) as progress:
             for record in records:
                 file.append(record)
-                steps += record["steps_run"]
-                progress.advance(f"{steps / (time.perf_counter() - start):.0f} learner steps/s")
+                num_steps += record["steps_run"]
+                steps_per_second = num_steps / (time.perf_counter() - start)
+                progress.advance(f"{steps_per_second:.0f} learner steps/s")
         seconds = time.perf_counter() - start
-        print(f"{name}: {len(missing)} cells, {steps} learner steps in {seconds:.0f} s", flush=True)
+        amount = f"{len(missing)} cells, {num_steps} learner steps"
+        print(f"{name}: {amount} in {seconds:.0f} s", flush=True)
     recorded = [cell for cell in cells if cell in file.records]
     if recorded:
         file.sort(recorded)

@@ -1,12 +1,14 @@
-"""Trains one policy by asynchronous GRPO, with a record of every learner step.
+"""Trains one policy by asynchronous GRPO and records every learner step.
 
     python -m experiments.train --workdir=DIR [--config=FILE.py] [--config.lag.max_lag=16 ...]
 
-An unfinished workdir goes on from its newest checkpoint. It ends with the records and parameters of
-a run that was never broken off; records after the checkpoint are put aside and made again. SIGTERM
-and Ctrl-C save and end with exit code 75. A run whose loss, gradient or parameters stop being
-finite ends there, marked as collapsed in its last record and in summary.json; its policy is not
-saved.
+A call on an unfinished workdir continues from the newest checkpoint. Records after this checkpoint
+are moved to another file, and their steps are trained again. The final records and parameters equal
+those of a run that was never interrupted. After SIGTERM or Ctrl-C the run saves a checkpoint and
+ends with exit code 75.
+
+The run stops early if its loss, gradient, update or parameters are no longer finite. Its last
+record and summary.json then mark it as collapsed, and its policy is not saved.
 """
 
 import pathlib
@@ -17,14 +19,14 @@ from experiments.common import cli
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains what is left to train. Raises FieldError, FlagError or SystemExit; see `measure`."""
+    """Trains the remaining steps. Raises FieldError, FlagError or SystemExit, as `measure` does."""
     from experiments.train.measure import measure
 
     measure(config, workdir)
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws the curves of a finished training."""
+    """Draws the curves of a finished training; returns the path of the PNG."""
     from experiments.train import figures
 
     return figures.draw(workdir)

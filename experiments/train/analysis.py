@@ -4,7 +4,7 @@ import numpy as np
 
 
 def evaluations(records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (steps, rewards) of the evaluations of the current policy."""
+    """Returns the learner steps and the rewards of the evaluations of the current policy."""
     rows = [
         (record["step"], record["eval_reward"]) for record in records if "eval_reward" in record
     ]
@@ -12,9 +12,10 @@ def evaluations(records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarize(records: list[dict]) -> dict:
-    """Returns the summary of a training; rewards of the current policy are sampled means.
+    """Returns the summary of a training.
 
-    `final_eval_reward` is left unset: it is that of the policy after the last record.
+    The rewards are means over sampled responses of the current policy. `final_eval_reward` is None
+    here, because no record has the reward of the policy after the last step. The caller sets it.
     """
     _, rewards = evaluations(records)
     seconds = sorted(record["time_step"] for record in records)

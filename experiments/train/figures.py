@@ -1,4 +1,4 @@
-"""Draws trainings: reward, drift, ratio and gradient diagnostics by learner step."""
+"""Draws the reward and the diagnostics of trainings against the learner step."""
 
 import pathlib
 
@@ -9,8 +9,8 @@ from experiments.common import style
 from experiments.train.analysis import evaluations
 from staleness_grpo.runtime.records import read_json, read_jsonl
 
-SMOOTHING = 15  # learner steps in the running mean of noisy diagnostics
-# (field, line style) of each panel that is a running mean; the title says which line is which.
+SMOOTHING = 15  # number of learner steps over which noisy diagnostics are averaged
+# The panels that show running means: title -> (field, line style) of each line.
 PANELS = {
     "drift: from the start (solid), from behavior (dashed)": (
         ("drift_from_start", "-"),
@@ -27,7 +27,10 @@ PANELS = {
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Returns the mean over the last SMOOTHING values, without missing ones; fewer at the start."""
+    """Returns for each step the mean over the last SMOOTHING values, without NaN.
+
+    The first steps have fewer values to average. If all values are NaN, the mean is NaN.
+    """
     windows = (values[max(0, i + 1 - SMOOTHING) : i + 1] for i in range(len(values)))
     return np.array(
         [np.nanmean(window) if np.isfinite(window).any() else np.nan for window in windows]
@@ -35,16 +38,16 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def column(records: list[dict], name: str) -> np.ndarray:
-    """Returns one number for each step, NaN where the record has null.
+    """Returns the values of one field, one for each record. A null becomes NaN.
 
     Raises:
-      KeyError: a record has no such field.
+      KeyError: a record does not have the field.
     """
     return np.array([np.nan if record[name] is None else record[name] for record in records], float)
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws training.png and .pdf into the workdir of a finished training; returns the PNG."""
+    """Draws training.png and training.pdf into the workdir; returns the path of the PNG."""
     lag = read_json(workdir / "config.json")["lag"]
     label = f"S = {lag['max_lag']}, {lag['schedule']}"
     figure = curves({label: read_jsonl(workdir / "metrics.jsonl")})
@@ -52,9 +55,10 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def curves(runs: dict[str, list[dict]]) -> plt.Figure:
-    """Draws six panels of runs side by side; `runs` maps a label to the records of a run.
+    """Draws six panels, each with one line per run. A panel without data says "not measured".
 
-    A panel of something that a run did not measure says so.
+    Args:
+      runs: the label of each run -> the records of the run.
     """
     with style.context():
         figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained", sharex=True)
@@ -69,11 +73,11 @@ def curves(runs: dict[str, list[dict]]) -> plt.Figure:
             steps = column(records, "step")
             reward.plot(*evaluations(records), color=color, label=label)
             for axis, lines in zip(axes.flat[1:], PANELS.values(), strict=True):
-                for name, line in lines:
+                for name, line_style in lines:
                     if name in records[0]:
-                        # The first gradient has no predecessor, hence the slice.
+                        # The first step is left out: its gradient has no predecessor to compare.
                         values = running_mean(column(records, name)[1:])
-                        axis.plot(steps[1:], values, line, color=color)
+                        axis.plot(steps[1:], values, line_style, color=color)
             ceilings = [
                 (record["step"], record["gradient_cosine_ceiling"])
                 for record in records
@@ -81,12 +85,13 @@ def curves(runs: dict[str, list[dict]]) -> plt.Figure:
             ]
             if ceilings:
                 cosine.plot(*zip(*ceilings, strict=True), ".", color=color, alpha=0.6, markersize=4)
-        for axis, number_of_guides in zip(axes.flat, (0, 0, 0, 0, 0, 1), strict=True):
-            measured = [line for line in axis.lines if np.size(line.get_xdata()) > 0]
-            if len(measured) == number_of_guides:
+        # The cosine panel, which is the last one, has a line at 0 that is not a measurement.
+        for axis, num_guide_lines in zip(axes.flat, (0, 0, 0, 0, 0, 1), strict=True):
+            lines_with_data = [line for line in axis.lines if np.size(line.get_xdata()) > 0]
+            if len(lines_with_data) == num_guide_lines:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
         clip_fraction, sample_size = axes[1, 0], axes[1, 1]
         clip_fraction.set_ylim(0, max(0.05, clip_fraction.get_ylim()[1]))
-        sample_size.set_ylim(0, 1.05)  # a share; unscaled, rounding would look like a curve
+        sample_size.set_ylim(0, 1.05)  # without fixed limits, rounding errors would fill the panel
         reward.legend()
         return figure

@@ -1,4 +1,7 @@
-"""Trains into a workdir: metrics.jsonl as it goes, checkpoints, and summary.json at the end."""
+"""Trains one policy and writes its files into a workdir.
+
+During the training it writes metrics.jsonl and checkpoints. At the end it writes summary.json.
+"""
 
 import contextlib
 import json
@@ -9,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.common.workdir import SUMMARY, check_problems, write_run_files
+from experiments.common.workdir import SUMMARY, check_same_problems, write_run_files
 from experiments.train.analysis import summarize
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.policy import huggingface
@@ -23,26 +26,27 @@ from staleness_grpo.training.run import Run, build_run
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains, or goes on training, and writes the records as they come.
+    """Starts or continues the training in a workdir, and writes each record after its step.
 
     Raises:
-      FieldError: the policy's checkpoint cannot be used, or the problems are not those of the
-        results that are there.
-      FlagError: a checkpoint of the run cannot be used.
-      SystemExit: with EXIT_CODE, when a signal asked the run to stop.
+      FieldError: the policy's checkpoint cannot be used, or the workdir has results that were made
+        with other problems.
+      FlagError: a checkpoint in the workdir cannot be used.
+      SystemExit: a signal asked the run to stop. The code is EXIT_CODE.
     """
     task = make_task(config.task, config.policy.checkpoint)
-    problems = getattr(task, "fingerprint", None)  # text tasks have one
-    check_problems(workdir, config, problems)
-    first = jax.process_index() == 0  # of several processes, the one that writes the records
+    problems_fingerprint = getattr(task, "fingerprint", None)  # only text tasks have a fingerprint
+    check_same_problems(workdir, config, problems_fingerprint)
+    # Of several processes, only one writes the records.
+    writes_records = jax.process_index() == 0
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         run = stack.enter_context(contextlib.closing(build_run(config, task)))
-        if first:
-            write_run_files(workdir, config, problems)
+        if writes_records:
+            write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
-        append = _ignore
-        if first:
+        append = _discard
+        if writes_records:
             path = workdir / "metrics.jsonl"
             append = stack.enter_context(Appender(path, num_kept=len(records))).append
         with Progress("learner steps", config.steps, done=len(records)) as progress:
@@ -51,39 +55,49 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
                 records.append(plain(record))
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
         if run.step < config.steps and not (records and records[-1]["collapsed"]):
-            print(f"saved before step {run.step}; run the same command to go on", file=sys.stderr)
+            hint = "run the same command to go on"
+            print(f"stopped and saved before step {run.step}; {hint}", file=sys.stderr)
             sys.exit(EXIT_CODE)
         summary = summarize(records)
         if not summary["collapsed"]:
             final = run.generator.evaluate(run.state.params, config.steps)
             summary["final_eval_reward"] = final["eval_reward"]
-        # Before summary.json, so that the same command does what is left if this fails.
+        # The policy is saved before summary.json. If saving fails, the workdir is not finished, and
+        # the same command tries again.
         if config.save_policy and not summary["collapsed"]:
             save_policy(run, workdir / "policy")
-        elif config.save_policy and first:
-            reason = "the run collapsed, so its policy is not saved; its checkpoints stay"
+        elif config.save_policy and writes_records:
+            reason = "the run collapsed, so its policy is not saved; its checkpoints are kept"
             print(f"{workdir}: {reason}", file=sys.stderr)
-        if first:
+        if writes_records:
             write_json(workdir / SUMMARY, summary)
-            print(_ending(summary))
+            print(_result_line(summary))
 
 
-def _ending(summary: dict[str, Any]) -> str:
-    """Returns how the training went, in a sentence."""
+def _result_line(summary: dict[str, Any]) -> str:
+    """Returns one line about the result of the training."""
     steps = summary["learner_steps"]
     if summary["collapsed"]:
-        return f"collapsed after {steps} learner steps: something was not finite"
+        reason = "the loss, gradient, update or parameters were not finite"
+        return f"collapsed after {steps} learner steps: {reason}"
     start, end = summary["first_eval_reward"], summary["final_eval_reward"]
-    rise = f"reward {end:.3f}" if start is None else f"reward {start:.3f} -> {end:.3f}"
-    return f"{rise} after {steps} learner steps"
+    rewards = f"reward {end:.3f}" if start is None else f"reward {start:.3f} -> {end:.3f}"
+    return f"{rewards} after {steps} learner steps"
 
 
-def _ignore(record: dict[str, Any]) -> None:
-    """Takes the records of a process that does not write them."""
+def _discard(record: dict[str, Any]) -> None:
+    """Ignores a record. Processes that write no records pass their records to this function."""
 
 
 def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[dict]:
-    """Puts the newest checkpoint into the run; returns the records before it. Raises FlagError."""
+    """Loads the newest checkpoint into the run, if there is one.
+
+    Returns:
+      The records of the steps before the checkpoint.
+
+    Raises:
+      FlagError: the checkpoint cannot be used, or metrics.jsonl lacks records before it.
+    """
 
     def refuse(reason: str, hint: str) -> FlagError:
         return FlagError("workdir", workdir, f"{reason}: {hint}")
@@ -96,7 +110,7 @@ def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[di
     if len(lines) < run.step:
         raise refuse(
             f"metrics.jsonl has {len(lines)} records, the checkpoint comes after {run.step}",
-            "put the whole file back, or give another folder",
+            "restore the complete file, or give another folder",
         )
     return [json.loads(line) for line in lines]
 
@@ -104,8 +118,10 @@ def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[di
 def save_policy(run: Run, folder: pathlib.Path) -> None:
     """Writes the policy as a model folder.
 
+    Tokenizer and settings are copied from the checkpoint that the run started from, if any.
+
     Raises:
-      FieldError: the checkpoint that the run started from, whose files are copied, is gone.
+      FieldError: this checkpoint cannot be read, for example because it was deleted.
     """
     source, programs = run.config.policy.checkpoint, run.programs
     tokens: dict[str, Any] = dict(
@@ -114,6 +130,6 @@ def save_policy(run: Run, folder: pathlib.Path) -> None:
     try:
         huggingface.save(folder, programs.policy, run.state.params, source, **tokens)
     except huggingface.ModelFolderError as error:
-        rest = "the training is done, its policy is not saved yet"
-        hint = f"{error}; then run the same command again: {rest}"
+        state = "the training is done, but its policy is not saved yet"
+        hint = f"{error}; then run the same command again: {state}"
         raise FieldError("policy.checkpoint", hint, source) from error

@@ -1,1 +1,1 @@
-"""Measures the gradient bias of stale rollouts: exactly by enumeration, or from paired batches."""
+"""Measures the gradient bias of stale rollouts, by enumeration or from paired batches."""

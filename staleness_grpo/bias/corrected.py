@@ -1,13 +1,13 @@
-"""Derives exact population coefficients of the corrections from the code that trains.
+"""Derives the exact population coefficients of the corrections from the code that trains.
 
-A correction's per-token objective is, in A, a function of the sign times |A|, plus at most a
-penalty that does not depend on A. So its derivatives at A = 1, -1 and 0 say all there is to know.
-The expectation over the group enters through E[A+] and E[A-] alone, as in `exact`.
+A correction's per-token objective is |A| times a function of the sign of A, plus, in some
+corrections, a penalty that does not depend on A. So its derivatives at A = 1, -1 and 0 determine
+the objective for every A. The expectation over the group needs only E[A+] and E[A-], as in `exact`.
 
-A correction that reads the whole batch (a quantile, a second moment) is evaluated on the
-population. There each response occurs three times, once for each sign of its advantage, weighted by
-the probability of that sign. This is the limit of large batches. In a finite batch the statistic is
-random, which biases the gradient by O(1/B).
+Some corrections use a statistic of the whole batch, such as a quantile or a second moment. Here the
+statistic is computed on the population. The population contains each response three times, once for
+each sign of its advantage, weighted by the probability of that sign. This is the limit of large
+batches. In a finite batch the statistic is random, which biases the gradient by O(1/B).
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,31 +29,32 @@ SIGNS = (1.0, -1.0, 0.0)
 def coefficients(
     problem: Problem, objective: SurrogateConfig, name: str, overrides: Mapping[str, float]
 ) -> Coefficients:
-    """Returns the correction `name` as coefficients for `exact.corrected_gradient`.
+    """Returns the coefficients of the correction `name`, for `exact.corrected_gradient`.
 
-    The proximal policy is the policy itself: one optimizer step per rollout batch.
+    The proximal policy is the policy itself, as with one optimizer step per rollout batch.
 
     Args:
       problem: the enumerable problem.
-      objective: the surrogate, whose clip range serves corrections without one of their own.
+      objective: the surrogate. Corrections without their own clip range use its clip range.
       name: a key of `registry.CORRECTIONS`.
-      overrides: values of the correction's parameters, in place of their defaults.
+      overrides: parameter values of the correction that replace the defaults.
 
     Raises:
-      ValueError: as `registry.bind` does. Also for a correction that reads the size of A, because
-        its expectation needs the whole distribution of A, not its positive and negative parts.
+      ValueError: `registry.bind` refuses the arguments. Also if the correction reads the size of A,
+        because its expectation depends on the whole distribution of A and not only on E[A+] and
+        E[A-].
     """
     correction = registry.bind(name, objective, overrides)
     if registry.CORRECTIONS[name].reads_advantage_size:
         raise ValueError(
-            f"{name} reads the size of the advantages, which coefficients at A = +1 and -1 do not "
-            "describe: leave it out"
+            f"{name} reads the size of the advantages, so it has no exact coefficients: "
+            "choose another correction"
         )
 
     def evaluate(policy_logprobs_NxYxR: Array, behavior_logprobs_NxYxR: Array) -> tuple[Array, ...]:
         probs_NxY = jnp.exp(jnp.sum(behavior_logprobs_NxYxR, axis=-1))
         level_probs_NxM = level_probabilities(problem, probs_NxY)
-        # O: the SIGNS.
+        # O is the axis of SIGNS.
         sign_probs_OxNxM = sign_probabilities(
             level_probs_NxM, problem.levels_M, problem.group_size, objective
         )
@@ -82,9 +83,9 @@ def coefficients(
 
 
 def one_of(choices: Sequence[Coefficients], index: Array) -> Coefficients:
-    """Returns the coefficients number `index`.
+    """Returns coefficients that evaluate `choices[index]`.
 
-    The index may be traced, so that one compiled program serves all corrections.
+    The index may be traced. So one compiled program can be used for all corrections.
     """
 
     def evaluate(policy_logprobs_NxYxR: Array, behavior_logprobs_NxYxR: Array) -> tuple[Array, ...]:

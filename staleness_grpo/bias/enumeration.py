@@ -1,6 +1,6 @@
 """Computes the log-probability of every response to every prompt of an enumerable task.
 
-In this package N counts the prompts of the population, which have equal weight.
+In the package `bias`, N is the number of prompts in the population. All prompts have equal weight.
 """
 
 import dataclasses
@@ -18,15 +18,17 @@ from staleness_grpo.types import Array, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Holds everything but the parameters that the population surrogate needs.
+    """Holds all inputs of the population surrogate except the parameters.
 
-    It is a pytree, so jit can take it. `apply(params, tokens_BxT) -> logits_BxTxV` is any causal
-    policy: the logits at position t, which predict token t + 1, may depend on tokens 0..t only.
+    A problem is a pytree, so it can be an argument of jitted functions. `apply` is any causal
+    policy with the signature `apply(params, tokens_BxT) -> logits_BxTxV`. The logits at position t
+    predict token t + 1 and may depend on tokens 0..t only.
     """
 
-    # int32, O: every prompt followed by each of its prefixes of R - 1 tokens, prompt by prompt
+    # int32. Each row is a prompt followed by one response prefix of R - 1 tokens. O runs over the
+    # prompts, and over all prefixes of a prompt before the next prompt.
     inputs_OxT: Array
-    # int32, number of a prefix of the prompt that begins like the response's first t tokens
+    # int32, index of a prefix that begins with the response's first t tokens
     prefix_YxR: Array
     tokens_YxR: Array  # int32
     mask_YxR: Array  # bool
@@ -39,7 +41,7 @@ class Problem:
     def from_task(
         cls, apply: Callable[[PyTree, Array], jax.Array], task: EnumerableTask, group_size: int
     ) -> Self:
-        """Returns the problem of all prompts of the task, with the policy's `apply`."""
+        """Makes the problem that contains all prompts of the task."""
         tokens_YxR, mask_YxR = task.responses
         prefixes, prefix_YxR = maximal_prefixes(tokens_YxR, mask_YxR)
         prompts_NxP = task.prompts(np.arange(task.num_prompts)).tokens_NxP
@@ -64,15 +66,16 @@ class Problem:
 
 
 def maximal_prefixes(tokens_YxR: np.ndarray, mask_YxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct prefixes of R - 1 tokens, and where in them each shorter prefix is.
+    """Returns the distinct prefixes of R - 1 tokens, and where each shorter prefix occurs in them.
 
-    Only prefixes after which a response can go on are kept. One causal pass over them holds the
-    next-token distribution after *every* prefix: the network sees V^(R-1) sequences, not V^R.
+    Only prefixes that some response continues are kept. One causal pass over these prefixes gives
+    the next-token distribution after every prefix of any length. So the network runs on V^(R-1)
+    sequences instead of V^R.
 
     Returns:
-      (prefixes, prefix_YxR): int32 of shape [number of prefixes, R - 1], and int32. The first
-      prefix that begins with the first t tokens of response y is prefixes[prefix_YxR[y, t]]. Where
-      y is masked, prefix_YxR is 0.
+      (prefixes, prefix_YxR), both int32. `prefixes` has shape [number of prefixes, R - 1].
+      prefixes[prefix_YxR[y, t]] is the first prefix that begins with the first t tokens of response
+      y. Where y is masked, prefix_YxR is 0.
     """
     num_responses, length = tokens_YxR.shape
     prefixes = np.unique(tokens_YxR[mask_YxR[:, -1], : length - 1], axis=0)
@@ -90,13 +93,13 @@ def maximal_prefixes(tokens_YxR: np.ndarray, mask_YxR: np.ndarray) -> tuple[np.n
 def response_logprobs(problem: Problem, params: PyTree) -> jax.Array:
     """Returns log pi(y_t | x, y_<t) at temperature 1, [N, Y, R], 0 where masked.
 
-    The result is float32 or better.
+    The dtype is float32, or float64 if the logits are float64.
     """
     num_prompts = problem.level_NxY.shape[0]
     length = problem.tokens_YxR.shape[1]
     logits = problem.apply(params, problem.inputs_OxT)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    # O: the prefixes of one prompt.
+    # O is the axis of the prefixes of one prompt.
     logits_NxOxRxV = logits[:, -length:].reshape(num_prompts, -1, length, logits.shape[-1])
     logprobs_NxOxRxV = jax.nn.log_softmax(logits_NxOxRxV, axis=-1)
     logprobs_NxYxR = logprobs_NxOxRxV[:, problem.prefix_YxR, np.arange(length), problem.tokens_YxR]
@@ -104,13 +107,13 @@ def response_logprobs(problem: Problem, params: PyTree) -> jax.Array:
 
 
 def level_probabilities(problem: Problem, probs_NxY: Array) -> jax.Array:
-    """Returns the probability [N, M] of each reward level, given that of each response."""
+    """Returns each reward level's probability [N, M] from the probabilities of the responses."""
     attained_NxYxM = problem.level_NxY[..., None] == np.arange(len(problem.levels_M))[None, None]
     return jnp.einsum("ny,nym->nm", probs_NxY, attained_NxYxM.astype(probs_NxY.dtype))
 
 
 def expected_reward(problem: Problem, params: PyTree) -> jax.Array:
-    """Returns J(theta), the mean reward over prompts and responses."""
+    """Returns J(theta), the expected reward, averaged over the prompts."""
     probs_NxY = jnp.exp(jnp.sum(response_logprobs(problem, params), axis=-1))
     return jnp.mean(
         level_probabilities(problem, probs_NxY) @ jnp.asarray(problem.levels_M, probs_NxY.dtype)

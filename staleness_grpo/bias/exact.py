@@ -3,17 +3,17 @@
     L = mean_x sum_y pi_phi(y|x) sum_t w_t [ E[A+|y] f+(r_t) - E[A-|y] f-(r_t) ],
     r = pi_theta / pi_phi,  f+(r) = min(r, 1 + clip_high),  f-(r) = max(r, 1 - clip_low),
 
-with A+ = max(A, 0), A- = max(-A, 0), and w_t the share of a token in the length normalization. The
-expectations run over the other responses of the group (see `group_statistics`). This is the
-surrogate of arXiv 2607.01083 with explicit behavior policy phi. A response is one of the G
-exchangeable members of its group, so nothing is sampled.
+with A+ = max(A, 0) and A- = max(-A, 0). w_t is a token's weight in the length normalization. The
+expectations are over the other responses of the group (see `group_statistics`). This is the
+surrogate of arXiv 2607.01083 with an explicit behavior policy phi. The G members of a group are
+exchangeable, so a sum over the responses of one member replaces sampling.
 
 H = grad_theta L is one vector-Jacobian product of the log-probabilities with weights
-pi_phi w_t (E[A+] c+ - E[A-] c-), c = df/dlog pi_theta. Another correction is another pair (c+, c-):
-see `Coefficients`. H is also differentiable in phi, which the constants in `smoothness` need.
+pi_phi w_t (E[A+] c+ - E[A-] c-), c = df/dlog pi_theta. Another correction has another pair
+(c+, c-), see `Coefficients`. H is also differentiable in phi, as `smoothness` requires.
 
-A gradient on the clip's edge (r exactly 1 + clip_high or 1 - clip_low) is undefined; here it is
-cut. Use float64: the bias is a small difference of near-equal gradients.
+The gradient is undefined where r is exactly 1 + clip_high or 1 - clip_low. Here such a token has
+gradient 0. Use float64, because the bias is a small difference of nearly equal gradients.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,16 @@ from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.objective.tokens import LOG_RATIO_CLAMP, clipped_objective
 from staleness_grpo.types import Array, PyTree
 
-# (policy_logprobs_NxYxR, behavior_logprobs_NxYxR) -> (c+, c-), each broadcastable to [N, Y, R]. c+
-# multiplies grad log pi_theta of a token when the advantage is 1, and -c- when it is -1. An
-# optional third array, a penalty, multiplies it whatever the advantage is. `corrected` makes those
-# of the published corrections. Both arguments are 0 where masked, so sums over the last axis are
-# sequence log-probabilities.
+# A function (policy_logprobs_NxYxR, behavior_logprobs_NxYxR) -> (c+, c-), each broadcastable to
+# [N, Y, R]. A token's gradient is c+ grad log pi_theta at advantage 1, and -c- grad log pi_theta at
+# advantage -1. An optional third array is the coefficient of a penalty, and is added to both. The
+# module `corrected` makes the coefficients of the published corrections. Both arguments are 0 where
+# masked, so sums over the last axis are sequence log-probabilities.
 Coefficients = Callable[[Array, Array], tuple[Array, ...]]
 
 
 def clip_coefficients(objective: SurrogateConfig) -> Coefficients:
-    """Returns GRPO's coefficients: r where the clip leaves the token alone, else 0."""
+    """Returns GRPO's coefficients, which are r for unclipped tokens and 0 for clipped ones."""
 
     def coefficients(policy_logprobs: Array, behavior_logprobs: Array) -> tuple[Array, ...]:
         log_ratio = policy_logprobs - behavior_logprobs
@@ -52,7 +52,7 @@ def clip_coefficients(objective: SurrogateConfig) -> Coefficients:
 def sequence_is_coefficients(
     policy_logprobs: Array, behavior_logprobs: Array
 ) -> tuple[Array, Array]:
-    """Puts the exact weight of the whole response, pi_theta(y) / pi_phi(y), on each of its tokens.
+    """Returns the exact importance weight of the response, pi_theta(y) / pi_phi(y), for each token.
 
     Returns:
       (c+, c-): the same array [N, Y, 1] twice.
@@ -64,11 +64,13 @@ def sequence_is_coefficients(
 def population_weights(
     problem: Problem, behavior_logprobs_NxYxR: Array, objective: SurrogateConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes the factors of the surrogate that depend on phi alone.
+    """Computes the factors of the surrogate that depend on phi only.
 
-    Token weights are those of `objective.surrogate.token_weights` without its 1/B: 'response'
-    1/|y|, 'constant' 1/R, 'tokens' 1/E[|y|] with the expectation under phi over responses and
-    prompts. The last is the limit of large batches; in a finite batch the divisor is random.
+    The token weights are `objective.surrogate.token_weights` without the factor 1/B:
+      'response': 1/|y|;
+      'constant': 1/R;
+      'tokens': 1/E[|y|], with the expectation under phi over responses and prompts. This is the
+      limit of large batches. In a finite batch the divisor is random.
 
     Returns:
       (pi_phi(y) [N, Y], token weights [1, Y, R], E[A+] and E[A-] stacked [2, N, Y]).
@@ -111,7 +113,7 @@ def logprob_cotangent(
 def surrogate(
     problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
 ) -> jax.Array:
-    """Returns L(theta, phi), a scalar to be maximized; it is differentiable in both."""
+    """Returns L(theta, phi), a scalar to maximize, differentiable in theta and phi."""
     policy_logprobs = response_logprobs(problem, params)
     behavior_logprobs = response_logprobs(problem, behavior_params)
     probs_NxY, token_weights, (positive_NxY, negative_NxY) = population_weights(
@@ -135,7 +137,7 @@ def corrected_gradient(
 ) -> PyTree:
     """Returns the population gradient of any correction that `Coefficients` can express.
 
-    It is the ascent direction, a pytree like `params`.
+    The gradient is the ascent direction, a pytree like `params`.
     """
     policy_logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
     behavior_logprobs = response_logprobs(problem, behavior_params)
@@ -149,7 +151,7 @@ def surrogate_gradient(
 ) -> PyTree:
     """Returns H(theta, phi) = grad_theta L(theta, phi).
 
-    It is the ascent direction, a pytree like `params`.
+    H is the ascent direction, a pytree like `params`.
     """
     return corrected_gradient(
         problem, params, behavior_params, objective, clip_coefficients(objective)
@@ -161,7 +163,8 @@ def surrogate_bias(
 ) -> PyTree:
     """Returns the bias H(theta, phi) - H(theta, theta), a pytree like `params`.
 
-    It is pulled back as one difference, so that nothing cancels in the network.
+    The difference of the two cotangents is pulled back once. So the result does not lose digits to
+    the cancellation of two nearly equal gradients of the network.
     """
     policy_logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
     behavior_logprobs = response_logprobs(problem, behavior_params)
@@ -177,9 +180,9 @@ def clip_fraction(
     behavior_logprobs_NxYxR: Array,
     objective: SurrogateConfig,
 ) -> jax.Array:
-    """Returns the expected share of the tokens drawn from phi whose gradient the clip removes.
+    """Returns the expected share of tokens, drawn from phi, whose gradient the clip removes.
 
-    It is exactly 0 if no token is clipped.
+    The share is exactly 0 if no token is clipped.
     """
     probs_NxY, _, (positive_NxY, negative_NxY) = population_weights(
         problem, behavior_logprobs_NxYxR, objective
@@ -199,9 +202,9 @@ def performative_objective(
 ) -> jax.Array:
     """Returns F(theta), the on-policy objective E_{y ~ pi_theta}[ A sum_t w_t ].
 
-    Advantages and token weights are frozen at phi. The gradient of F at theta = phi is the
-    derivative that counts how theta moves the data. L(theta, theta) cannot serve for that: with
-    1/|y| and centered advantages it is identically 0.
+    Advantages and token weights are frozen at phi. The gradient of F at theta = phi includes the
+    effect of theta on the data. L(theta, theta) cannot replace F, because with 1/|y| and centered
+    advantages L(theta, theta) is identically 0.
     """
     probs_NxY = jnp.exp(jnp.sum(response_logprobs(problem, params), axis=-1))
     _, token_weights, (positive_NxY, negative_NxY) = population_weights(
@@ -215,14 +218,14 @@ def performative_objective(
 def group_statistics_bias(
     problem: Problem, params: PyTree, behavior_params: PyTree, objective: SurrogateConfig
 ) -> PyTree:
-    """Returns the part of the bias that group statistics alone cause, a pytree like `params`.
+    """Returns the part of the bias that group statistics cause, a pytree like `params`.
 
-    It comes from advantages of phi's groups in place of theta's:
+    Its cause is that advantages are computed in groups from phi instead of groups from theta:
 
         mean_x sum_y pi_theta(y) sum_t w_t (E_phi[A|y] - E_theta[A|y]) grad log pi_theta(y_t)
 
-    Exact sequence-level importance weights leave this and nothing else. With 'tokens' that fails,
-    because the divisor depends on phi as well.
+    With exact sequence-level importance weights this is the whole bias. The normalization 'tokens'
+    is an exception, because its divisor depends on phi too.
     """
     logprobs, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
     _, _, stale = population_weights(

@@ -1,4 +1,4 @@
-"""Computes expected advantages over the random rest of a group, by a multinomial sum."""
+"""Computes a response's expected advantage over the other members of its group, exactly."""
 
 import itertools
 import math
@@ -12,10 +12,11 @@ from staleness_grpo.types import Array
 
 
 def level_counts(total: int, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lists every way in which `total` responses can fall on M levels.
+    """Lists every way to distribute `total` responses over M reward levels.
 
     Returns:
-      (counts [Z, M], multinomial coefficients [Z]): int and float64.
+      (counts [Z, M], multinomial coefficients [Z]), int and float64. Each row of counts is the
+      number of responses on each level.
     """
     lower_levels = itertools.product(range(total + 1), repeat=num_levels - 1)
     counts_ZxM = np.array([(*k, total - sum(k)) for k in lower_levels if sum(k) <= total])
@@ -28,9 +29,9 @@ def level_counts(total: int, num_levels: int) -> tuple[np.ndarray, np.ndarray]:
 def advantage_table(
     levels_M: Array, others_ZxM: np.ndarray, objective: SurrogateConfig
 ) -> jax.Array:
-    """Returns the advantage [M, Z] of a response at each level.
+    """Returns the advantage [M, Z] of a response at each level, for each composition of the others.
 
-    The others of its group have these level counts.
+    `others_ZxM` counts the other responses of the group on each level.
     """
     num_levels = others_ZxM.shape[-1]
     counts_MxZxM = others_ZxM[None] + np.eye(num_levels, dtype=int)[:, None]
@@ -41,7 +42,7 @@ def advantage_table(
         deviations = levels_M[None, None] - mean_MxZ[..., None]
         std_MxZ = jnp.sqrt(jnp.sum(counts_MxZxM * deviations**2, axis=-1) / group_size)
         centered_MxZ = centered_MxZ / (std_MxZ + objective.std_epsilon)
-    # Equal rewards give exactly 0, where mean and std would round.
+    # Equal rewards must give exactly 0, but mean and standard deviation have rounding errors.
     all_equal_MxZ = np.max(counts_MxZxM, axis=-1) == group_size
     return jnp.where(all_equal_MxZ, 0.0, centered_MxZ)
 
@@ -51,9 +52,9 @@ def expected_advantages(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns E[max(A, 0) | level] and E[max(-A, 0) | level], both [N, M].
 
-    The other G - 1 responses fall on the levels as Multinomial(G - 1, level_probs). The two parts
-    are kept apart because the clip's branch depends on the sign of A. For a middle level that sign
-    varies from group to group.
+    The level counts of the other G - 1 responses are Multinomial(G - 1, level_probs). The positive
+    and the negative part are separate because the clip depends on the sign of A. The sign of a
+    middle level's advantage varies from group to group.
     """
     probs_NxZ, advantages_MxZ = others_and_advantages(
         level_probs_NxM, levels_M, group_size, objective
@@ -81,10 +82,11 @@ def sign_probabilities(
 def others_and_advantages(
     level_probs_NxM: Array, levels_M: Array, group_size: int, objective: SurrogateConfig
 ) -> tuple[Array, jax.Array]:
-    """Computes how probable each composition of the others is, and which advantage it gives.
+    """Computes the probability of each composition of the other responses, and its advantages.
 
-    Differentiable in `level_probs`. Powers come from repeated multiplication, so that a level of
-    probability 0 has derivative 0 and never 0 * inf, which q**k would give.
+    The result is differentiable in `level_probs`. Powers are computed by repeated multiplication,
+    so that a level of probability 0 has derivative 0. The derivative of q**k would be 0 * inf
+    there.
 
     Returns:
       (probabilities [N, Z], advantages [M, Z]).

@@ -1,16 +1,16 @@
-"""Estimates the gradient bias of stale rollouts from fresh rollouts paired with them.
+"""Estimates the gradient bias of stale rollouts by pairing them with fresh rollouts.
 
-This needs no enumeration. At learner parameters theta, theta itself answers the stale batch again:
-the same prompts with the same noise. Each of the N groups (or of J blocks of them) has a stale
+The estimate needs no enumeration. The current parameters theta answer the stale batch again, with
+the same prompts and the same noise. Each of the N groups (or of J blocks of groups) has a stale
 gradient s_i and a fresh gradient f_i, with E s = H(theta, phi) and E f = H(theta, theta). So the
-mean of d_i = s_i - f_i is the bias, which is bitwise 0 at lag 0.
+mean of d_i = s_i - f_i estimates the bias. It is bitwise 0 at lag 0.
 
-Norms come from pairs of different groups alone. |mean d|^2 overstates |E d|^2 by the noise, which
-is tr Cov(d) / N; the mean of d_i . d_j over i != j does not. Common random numbers leave less noise
-in d than two independent batches would.
+Norms are estimated from pairs of different groups only. |mean d|^2 is too large by the noise
+tr Cov(d) / N on average. The mean of d_i . d_j over i != j estimates |E d|^2 without bias. The same
+noise in both batches makes d less noisy than with two independent batches.
 
-Everything is a function of the inner products of the gradients, [4, J, J] for each comparison,
-which `training.diagnostics.make_paired_gram` computes.
+All estimates are functions of the gradients' inner products, [4, J, J] for each comparison. The
+function of `training.diagnostics.make_paired_gram` computes them.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ import numpy as np
 from staleness_grpo.scaling.bootstrap import CONFIDENCE
 
 RESAMPLES = 1000
-# An interval needs so many groups or blocks in each comparison, because a resample sees only the
-# spread within a comparison. It needs so many groups in all.
+# An interval needs at least FEWEST_BLOCKS groups (or blocks) in each comparison, because resamples
+# vary only within a comparison. It needs at least FEWEST_GROUPS groups in all comparisons together.
 FEWEST_BLOCKS, FEWEST_GROUPS = 4, 8
 
 
@@ -30,49 +30,54 @@ FEWEST_BLOCKS, FEWEST_GROUPS = 4, 8
 class Paired:
     """Holds estimates over all comparisons, each with its bootstrap interval.
 
-    What could not be estimated is NaN.
+    An estimate that could not be computed is NaN.
     """
 
     # Root of the mean of |H(theta, phi) - H(theta, theta)|^2; 0 if its estimate is negative.
     bias_norm: float
     bias_norm_interval: tuple[float, float]
-    relative_bias: float  # bias_norm over the root of the mean of |H(theta, theta)|^2
+    relative_bias: float  # bias_norm / root of the mean of |H(theta, theta)|^2
     relative_bias_interval: tuple[float, float]
-    # Cosine of H(theta, phi) with H(theta, theta). It is a quotient of unbiased estimates, which
-    # may exceed 1; NaN where the estimate of a norm is not positive.
+    # Cosine of H(theta, phi) and H(theta, theta). As a quotient of unbiased estimates it may exceed
+    # 1. NaN if the estimate of a squared norm is not positive.
     cosine: float
     cosine_interval: tuple[float, float]
-    num_groups: int  # or blocks, in all comparisons
+    num_groups: int  # number of groups, or blocks, in all comparisons
 
 
 _UNKNOWN = (math.nan, math.nan)
-NO_ESTIMATE = Paired(  # the result of no comparison at all
+NO_ESTIMATE = Paired(  # the result without any comparison
     math.nan, _UNKNOWN, math.nan, _UNKNOWN, math.nan, _UNKNOWN, num_groups=0
 )
 
 
 def estimate(gram_XxUxJxJ: np.ndarray, seed: int = 0) -> Paired:
-    """Estimates the bias over X comparisons together: mean squares over them, not means of norms.
+    """Estimates the bias over X comparisons together.
+
+    Squared norms are averaged over the comparisons, and then the root is taken.
 
     Intervals are central 95 % percentile intervals over RESAMPLES resamples of the groups within
-    each comparison. A group drawn twice is not paired with itself. J - 1 of the J groups are drawn,
-    with replacement, so that the variance of a resampled mean is that of the mean without bias; J
-    draws would have (J - 1) / J of it. In simulations with Gaussian gradients the intervals covered
-    the truth in 95 % of cases or more where a group's noise was larger than its mean. With less
-    noise they covered it in somewhat fewer, in fewest for the cosine of a single comparison. They
-    say nothing about other theta, phi or seeds of the training.
+    each comparison. A group that is drawn twice is not paired with itself. A resample draws J - 1
+    of the J groups, with replacement. The variance of a resampled mean is then an unbiased estimate
+    of the variance of the mean. With J draws it would be too small by the factor (J - 1) / J.
 
-    They are NaN where the estimate is. They are also NaN with fewer than FEWEST_BLOCKS groups in a
-    comparison, or FEWEST_GROUPS in all. In a resample where a norm's estimate is not positive, the
-    quotient counts as infinite. So a bound is infinite where many are.
+    In simulations with Gaussian gradients, intervals covered the truth in at least 95 % of cases if
+    a group's noise was larger than its mean. With less noise the coverage was somewhat lower, and
+    lowest for the cosine of a single comparison. Intervals do not cover other theta, other phi or
+    other training seeds.
+
+    An interval is NaN if its estimate is NaN, if a comparison has fewer than FEWEST_BLOCKS groups,
+    or if all comparisons together have fewer than FEWEST_GROUPS groups. If a resample's estimate of
+    a squared norm is not positive, its quotient is infinite. So an interval's bound is infinite if
+    many resamples have such an estimate.
 
     Args:
       gram_XxUxJxJ: U = 4 matrices of inner products for each comparison, J >= 2, in the order of
         `training.diagnostics.make_paired_gram`.
-      seed: of the resamples.
+      seed: the seed of the resamples.
 
     Raises:
-      ValueError: for another shape, J < 2, or products that are not finite.
+      ValueError: the shape is another one, J < 2, or an inner product is not finite.
     """
     gram_XxUxJxJ = np.asarray(gram_XxUxJxJ, np.float64)
     shape = gram_XxUxJxJ.shape
@@ -81,7 +86,7 @@ def estimate(gram_XxUxJxJ: np.ndarray, seed: int = 0) -> Paired:
     if not np.all(np.isfinite(gram_XxUxJxJ)):
         raise ValueError("some inner products are not finite: leave out their comparisons")
     num_comparisons, _, num_groups, _ = shape
-    gram_XxUxJxJ = gram_XxUxJxJ * (1 - np.eye(num_groups))  # no group with itself
+    gram_XxUxJxJ = gram_XxUxJxJ * (1 - np.eye(num_groups))  # no pairs of a group with itself
     estimates = [
         value if math.isfinite(value) else math.nan
         for value in _statistics(gram_XxUxJxJ, np.ones((num_comparisons, num_groups)))
@@ -98,8 +103,8 @@ def estimate(gram_XxUxJxJ: np.ndarray, seed: int = 0) -> Paired:
                 for _ in range(RESAMPLES)
             ]
         )
-        # A resample without a pair of different groups is left out. With the fewest groups that are
-        # allowed, (1 / FEWEST_BLOCKS^2)^2 of them are.
+        # A resample without a pair of different groups is left out. With the fewest allowed groups,
+        # this is expected for a share (1 / FEWEST_BLOCKS^2)^2 of the resamples.
         resampled = resampled[~np.isnan(resampled[:, 0])]
         intervals = [
             _interval(value, values) for value, values in zip(estimates, resampled.T, strict=True)
@@ -117,21 +122,21 @@ def estimate(gram_XxUxJxJ: np.ndarray, seed: int = 0) -> Paired:
 
 
 def _interval(estimate: float, resampled: np.ndarray) -> tuple[float, float]:
-    """Returns the central percentile interval; NaN for an estimate that is NaN."""
+    """Returns the central percentile interval; (NaN, NaN) if the estimate is NaN."""
     if math.isnan(estimate):
         return _UNKNOWN
     tail = (1 - CONFIDENCE) / 2
-    # Without interpolation, which infinite values do not allow.
+    # No interpolation, because values may be infinite.
     low = np.quantile(resampled, tail, method="lower")
     high = np.quantile(resampled, 1 - tail, method="higher")
     return float(low), float(high)
 
 
 def _statistics(gram_XxUxJxJ: np.ndarray, count_XxJ: np.ndarray) -> tuple[float, float, float]:
-    """Returns (bias norm, relative bias, cosine) when each group counts `count_XxJ` times.
+    """Returns (bias norm, relative bias, cosine) of a batch with each group `count_XxJ` times.
 
-    All are NaN without a pair of different groups. A quotient by a norm whose estimate is not
-    positive is infinite.
+    All three are NaN without a pair of different groups. A quotient is infinite if the estimate of
+    the squared norm in its denominator is not positive.
     """
     weight_XxJxJ = count_XxJ[:, :, None] * count_XxJ[:, None, :]
     # Pairs of different groups.

@@ -1,4 +1,4 @@
-"""Samples one batch of an enumerable problem, through the code that trains."""
+"""Samples batches of an enumerable problem, and differentiates them with the training code."""
 
 import jax
 import jax.numpy as jnp
@@ -25,24 +25,25 @@ def sampled_cotangent(
 ) -> jax.Array:
     """Samples one batch and returns its dL/dlog pi_theta, [N, Y, R].
 
-    A batch has a group of G responses from phi for each of some random prompts. The responses are
-    drawn from their exact distribution. Advantages and surrogate are those of the training loop.
+    A batch has a group of G responses from phi for each of `batch_prompts` random prompts. The
+    responses are drawn from their exact distribution. Advantages and surrogate are computed by the
+    code of the training loop.
 
-    As an estimate of `exact.logprob_cotangent` it is unbiased with 'response' and 'constant' length
-    normalization. With 'tokens', a ratio of sums, its bias is O(1 / (batch_prompts G)). It has the
-    same pullback as the exact cotangent.
+    The result is an estimate of `exact.logprob_cotangent`. With the length normalizations
+    'response' and 'constant' the estimate is unbiased. With 'tokens', a ratio of sums, its bias is
+    O(1 / (batch_prompts G)). The pullback of the exact cotangent can be applied to the result.
 
     Args:
       problem: the enumerable problem.
       policy_logprobs_NxYxR: log pi_theta, 0 where masked.
       behavior_logprobs_NxYxR: log pi_phi, 0 where masked.
       objective: the surrogate.
-      batch_prompts: prompts of the batch, drawn without replacement.
-      key: of the prompts and the responses.
-      token_objective: a correction bound by `corrections.registry`, in place of GRPO's clip. The
-        proximal policy is then the policy itself.
+      batch_prompts: number of prompts in the batch, drawn without replacement.
+      key: the random key for prompts and responses.
+      token_objective: a correction from `corrections.registry.bind` that replaces GRPO's clip. Its
+        proximal policy is the policy itself.
     """
-    # O: the prompts of the batch.
+    # O is the axis of the batch's prompts.
     prompt_key, response_key = jax.random.split(key)
     prompts_Ox1 = jax.random.permutation(prompt_key, len(policy_logprobs_NxYxR))[
         :batch_prompts, None

@@ -1,9 +1,9 @@
-"""Measures the constant of the bias theorem: how strongly H(theta, phi) depends on phi.
+"""Measures how strongly H(theta, phi) depends on phi, which is a constant of the bias theorem.
 
-arXiv 2607.01083 bounds the bias of a step by a Lipschitz constant of H in phi times the
-displacement of the parameters over the lag. To first order that constant is sigma_max(d_phi H) at
-phi = theta, which is measured here. It is local: once a token is clipped H jumps, and no Lipschitz
-constant holds.
+arXiv 2607.01083 bounds the bias of a step by a Lipschitz constant of H in phi, times the
+displacement of the parameters over the lag. To first order the Lipschitz constant is
+sigma_max(d_phi H) at phi = theta, which is measured here. The measured constant is local. H jumps
+where a token becomes clipped, and no Lipschitz constant holds there.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ def largest_singular_value(
 ) -> jax.Array:
     """Returns sigma_max of a function's Jacobian J at a point, by power iteration on J^T J.
 
-    The value is a lower bound that rises to sigma_max. Its relative error falls as
+    The value is a lower bound that converges to sigma_max from below. Its relative error falls as
     (sigma_2 / sigma_1)^(4 * num_iterations).
 
     Args:
-      function: a map from vectors [D] to vectors of any length.
+      function: a function from vectors [D] to vectors of any length.
       at: [D], the point.
-      num_iterations: of the power iteration.
-      key: of the random start.
+      num_iterations: number of power iterations.
+      key: the random key of the start vector.
     """
     _, jacobian = jax.linearize(function, at)
     transposed = jax.linear_transpose(jacobian, at)
@@ -70,7 +70,7 @@ def lipschitz_tightness(
 ) -> jax.Array:
     """Returns ||H(theta, phi) - H(theta, theta)|| / (smoothness * ||theta - phi||).
 
-    The Lipschitz bound holds where this is <= 1.
+    The Lipschitz bound holds where the result is <= 1.
     """
     bias = ravel_pytree(surrogate_bias(problem, params, behavior_params, objective))[0]
     displacement = ravel_pytree(params)[0] - ravel_pytree(behavior_params)[0]

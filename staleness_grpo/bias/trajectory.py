@@ -1,7 +1,7 @@
 """Runs lagged GRPO on an enumerable problem and measures the exact bias at every learner step.
 
-Learner step t updates policy version t to t + 1, as in the training loop, with rollouts of version
-t - lag.
+As in the training loop, learner step t updates policy version t to version t + 1. Its rollouts come
+from version t - lag.
 """
 
 import jax
@@ -20,7 +20,7 @@ QUANTITIES = (
     "bias",  # ||H(theta_t, phi) - H(theta_t, theta_t)||
     "displacement",  # ||theta_t - phi||
     "gradient",  # ||H(theta_t, theta_t)||
-    "cosine",  # of H(theta_t, phi) with H(theta_t, theta_t)
+    "cosine",  # cosine of H(theta_t, phi) and H(theta_t, theta_t)
     "noise",  # ||sampled gradient - H(theta_t, phi)||; 0 without sampling
     "update_norm",  # ||theta_{t+1} - theta_t|| / learning_rate
     "clip_fraction",  # expected share of tokens whose gradient the clip removes
@@ -45,39 +45,40 @@ def lagged_trajectory(
 ) -> tuple[dict[str, jax.Array], PyTree]:
     """Runs `num_steps` learner steps from `params`, each trained with its own lag.
 
-    Lags, steps and learning rate may be traced, so that one compiled program serves every cell of a
+    Lags, steps and learning rate may be traced. So one compiled program can run every cell of a
     grid. vmap over the learning rate, the key, the parameters or the problem's rewards runs many
     cells at once.
 
     Args:
       problem: the enumerable problem.
       params: policy version 0.
-      lags_I: int, the lag of each learner step, at most min(t, max_lag). I is the number of steps
-        that there is room for.
+      lags_I: int, the lag of each learner step, at most min(t, max_lag). I is the largest possible
+        number of steps.
       num_steps: learner steps to run, at most I.
       learning_rate: eta.
-      key: of the sampled groups; the batch of step t depends on (key, t) alone.
+      key: the random key of the sampled groups. The batch of step t depends on (key, t) only.
       objective: the surrogate.
-      optimizer: turns the ascent direction into an update of unit learning rate.
-      batch_prompts: train on one sampled group for each of so many random prompts; 0: train on the
-        exact H.
-      max_lag: versions kept are max_lag + 1.
-      coefficients: of a correction, whose gradient G(theta_t, phi) stands in for H(theta_t, phi)
-        everywhere, in the training too. The reference H(theta_t, theta_t) stays GRPO's. Only
-        without sampling.
-      synchronous: bool, may be traced: train on H(theta_t, theta_t), and only measure the stale
-        gradient beside it.
+      optimizer: computes an update with learning rate 1 from the ascent direction.
+      batch_prompts: number of random prompts in a batch. Each has one sampled group. 0: train on
+        the exact H without sampling.
+      max_lag: the largest lag. The parameters of max_lag + 1 versions are stored.
+      coefficients: coefficients of a correction. The correction's gradient G(theta_t, phi) then
+        replaces H(theta_t, phi) in the training and in all quantities. The reference
+        H(theta_t, theta_t) remains GRPO's. Cannot be combined with sampling.
+      synchronous: bool, may be traced. If true, train on H(theta_t, theta_t), and measure the stale
+        gradient without using it.
 
     Returns:
-      (records, last_params): [I] for each of QUANTITIES, 0 after `num_steps`; and the parameters
-      theta_t of the last recorded step.
+      (records, last_params). records has an array [I] for each of QUANTITIES, which is 0 from step
+      `num_steps` on. last_params are the parameters theta_t of the last recorded step.
 
     Raises:
-      ValueError: for coefficients together with batch_prompts.
+      ValueError: both coefficients and batch_prompts are given.
     """
     if batch_prompts and coefficients is not None:
         raise ValueError(
-            "sampled groups train with GRPO's clip: give batch_prompts=0 with coefficients"
+            "training on sampled groups supports only GRPO's clip: "
+            "give batch_prompts=0, or no coefficients"
         )
     start_D, unravel = ravel_pytree(params)
     clip = exact.clip_coefficients(objective)
@@ -109,7 +110,8 @@ def lagged_trajectory(
             )
         (pulled,) = jax.vmap(pull_back)(jnp.stack(cotangents))
         exact_D = pulled[0] + pulled[1]  # H(theta_t, phi)
-        # Not exact_D plus the noise: a batch of equal rewards must move nothing, to the last bit.
+        # The sampled gradient is not computed as exact_D plus noise. A batch of equal rewards must
+        # leave every bit of the parameters unchanged.
         ascent_D = pulled[2] if batch_prompts else jnp.where(synchronous, pulled[0], exact_D)
         update_D, optimizer_state = optimizer.update(ascent_D, optimizer_state)
 

@@ -1,1 +1,1 @@
-"""Holds the default configuration, and refuses configs that cannot be run."""
+"""Defines the default configuration, and checks configs before they are run."""

@@ -1,4 +1,4 @@
-"""Refuses what a model, a checkpoint or the devices cannot run: rules that span sections."""
+"""Checks the policy and the task of a config: against the checkpoint, devices and each other."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from staleness_grpo.errors import FieldError, require
 
 
 def check_policy(config: ConfigDict, platform: str | None) -> None:
-    """Refuses a policy that devices or mesh cannot run, and flags that a checkpoint fixes.
+    """Checks that devices and mesh can run the policy, and that the checkpoint agrees with it.
 
     Raises:
-      FieldError: naming the first field found wrong.
+      FieldError: naming the first wrong field.
     """
     import jax
 
     if config.policy.attention == "splash":
         platform = platform or jax.default_backend()
-        hint = f"this kernel is for TPUs, and the devices are of platform {platform}: choose xla"
+        hint = f"this kernel is for TPUs, but the devices have platform {platform}: choose xla"
         require(platform == "tpu", "policy.attention", hint)
     tensor, checkpoint = config.mesh.tensor, config.policy.checkpoint
     if checkpoint is None:
@@ -27,14 +27,14 @@ def check_policy(config: ConfigDict, platform: str | None) -> None:
             require(divides, f"policy.{name}", f"give a multiple of mesh.tensor={tensor}")
         return
     architecture = _checkpoint_architecture(config)
-    for name, standard in default_config().policy.items():
+    for name, default_value in default_config().policy.items():
         value = config.policy[name]
-        if hasattr(architecture, name) and name not in _run_fields() and value != standard:
-            given = getattr(architecture, name)
-            hint = f"policy.checkpoint has {given}: leave the flag out"
-            require(value == given, f"policy.{name}", hint)
+        if hasattr(architecture, name) and name not in _run_fields() and value != default_value:
+            checkpoint_value = getattr(architecture, name)
+            hint = f"policy.checkpoint has {checkpoint_value}: leave the flag out"
+            require(value == checkpoint_value, f"policy.{name}", hint)
     divides = architecture.vocab_size % config.policy.vocab_chunks == 0
-    hint = f"give a divisor of the checkpoint's vocabulary {architecture.vocab_size}"
+    hint = f"give a divisor of the checkpoint's vocabulary size {architecture.vocab_size}"
     require(divides, "policy.vocab_chunks", hint)
     heads = architecture.num_kv_heads
     hint = f"give a divisor of the checkpoint's {heads} key/value heads"
@@ -48,7 +48,11 @@ def _run_fields() -> tuple[str, ...]:
 
 
 def _checkpoint_architecture(config: ConfigDict) -> Any:
-    """Reads the shape of the checkpoint and checks its tensors against it. Raises FieldError."""
+    """Returns the checkpoint's architecture, after a check that its tensors have those shapes.
+
+    Raises:
+      FieldError: the checkpoint cannot be used.
+    """
     from staleness_grpo.policy import huggingface
     from staleness_grpo.policy.configured import make_policy
 
@@ -57,7 +61,7 @@ def _checkpoint_architecture(config: ConfigDict) -> Any:
         architecture = make_policy({**config.policy, "vocab_chunks": 1}, 0).config
         huggingface.check_tensors(checkpoint, architecture)
     except ModuleNotFoundError as error:
-        hint = f"pip install {error.name}, of the extra hf"
+        hint = f"a checkpoint needs {error.name}: pip install {error.name}, or the extra hf"
         raise FieldError("policy.checkpoint", hint, checkpoint) from error
     except ValueError as error:
         raise FieldError("policy.checkpoint", str(error), checkpoint) from error
@@ -65,16 +69,16 @@ def _checkpoint_architecture(config: ConfigDict) -> Any:
 
 
 def check_task(config: ConfigDict) -> None:
-    """Refuses a task that cannot be made, or whose tokens are not the policy's.
+    """Checks that the task can be made, and that the policy can read and write its tokens.
 
     Raises:
-      FieldError: naming the first field found wrong.
+      FieldError: naming the first wrong field.
     """
     from staleness_grpo.policy.huggingface.config import ModelFolderError
     from staleness_grpo.tasks import make_task
 
     if not isinstance(config.task, ConfigDict) or "name" not in config.task:
-        raise FieldError("task", "give fields, among them name", config.task)
+        raise FieldError("task", "give a section with the field name", config.task)
     try:
         task = make_task(config.task, config.policy.checkpoint)
     except FieldError as error:
@@ -82,50 +86,53 @@ def check_task(config: ConfigDict) -> None:
     except ModelFolderError as error:
         raise FieldError("policy.checkpoint", str(error)) from error
     except ModuleNotFoundError as error:
-        hint = f"pip install {error.name}, of the extra hf"
+        hint = f"the task needs {error.name}: pip install {error.name}, or the extra hf"
         raise FieldError("task.name", hint) from error
-    except (TypeError, ValueError) as error:  # the task's own words on its own fields
+    except (TypeError, ValueError) as error:  # the task explains what is wrong with its fields
         raise FieldError("task", str(error), dict(config.task)) from error
     if config.policy.checkpoint is not None:
         _check_task_with_checkpoint(config, task)
         return
     vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
-    hint = f"give a divisor of the vocabulary {vocab_size}"
+    hint = f"give a divisor of the vocabulary size {vocab_size}"
     require(vocab_size % chunks == 0, "policy.vocab_chunks", hint)
     require(
         config.warm_start.steps == 0 or hasattr(task, "corpus_batch"),
         "warm_start.steps",
-        f"the task {config.task.name} has no corpus to start from: give 0",
+        f"the task {config.task.name} has no corpus for a warm start: give 0",
     )
 
 
 def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
-    """Refuses a task whose tokens or lengths are not those of the checkpoint."""
+    """Checks that the checkpoint has the task's tokens, and enough positions for its lengths."""
     from staleness_grpo.policy.configured import make_policy
     from staleness_grpo.policy.huggingface.config import max_positions
     from staleness_grpo.tasks import TEXT_TASKS
 
-    known = make_policy(config.policy, task.vocab_size).config.vocab_size
-    hint = f"the task has {task.vocab_size} tokens, the checkpoint {known}: give one with as many"
-    require(task.vocab_size <= known, "policy.checkpoint", hint)
+    num_known = make_policy(config.policy, task.vocab_size).config.vocab_size
     hint = (
-        f"it has {task.vocab_size} tokens of its own, and not the checkpoint's {known}: "
-        f"give a config whose task is of text ({', '.join(TEXT_TASKS)})"
+        f"the task has {task.vocab_size} tokens, but the checkpoint has only {num_known}: "
+        f"give a checkpoint with at least {task.vocab_size} tokens"
     )
-    text = config.task.name in TEXT_TASKS
-    require(text or task.vocab_size == known, "task.name", hint)
+    require(task.vocab_size <= num_known, "policy.checkpoint", hint)
+    hint = (
+        f"the task has its own {task.vocab_size} tokens, not the checkpoint's {num_known}: "
+        f"give a config with a text task ({', '.join(TEXT_TASKS)})"
+    )
+    is_text_task = config.task.name in TEXT_TASKS
+    require(is_text_task or task.vocab_size == num_known, "task.name", hint)
     ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token or 0,)
     hint = (
-        f"the stop and pad tokens {ends}, {task.pad_token} are not all among its {known}: "
-        "fix generation_config"
+        f"the stop tokens {ends} and the pad token {task.pad_token} are not all among its "
+        f"{num_known} tokens: fix generation_config in the checkpoint"
     )
-    inside = all(0 <= token < known for token in (*ends, task.pad_token))
-    require(inside, "policy.checkpoint", hint)
+    are_known = all(0 <= token < num_known for token in (*ends, task.pad_token))
+    require(are_known, "policy.checkpoint", hint)
     prompt, response = task.prompt_length, task.max_response_length
     positions = max_positions(config.policy.checkpoint)
     if positions is not None and prompt + response > positions:
         hint = (
-            f"with a prompt's {prompt} tokens it is beyond the checkpoint's {positions} positions: "
-            "make both together at most that"
+            f"prompt ({prompt} tokens) and response together exceed the checkpoint's {positions} "
+            f"positions: make their sum at most {positions}"
         )
         raise FieldError("task.max_response_length", hint, response)

@@ -1,8 +1,7 @@
-"""Refuses configs that cannot be run, or would not mean what they say.
+"""Checks that a config can be run, and that every field it sets has an effect.
 
-A rule about one section stands with the code that owns the section, and is called here. What stands
-here itself spans sections: the batch against the mesh, the lag against the run's length, the task
-against the policy.
+A rule about one section is defined by the code that owns the section, and is called here. Rules
+about several sections are defined here: batch and mesh, lag and length of the run, task and policy.
 """
 
 import importlib.util
@@ -17,12 +16,13 @@ from staleness_grpo.config.defaults import default_config, describe_type, field_
 from staleness_grpo.config.model_validation import check_policy, check_task
 from staleness_grpo.errors import FieldError, require, require_at_least
 
-# Fields of no section, and of sections that the loop alone reads. All are whole numbers.
+# Smallest values of the fields outside sections, and of the sections that only the training loop
+# reads. All are whole numbers.
 AT_LEAST = {
     "seed": 0,
     "steps": 1,
     "num_prompts": 1,
-    "group_size": 2,  # a response is judged against the others of its group
+    "group_size": 2,  # a response is compared with the others of its group
     "updates_per_batch": 1,
     "microbatch_prompts": 0,
     "eval_every": 0,
@@ -36,16 +36,16 @@ LARGEST_SEED = 2**31 - 1
 
 
 def validate(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
-    """Refuses what cannot be run, or would not mean what it says.
+    """Raises FieldError if a config cannot be run, or sets a field that would have no effect.
 
     Args:
-      config: a config with at least the fields of `default_config()`; the fields of `task` are the
-        task's own.
-      num_devices: devices that a mesh can be made of.
-      platform: JAX's name for the platform of the devices; by default that which JAX runs on.
+      config: a config with at least the fields of `default_config()`. The section `task` may have
+        other fields, which the task defines.
+      num_devices: number of devices from which a mesh can be made.
+      platform: JAX's name for the platform of the devices; None for the platform JAX runs on.
 
     Raises:
-      FieldError: naming the first field found wrong, with its value.
+      FieldError: naming the first wrong field, with its value.
     """
     validate_without_task(config, num_devices, platform)
     _refuse_here(config, "", lambda: check_task(config))
@@ -54,9 +54,9 @@ def validate(config: ConfigDict, num_devices: int, platform: str | None = None) 
 def validate_without_task(
     config: ConfigDict, num_devices: int, platform: str | None = None
 ) -> None:
-    """Does what `validate` does, apart from what depends on the task's tokens.
+    """Makes the checks of `validate`, except those of the task and its tokens.
 
-    It is for programs that bring tokens of their own.
+    Programs that bring their own tokens use this function.
     """
     _check_types(config, default_config())
     _refuse_here(config, "", lambda: require_at_least(config, AT_LEAST))
@@ -70,7 +70,7 @@ def validate_without_task(
 
 
 def _refuse_here(config: ConfigDict, section: str, check: Callable[[], None]) -> None:
-    """Runs a check; what it raises is named from the top of the config, with its value."""
+    """Runs a check, and completes a FieldError with the section's name and the field's value."""
     try:
         check()
     except FieldError as error:
@@ -79,36 +79,39 @@ def _refuse_here(config: ConfigDict, section: str, check: Callable[[], None]) ->
 
 
 def _check_types(config: ConfigDict, expected: ConfigDict, prefix: str = "") -> None:
-    """Refuses missing fields, values of another type than the default's, and floats not finite.
+    """Refuses missing fields, values of a wrong type, and floats that are not finite.
 
-    An int will do for a float.
+    The type of the default value is the right one. A float field also accepts an int.
     """
     for name, default_value in expected.items():
         field = prefix + name
         if name not in config:
-            hint = f"the field is missing; the default is {default_value}"
+            hint = f"the field is missing: add it, its default is {default_value}"
             raise FieldError(field, hint, None)
         value = config[name]
         if field == "task":
             continue
         if isinstance(default_value, ConfigDict):
             if not isinstance(value, ConfigDict):
-                raise FieldError(field, f"give fields: {', '.join(default_value)}", value)
+                hint = f"give a section with the fields {', '.join(default_value)}"
+                raise FieldError(field, hint, value)
             _check_types(value, default_value, f"{field}.")
             continue
         if default_value is None and value is None:
             continue  # unset, as by default
-        kind = expected.get_type(name)
-        accepted = (float, int) if kind is float else kind
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise FieldError(field, f"give {describe_type(kind, default_value)}", value)
+        expected_type = expected.get_type(name)
+        accepted = (float, int) if expected_type is float else expected_type
+        is_wrong_bool = isinstance(value, bool) and expected_type is not bool
+        if not isinstance(value, accepted) or is_wrong_bool:
+            raise FieldError(field, f"give {describe_type(expected_type, default_value)}", value)
         if isinstance(value, float) and not math.isfinite(value):
             raise FieldError(field, "give a finite number", value)
 
 
 def _check_sections(config: ConfigDict) -> None:
-    """Has the owner of each section refuse what the section cannot hold."""
-    # Imported here: these bring in JAX, which a command needs only once its flags are in order.
+    """Runs the check of each section, which the section's owner defines."""
+    # These modules import JAX, which is slow. Imported here, they do not delay a message about a
+    # wrong flag.
     from staleness_grpo.objective.corrections.settings import check_correction
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.configured import check_fields
@@ -118,7 +121,7 @@ def _check_sections(config: ConfigDict) -> None:
     from staleness_grpo.training.rewards import check_rewards
     from staleness_grpo.training.warm_start import check_warm_start
 
-    owners: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    section_checks: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "lag": check_lag,
         "surrogate": lambda fields: SurrogateConfig(**fields),
         "optimizer": check_optimizer,
@@ -127,7 +130,7 @@ def _check_sections(config: ConfigDict) -> None:
         "sampler": check_sampler,
         "rewards": check_rewards,
     }
-    for section, check in owners.items():
+    for section, check in section_checks.items():
         _refuse_here(config, section, partial(check, config[section].to_dict()))
     surrogate = default_config().surrogate
     _refuse_here(
@@ -136,27 +139,27 @@ def _check_sections(config: ConfigDict) -> None:
 
 
 def _check_batch(config: ConfigDict) -> None:
-    """Refuses batches that do not divide, lags that cannot occur, and seeds that are too large."""
+    """Refuses seeds that are too large, batches that do not divide, and impossible lags."""
     updates, max_lag = config.updates_per_batch, config.lag.max_lag
     require(config.seed <= LARGEST_SEED, "seed", f"give a number <= {LARGEST_SEED}")
     require(
         config.num_prompts % updates == 0,
         "updates_per_batch",
-        "the batch does not divide into minibatches: "
+        "the batch cannot be cut into equal minibatches: "
         f"give a divisor of num_prompts={config.num_prompts}",
     )
     require(
         max_lag >= updates - 1,
         "lag.max_lag",
-        f"the last of updates_per_batch={updates} learns from rollouts {updates - 1} updates old: "
-        "give at least that",
+        f"with updates_per_batch={updates}, the last update learns from rollouts that are "
+        f"{updates - 1} updates old: give at least {updates - 1}",
     )
     hint = f"give a lag below the run's steps={config.steps}"
     require(max_lag < config.steps, "lag.max_lag", hint)
 
 
 def _check_comparisons(config: ConfigDict) -> None:
-    """Refuses comparisons with fresh rollouts that the batch cannot be cut for."""
+    """Refuses comparisons with fresh rollouts if the batch cannot be cut into enough blocks."""
     from staleness_grpo.bias.paired import FEWEST_BLOCKS
 
     blocks = config.metrics.paired_blocks
@@ -167,47 +170,48 @@ def _check_comparisons(config: ConfigDict) -> None:
     )
     if not config.metrics.paired_every:
         return
-    hint = f"metrics.paired_every compares groups: give {FEWEST_BLOCKS} or more"
+    hint = f"metrics.paired_every needs several groups: give {FEWEST_BLOCKS} or more"
     require(config.num_prompts >= FEWEST_BLOCKS, "num_prompts", hint)
     updates = config.updates_per_batch
-    hint = f"it compares a batch as a whole: give 0, or updates_per_batch=1 in place of {updates}"
+    hint = f"comparisons need whole batches: give 0, or updates_per_batch=1 in place of {updates}"
     require(updates == 1, "metrics.paired_every", hint)
 
 
 def _check_trace(config: ConfigDict) -> None:
-    """Refuses a trace that is not replayed, cannot be read, or does not cover the run."""
+    """Refuses a trace file that is unused, unreadable, or too short for the run."""
     from staleness_grpo.staleness import trace
 
     lag = config.lag
     if lag.schedule != "trace":
-        hint = f"lag.schedule={lag.schedule} does not read it: leave it out"
+        hint = f"lag.schedule={lag.schedule} does not read a trace: leave the flag out"
         require(lag.trace is None, "lag.trace", hint)
         return
-    hint = "lag.schedule=trace takes one update per batch: give 1"
+    hint = "lag.schedule=trace needs one update per batch: give 1"
     require(config.updates_per_batch == 1, "updates_per_batch", hint)
     size = dict(num_steps=config.steps, num_groups=config.num_prompts, max_lag=lag.max_lag)
     try:
         trace.read(lag.trace, **size)
     except (OSError, trace.TraceError) as error:
-        raise FieldError("lag.trace", f"{error}: fix the file, or give another") from error
+        raise FieldError("lag.trace", f"{error}: fix the file, or give another file") from error
 
 
 def _check_mesh(config: ConfigDict, num_devices: int) -> None:
-    """Refuses a mesh that the devices cannot make, or over which the batch does not divide."""
+    """Refuses a mesh with too many devices, or one that cannot split the batch evenly."""
     mesh = config.mesh
     needed = mesh.data * mesh.fsdp * mesh.tensor
     largest = max(("data", "fsdp", "tensor"), key=lambda axis: mesh[axis])
     require(
         needed <= num_devices,
         f"mesh.{largest}",
-        f"data * fsdp * tensor is {needed}: make it at most {num_devices}, the devices there are",
+        f"data * fsdp * tensor is {needed}, but there are {num_devices} devices: "
+        f"make the product at most {num_devices}",
     )
     _check_processes(config, needed, f"mesh.{largest}", num_devices)
     shards, minibatch = mesh.data * mesh.fsdp, config.num_prompts // config.updates_per_batch
     require(
         minibatch % shards == 0,
         "num_prompts",
-        "a minibatch does not divide over the mesh: give a multiple of "
+        "the mesh cannot split a minibatch evenly: give a multiple of "
         f"updates_per_batch * mesh.data * mesh.fsdp = {config.updates_per_batch * shards}",
     )
     microbatch = config.microbatch_prompts
@@ -221,34 +225,36 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
     require(
         config.metrics.paired_every == 0 or block % shards == 0,
         "metrics.paired_blocks",
-        f"a block has {block} groups, which do not divide over the mesh: make "
+        f"the mesh cannot split a block of {block} groups evenly: make "
         f"num_prompts={config.num_prompts} / metrics.paired_blocks a multiple of "
         f"mesh.data * mesh.fsdp = {shards}",
     )
 
 
 def _check_processes(config: ConfigDict, needed: int, field: str, num_devices: int) -> None:
-    """Refuses a mesh that leaves devices of several processes out, or splits a response."""
+    """Refuses a mesh of several processes that omits devices, or splits a response over two."""
     import jax
 
     count = jax.process_count()
     if count == 1:
         return
-    hint = f"{count} processes have {num_devices} devices: make data * fsdp * tensor as many"
+    hint = f"{count} processes must use all {num_devices} devices: make data * fsdp * tensor equal"
     require(needed == num_devices, field, hint)
     local = jax.local_device_count()
-    hint = f"give a divisor of the {local} devices of a process: no response may be split over two"
+    hint = f"two processes cannot share a response: give a divisor of a process's {local} devices"
     require(local % config.mesh.tensor == 0, "mesh.tensor", hint)
 
 
 def _check_saving(config: ConfigDict) -> None:
-    """Refuses at the start what would keep the policy from being written at the end."""
+    """Refuses at the start a policy that could not be saved at the end."""
     if not config.save_policy:
         return
     both = config.policy.qkv_bias and config.policy.qk_norm
     hint = (
-        "no known architecture has policy.qkv_bias and policy.qk_norm: give False, or one of them"
+        "no known architecture has both policy.qkv_bias and policy.qk_norm: "
+        "give False, or set only one of the two"
     )
     require(not both, "save_policy", hint)
     installed = importlib.util.find_spec("safetensors") is not None
-    require(installed, "save_policy", "pip install safetensors, of the extra hf, or give False")
+    hint = "safetensors is not installed: pip install safetensors (or the extra hf), or give False"
+    require(installed, "save_policy", hint)

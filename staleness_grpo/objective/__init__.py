@@ -1,1 +1,1 @@
-"""Computes the GRPO surrogate with an explicit behavior policy, by pure functions of arrays."""
+"""Computes the GRPO surrogate, its corrections and advantages, as pure functions of arrays."""

@@ -1,4 +1,4 @@
-"""Computes group-relative advantages."""
+"""Computes the advantage of each response relative to its group."""
 
 import chex
 import jax
@@ -8,27 +8,31 @@ from staleness_grpo.types import Array
 
 
 def group_advantages(rewards_NxG: Array, *, normalize_std: bool, std_epsilon: float) -> jax.Array:
-    """Returns the advantage of each response over its own group, constant under differentiation.
+    """Returns the advantage of each response relative to its group. Advantages have no gradient.
 
-    A_i = (r_i - mean(r)) / (std(r) + std_epsilon), or r_i - mean(r) without `normalize_std`
-    (DeepSeekMath, arXiv 2402.03300, section 4.1.2; without std: Dr. GRPO, arXiv 2503.20783).
-    std is the population one (divisor G). A group of equal rewards has advantages of exactly 0.
+    With `normalize_std`: A_i = (r_i - mean(r)) / (std(r) + std_epsilon)
+      (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
+    Without `normalize_std`: A_i = r_i - mean(r)
+      (Dr. GRPO, arXiv 2503.20783).
+
+    std is the population standard deviation, with divisor G. If all rewards of a group are equal,
+    its advantages are exactly 0.
 
     Args:
-      rewards_NxG: float rewards with the group in the last axis; any leading axes.
-      normalize_std: divide by the group's standard deviation.
-      std_epsilon: the delta > 0 that keeps groups of equal rewards finite.
+      rewards_NxG: float rewards. The last axis is the group. There may be more leading axes.
+      normalize_std: whether to divide by the group's standard deviation.
+      std_epsilon: a number > 0, added to the standard deviation so that the quotient is finite.
 
     Returns:
-      Advantages, same shape.
+      The advantages, in the shape of the rewards.
 
     Raises:
-      AssertionError: if the rewards are not floats.
+      AssertionError: the rewards are not floats.
     """
     chex.assert_type(rewards_NxG, float)
     centered = rewards_NxG - jnp.mean(rewards_NxG, axis=-1, keepdims=True)
-    # The mean of equal floats may round. A group of equal rewards would then get a tiny advantage,
-    # which the division by std_epsilon blows up.
+    # Rounding may make the mean of equal rewards differ from the rewards. The tiny difference,
+    # divided by std_epsilon, would be a large advantage.
     spread = jnp.max(rewards_NxG, axis=-1, keepdims=True) - jnp.min(
         rewards_NxG, axis=-1, keepdims=True
     )

@@ -1,4 +1,4 @@
-"""Computes the surrogate L(theta, phi), with the behavior policy phi explicit."""
+"""Computes the surrogate L(theta, phi) of a policy theta, given its behavior policy phi."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from staleness_grpo.objective.corrections.clipped import grpo_clip
 from staleness_grpo.objective.tokens import TokenBatch
 from staleness_grpo.types import Array
 
-# A correction with its parameters fixed. It maps a batch to an objective [..., R], to be maximized.
+# A correction with fixed parameters. Maps a batch to the objective [..., R], which is maximized.
 TokenObjective = Callable[[TokenBatch], Array]
 
 LENGTH_NORMALIZATIONS = ("response", "constant", "tokens")
@@ -22,17 +22,17 @@ RATIO_QUANTILES = (0.01, 0.5, 0.99, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class SurrogateConfig:
-    """Holds the surrogate's choices; hashable, so that it can be static under jit.
+    """Holds the settings of the surrogate. They are hashable, so they can be static under jit.
 
     Raises:
-      FieldError: for the first field that cannot be used.
+      FieldError: a field has a value that is out of range or not among its choices.
     """
 
-    clip_low: float = 0.2  # the ratio is clipped below 1 - clip_low
-    clip_high: float = 0.2  # and above 1 + clip_high
+    clip_low: float = 0.2  # ratios below 1 - clip_low are clipped
+    clip_high: float = 0.2  # ratios above 1 + clip_high are clipped
     length_normalization: str = "response"  # one of LENGTH_NORMALIZATIONS
     normalize_std: bool = True  # divide advantages by the group's standard deviation
-    std_epsilon: float = 1e-4  # delta > 0 in that division
+    std_epsilon: float = 1e-4  # > 0, added to the standard deviation before the division
 
     def __post_init__(self):
         require_positive(vars(self), ("clip_low", "clip_high", "std_epsilon"))
@@ -44,12 +44,16 @@ class SurrogateConfig:
 def token_weights(mask_BxR: Array, length_normalization: str) -> jax.Array:
     """Returns the weight of each token in the batch mean, [B, R]; 0 where masked.
 
-    'response': 1/(B |y|), each response counts the same (GRPO). 'constant': 1/(B R), with R the
-    padded length (Dr. GRPO, arXiv 2503.20783). 'tokens': 1/sum_b |y_b|, each token counts the same
-    (DAPO, arXiv 2503.14476). An empty response weighs nothing, but it counts in B.
+    The weight depends on the length normalization:
+
+      'response': 1/(B |y|), so all responses have the same weight (GRPO).
+      'constant': 1/(B R), with R the padded length (Dr. GRPO, arXiv 2503.20783).
+      'tokens': 1/sum_b |y_b|, so all tokens have the same weight (DAPO, arXiv 2503.14476).
+
+    B includes empty responses, which have no weight themselves.
 
     Raises:
-      ValueError: for an unknown length normalization.
+      ValueError: the length normalization is unknown.
     """
     mask_BxR = jnp.asarray(mask_BxR)
     length_Bx1 = jnp.sum(mask_BxR, axis=-1, keepdims=True)
@@ -73,29 +77,30 @@ def grpo_surrogate(
     mask: Array,
     config: SurrogateConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns minus the GRPO surrogate, to be minimized, and diagnostics of the ratio.
+    """Returns the loss, which is minus the GRPO surrogate, and diagnostics of the ratio.
 
     L = sum_{b,t} w_bt min(rho_bt A_b, clip(rho_bt, 1 - clip_low, 1 + clip_high) A_b)
 
     Here rho = pi_theta / pi_phi, and w are the token weights of `config.length_normalization`. The
-    gradient of L in theta is the surrogate gradient H(theta, phi) (arXiv 2607.01083). As an
-    estimator of the population H it is unbiased for 'response' and 'constant'. For 'tokens' it is a
-    ratio of sums with bias O(1/B). Its bias as an estimate of H(theta, theta) is what this project
-    measures.
+    gradient of L in theta is the surrogate gradient H(theta, phi) (arXiv 2607.01083).
+
+    The gradient of a batch estimates the population gradient H(theta, phi). The estimate is
+    unbiased with 'response' and 'constant'. With 'tokens' it is a ratio of sums with bias O(1/B).
+    This project measures the bias of the gradient as an estimate of H(theta, theta).
 
     Args:
       policy_logprobs: [..., R] float, log pi_theta of the response tokens.
-      behavior_logprobs: [..., R] float, log pi_phi as recorded by the sampler. Never optional.
+      behavior_logprobs: [..., R] float, log pi_phi as recorded by the sampler. Must not be None.
       advantages: [...] float, one for each response.
       mask: [..., R] bool, True on the response's tokens.
-      config: clip range and length normalization.
+      config: its clip range and length normalization are used.
 
     Returns:
       (loss, diagnostics): a scalar, and the scalars of `ratio_diagnostics`.
 
     Raises:
-      ValueError: if `behavior_logprobs` is None: there is no on-policy fallback.
-      AssertionError: if shapes disagree.
+      ValueError: `behavior_logprobs` is None. The policy is never taken as the behavior policy.
+      AssertionError: the shapes disagree.
     """
     clip = functools.partial(grpo_clip, clip_low=config.clip_low, clip_high=config.clip_high)
     return corrected_surrogate(
@@ -118,26 +123,26 @@ def corrected_surrogate(
     length_normalization: str,
     token_objective: TokenObjective,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns minus the surrogate of any correction, to be minimized, and diagnostics of the ratio.
+    """Returns the loss of a correction, which is minus its surrogate, and diagnostics of the ratio.
 
     The surrogate is sum_{b,t} w_bt f_bt, with f the token objective and w the token weights.
 
     Args:
       policy_logprobs: [..., R] float, log pi_theta of the response tokens.
-      behavior_logprobs: [..., R] float, log pi_phi as recorded by the sampler. Never optional.
+      behavior_logprobs: [..., R] float, log pi_phi as recorded by the sampler. Must not be None.
       proximal_logprobs: [..., R] float, log-probabilities at the start of the update. With one
-        optimizer step per rollout batch pass the policy's own: they are held constant.
+        optimizer step per rollout batch, pass `policy_logprobs` again. They get no gradient here.
       advantages: [...] float, one for each response.
       mask: [..., R] bool, True on the response's tokens.
       length_normalization: one of LENGTH_NORMALIZATIONS, for the token weights.
-      token_objective: a correction with its parameters fixed; see `corrections.registry.bind`.
+      token_objective: a correction with fixed parameters; see `corrections.registry.bind`.
 
     Returns:
       (loss, diagnostics): a scalar, and the scalars of `ratio_diagnostics`.
 
     Raises:
-      ValueError: if `behavior_logprobs` is None: there is no on-policy fallback.
-      AssertionError: if shapes disagree.
+      ValueError: `behavior_logprobs` is None. The policy is never taken as the behavior policy.
+      AssertionError: the shapes disagree.
     """
     if behavior_logprobs is None:
         raise ValueError(
@@ -146,8 +151,8 @@ def corrected_surrogate(
         )
     chex.assert_equal_shape([policy_logprobs, behavior_logprobs, proximal_logprobs, mask])
     chex.assert_shape(advantages, policy_logprobs.shape[:-1])
-    # Masked before anything is computed from them. So a NaN there reaches neither the value nor the
-    # gradient.
+    # Masked places are set to 0 before anything is computed. So a NaN in a masked place reaches
+    # neither the value nor the gradient.
     policy_logprobs, behavior_logprobs, proximal_logprobs = (
         jnp.where(mask, logprobs, 0.0)
         for logprobs in (policy_logprobs, behavior_logprobs, proximal_logprobs)
@@ -168,9 +173,9 @@ def corrected_surrogate(
 
 
 def token_slopes(batch: TokenBatch, token_objective: TokenObjective) -> jax.Array:
-    """Differentiates the summed token objective in log pi_theta, [..., R].
+    """Returns the derivative of the summed token objective in each log pi_theta, [..., R].
 
-    There is no length normalization in it. Masked tokens have slope 0.
+    The sum has no length normalization. Masked tokens have slope 0.
     """
 
     def total(policy_logprobs: Array) -> jax.Array:
@@ -183,25 +188,26 @@ def token_slopes(batch: TokenBatch, token_objective: TokenObjective) -> jax.Arra
 def ratio_diagnostics(
     raw_log_ratio: Array, advantages: Array, mask: Array, cut: Array
 ) -> dict[str, jax.Array]:
-    """Returns statistics of the ratio over the unmasked tokens, before any clamp.
+    """Returns statistics of the ratio over the unmasked tokens. The ratio is not clamped.
 
-    All of them are 0 when no token is unmasked, but ess is then 1.
+    If all tokens are masked, ess is 1 and all other statistics are 0.
 
       ratio_mean: mean of rho.
       ratio_q01, ratio_q50, ratio_q99, ratio_max: nearest-rank quantiles of rho.
-      clip_fraction: share of the tokens that are in `cut`. The clip removes their
-        gradient, or whatever the correction has in place of the clip.
-      clip_fraction_positive, clip_fraction_negative: this share among tokens with A > 0 and A < 0.
+      clip_fraction: fraction of the tokens that are in `cut`.
+      clip_fraction_positive, clip_fraction_negative: the same fraction among the tokens with A > 0
+        and among the tokens with A < 0.
       approx_kl: mean of rho - 1 - log rho, an unbiased estimate of KL(phi || theta) whose terms are
         >= 0.
       ess: effective sample size (sum rho)^2 / (n sum rho^2), in (0, 1].
       log_ratio_second_moment: mean of (log rho)^2.
 
     Args:
-      raw_log_ratio: [..., R] float, log rho, not clamped.
+      raw_log_ratio: [..., R] float, log rho without a clamp.
       advantages: [..., 1] float.
       mask: [..., R] bool, True on the response's tokens.
-      cut: [..., R] bool, tokens whose gradient the correction removes.
+      cut: [..., R] bool, True on tokens whose gradient the correction removes, for example by a
+        clip.
     """
     log_ratio = jax.lax.stop_gradient(raw_log_ratio)
     active = jnp.asarray(mask)
@@ -217,7 +223,7 @@ def ratio_diagnostics(
     positive = active & (advantages > 0)
     negative = active & (advantages < 0)
 
-    # In log space, so that a token with log-ratio 50 gives a small ess and no overflow.
+    # Computed in log space, so that a token with log-ratio 50 gives a small ess and no overflow.
     log_weights = jnp.where(active, log_ratio, -jnp.inf)
     log_ess = (
         2 * jax.nn.logsumexp(log_weights)

@@ -1,7 +1,7 @@
-"""Defines corrections that act on the update and not on the loss, as optax transformations.
+"""Defines corrections that change the update instead of the loss, as optax transformations.
 
-They compose with any correction of the loss. Neither VCPO nor GAC has a population gradient of its
-own: VCPO scales the update of a batch, and GAC depends on the batch before.
+They can be combined with any correction of the loss. Neither VCPO nor GAC has a population gradient
+of its own. VCPO scales the update of a batch, and GAC depends on the previous batch.
 """
 
 import dataclasses
@@ -18,12 +18,13 @@ from staleness_grpo.types import Array, PyTree
 def sequence_ess(policy_logprobs: Array, behavior_logprobs: Array, mask: Array) -> jax.Array:
     """Returns the effective sample size of the responses' importance weights, in (0, 1].
 
-    (sum W)^2 / (B sum W^2) with W = prod_t rho: 1 on policy, 1/B when one response has all the
-    weight. It is computed in log space, so nothing overflows, and it has no gradient.
+    The size is (sum W)^2 / (B sum W^2) with W = prod_t rho. It is 1 if all responses are on policy,
+    and 1/B if one response has all the weight. It is computed in log space to avoid overflow, and
+    has no gradient.
 
     Args:
       policy_logprobs: [..., R] float, log pi_theta of the response tokens.
-      behavior_logprobs: [..., R] float, log pi_phi of them.
+      behavior_logprobs: [..., R] float, log pi_phi of the response tokens.
       mask: [..., R] bool, True on the response's tokens.
     """
     log_ratio = jnp.where(mask, policy_logprobs, 0.0) - jnp.where(mask, behavior_logprobs, 0.0)
@@ -39,17 +40,17 @@ def sequence_ess(policy_logprobs: Array, behavior_logprobs: Array, mask: Array) 
 def vcpo(
     *, ess_target: float = 1.0, ess_power: float = 0.5
 ) -> optax.GradientTransformationExtraArgs:
-    """Scales the update down when few responses carry the importance weight.
+    """Makes the update smaller when a few responses have most of the importance weight.
 
     Formula: min(1, ess / ess_target)^ess_power g_t, with ess the batch's `sequence_ess`.
-    Source: VCPO, arXiv 2602.17616. The learning rate falls with `sequence_ess`, which is an extra
-    argument of the update. The rule comes after Adam, which would undo a scale of the gradient.
-    ess_power 1/2 is the authors' rule for Adam, and 1 their linear rule.
-    Verified: ess_target = 1, ess_power = 1/2 and raw sequence ratios are the values of the authors'
-    code and run scripts. Their minimum-variance baseline needs every response's own gradient norm
-    and is not here.
-    Bias and variance: the direction of a step stays as it is. Its length changes by a factor that
-    correlates with the batch.
+    Source: VCPO, arXiv 2602.17616. `sequence_ess` is passed as an extra argument of the update. The
+    rule is applied after Adam, because Adam would undo a scaling of the gradient. ess_power = 1/2
+    is the authors' rule for Adam, and ess_power = 1 is their linear rule.
+    Verified: the authors' code and run scripts use ess_target = 1, ess_power = 1/2 and raw sequence
+    ratios. Their minimum-variance baseline needs the gradient norm of every response, and is not
+    implemented here.
+    Bias and variance: the direction of a step does not change. Its length is multiplied by a factor
+    that correlates with the batch.
     """
 
     def init(params: PyTree) -> optax.EmptyState:
@@ -72,28 +73,32 @@ def vcpo(
 
 
 class AlignmentState(NamedTuple):
-    """The state that gradient alignment control keeps between updates."""
+    """Holds the state that gradient alignment control (GAC) keeps between updates."""
 
-    previous: PyTree  # the updates it was given last time, before any removal; 0 at first
+    # The updates that GAC received at the previous step, before any removal. They are 0 at first.
+    previous: PyTree
 
 
 def gac(
     *, alignment_threshold: float = 0.5, removed_fraction: float = 1.0, skip_threshold: float = 1.0
 ) -> optax.GradientTransformation:
-    """Removes a part of a gradient along the previous one when their cosine is high.
+    """Removes part of the gradient's component along the previous gradient if their cosine is high.
 
     Formula:
 
         cos(g_t, g_{t-1}) > alignment_threshold:
             g_t - removed_fraction <g_t, g_{t-1}> g_{t-1} / |g_{t-1}|^2
         cos(g_t, g_{t-1}) > skip_threshold:
-            0   (a threshold of 1 switches this off)
+            0   (skip_threshold = 1 disables this case)
 
     Source: GAC, arXiv 2603.01501.
-    Verified: second-hand. These could not be verified: both thresholds, the fraction, and whether
-    g_{t-1} is taken before or after the removal (before, here). Nor could it be verified whether
-    all this happens before Adam (`gac`) or to Adam's update (`gac_after_optimizer`).
-    Bias and variance: biased by design, as it slows coherent drift, fresh or stale.
+    Verified: second-hand. The following could not be verified:
+      - both thresholds and the fraction;
+      - whether g_{t-1} is taken before or after the removal (here: before);
+      - whether the rule acts on the gradient before Adam (`gac`) or on Adam's update
+        (`gac_after_optimizer`).
+    Bias and variance: biased by design. The rule slows every coherent drift, whether the rollouts
+    are fresh or stale.
     """
 
     def init(params: PyTree) -> AlignmentState:
@@ -106,15 +111,15 @@ def gac(
         product = optax.tree.vdot(updates, state.previous)
         square = optax.tree.norm(state.previous, squared=True)
         length = jnp.sqrt(square) * optax.tree.norm(updates)
-        # A zero gradient is aligned with nothing. Before the first step the previous one is zero.
+        # The cosine of a zero gradient is set to 0. At the first step, the previous one is zero.
         cosine = jnp.where(length > 0, product / jnp.where(length > 0, length, 1.0), 0.0)
         aligned = cosine > alignment_threshold
-        share = jnp.where(
+        coefficient = jnp.where(
             aligned, removed_fraction * product / jnp.where(square > 0, square, 1.0), 0.0
         )
         keep = jnp.where(cosine > skip_threshold, 0.0, 1.0)
         controlled = jax.tree.map(
-            lambda leaf, previous: (keep * (leaf - share * previous)).astype(leaf.dtype),
+            lambda leaf, previous: (keep * (leaf - coefficient * previous)).astype(leaf.dtype),
             updates,
             state.previous,
         )
@@ -125,20 +130,19 @@ def gac(
 
 @dataclasses.dataclass(frozen=True)
 class UpdateCorrection:
-    """A gradient transformation, where it comes from, and its place in the optimizer.
+    """Holds a gradient transformation, its source, and whether it acts before or after Adam.
 
-    The keyword arguments of `transformation` are its parameters.
+    The keyword arguments of `transformation` are the parameters of the correction.
     """
 
     transformation: Callable[..., optax.GradientTransformation]
     _: dataclasses.KW_ONLY
-    after_optimizer: (
-        bool  # acts on Adam's update, before the learning rate; else on the raw gradient
-    )
-    # For the documentation.
-    formula: str = ""  # in one line, with g_t for what the rule is given at step t
-    source: str = ""  # paper or code
-    verified: str = ""  # how sure it is that this is the published rule
+    # True: the rule acts on Adam's update, before the learning rate. False: on the raw gradient.
+    after_optimizer: bool
+    # The next three fields are used only in the documentation.
+    formula: str = ""  # one line, in which g_t is the input of the rule at step t
+    source: str = ""  # the paper or code
+    verified: str = ""  # how the agreement with the published rule was checked
 
 
 _GAC_FORMULA = (

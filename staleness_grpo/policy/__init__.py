@@ -1,1 +1,1 @@
-"""Holds the policy: one Flax decoder, its sampler and its log-probabilities."""
+"""Implements the policy: a Flax decoder, its sampler and its log-probabilities."""

@@ -1,28 +1,28 @@
-"""Describes the architecture of the decoder; the config refuses its own fields."""
+"""Defines the config of the decoder's architecture. The config checks its own fields."""
 
 import dataclasses
 
 from staleness_grpo.errors import require, require_at_least, require_choice, require_positive
 
-# What the backward pass computes again, and so does not keep in memory.
-#   none: nothing.
-#   attention: the attention weights. They cost little to compute, and without a fused kernel they
-#     take the most memory.
-#   blocks: everything in a block except its input.
+# Which activations the backward pass recomputes, to save memory.
+#   none: no activation is recomputed.
+#   attention: the attention weights are recomputed. They cost little to compute, and without a
+#     fused kernel they take more memory than any other activation.
+#   blocks: every activation in a block is recomputed from the block's input.
 REMAT = ("none", "attention", "blocks")
 
-# What computes causal attention.
-#   xla: plain products and a softmax.
-#   splash: Splash attention, a kernel for TPUs that keeps no attention weights in memory.
+# Which implementation computes causal attention.
+#   xla: plain matrix products and a softmax.
+#   splash: Splash attention, a TPU kernel that keeps no attention weights in memory.
 ATTENTION = ("xla", "splash")
-SPLASH_DTYPES = ("float32", "bfloat16")  # the types that the TPU kernel computes in
+SPLASH_DTYPES = ("float32", "bfloat16")  # the TPU kernel supports only these
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Keeps the constants of the 'llama3' rule, which stretches the rotary frequencies.
+    """Holds the constants of the 'llama3' rule, which stretches the rotary frequencies.
 
-    The rule is that of the Llama 3.1 model card and reference code.
+    The rule is defined by the Llama 3.1 model card and reference code.
     """
 
     factor: float
@@ -33,10 +33,10 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Describes an architecture. It is hashable, so that it can be static under jit.
+    """Describes an architecture. The config is hashable, so it can be a static argument of jit.
 
     Raises:
-      FieldError: a field, or two fields together, that the decoder cannot have.
+      FieldError: the decoder does not support the value of a field, or two values together.
     """
 
     vocab_size: int  # V
@@ -52,11 +52,11 @@ class TransformerConfig:
     tie_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
-    dtype: str = "float32"  # of activations; scores, norms and logits are float32 or better
+    dtype: str = "float32"  # of activations; scores, norms and logits have at least float32
     param_dtype: str = "float32"
-    attention: str = "xla"  # one of ATTENTION; while sampling, tokens attend by XLA in either case
+    attention: str = "xla"  # one of ATTENTION; decoding always uses xla
     remat: str = "none"  # one of REMAT
-    vocab_chunks: int = 1  # F; a log-probability looks at the logits of one chunk after another
+    vocab_chunks: int = 1  # F; log-probabilities are computed chunk by chunk
 
     def __post_init__(self) -> None:
         fields = vars(self)
@@ -65,15 +65,15 @@ class TransformerConfig:
         require_positive(fields, ("rope_theta", "norm_epsilon"))
         require_choice(fields, "attention", ATTENTION)
         require_choice(fields, "remat", REMAT)
-        hint = "rotary positions turn pairs of features: give an even number"
+        hint = "rotary positions rotate pairs of features: give an even number"
         require(self.head_dim % 2 == 0, "head_dim", hint, self.head_dim)
         hint = f"give a multiple of num_kv_heads={self.num_kv_heads}"
         require(self.num_heads % self.num_kv_heads == 0, "num_heads", hint, self.num_heads)
         hint = f"give a divisor of the vocabulary {self.vocab_size}"
         require(self.vocab_size % self.vocab_chunks == 0, "vocab_chunks", hint, self.vocab_chunks)
         hint = (
-            f"attention=splash computes in {' or '.join(SPLASH_DTYPES)}: choose one, or "
-            "attention=xla"
+            f"attention=splash computes in {' or '.join(SPLASH_DTYPES)}: choose one of these, "
+            "or set attention=xla"
         )
         supported = self.attention != "splash" or self.dtype in SPLASH_DTYPES
         require(supported, "dtype", hint, self.dtype)

@@ -1,8 +1,11 @@
-"""Computes rotary positions, and softmax attention over a response's own keys and its prompt's.
+"""Computes rotary positions, and softmax attention to a response's own keys and its prompt's keys.
 
-Here `own` is (keys, values) [N, G, K, C, H] of the responses, and `own_mask` [N or 1, G or 1, L, C]
-is True where a query sees a key. `prefix` is (keys, values) [N, 1, K, P, H] of the prompts, and
-`prefix_mask_NxP` is False on their padding. Without prompts both are None.
+The functions share these arguments:
+
+  own: (keys, values) of the responses, each [N, G, K, C, H].
+  own_mask: [N or 1, G or 1, L, C], True where a query attends to a key.
+  prefix: (keys, values) of the prompts, each [N, 1, K, P, H]; None without prompts.
+  prefix_mask_NxP: False on the padding of the prompts; None without prompts.
 """
 
 import functools
@@ -18,16 +21,17 @@ from staleness_grpo.policy.numerics import at_least_float32, leading_axes
 from staleness_grpo.policy.splash import TILE
 from staleness_grpo.types import Array
 
-MASKED_SCORE = -1e30  # finite, so that a row without a single visible key stays free of NaN
-# `attend_as_one` takes a group with at most this many response positions. On a CPU core it saves
-# 30 % of the attention's time at 24 and 56 positions, and doubles it at 120 (docs/log/).
+MASKED_SCORE = -1e30  # finite, because a row of -inf scores alone would give NaN
+# A group with at most this many response positions goes through `attend_as_one`. On a CPU core this
+# saves 30 % of the attention's time at 24 and 56 positions, but doubles the time at 120 positions
+# (docs/log/).
 ONE_PRODUCT_POSITIONS = 64
-# `attend_causally` cuts the queries into at most this many blocks, each a multiple of `TILE`.
+# `attend_causally` splits the queries into at most this many blocks of a multiple of `TILE`.
 CAUSAL_BLOCKS = 4
 
 
 def rotary_frequencies(config: TransformerConfig) -> jax.Array:
-    """Returns the angle per position of each feature pair, [H/2] in float32 or better."""
+    """Returns the radians per position of each feature pair, [H/2] in at least float32."""
     dtype = at_least_float32(config.dtype)
     exponent = jnp.arange(0, config.head_dim, 2, dtype=dtype) / config.head_dim
     frequency = 1.0 / jnp.asarray(config.rope_theta, dtype) ** exponent
@@ -49,9 +53,10 @@ def rotary_frequencies(config: TransformerConfig) -> jax.Array:
 
 
 def rotate(x_NxGxLxOxH: Array, positions_NxGxL: Array, config: TransformerConfig) -> jax.Array:
-    """Turns the features of O heads by their positions (rotary position embedding).
+    """Rotates the features of O heads by their positions (rotary position embedding).
 
-    A pair is (x_i, x_{i + H/2}), the half-split layout of the Hugging Face checkpoints.
+    Features x_i and x_{i + H/2} form a pair. This is the half-split layout of the Hugging Face
+    checkpoints.
     """
     frequency = rotary_frequencies(config)
     angle = positions_NxGxL[..., None, None].astype(frequency.dtype) * leading_axes(frequency, 5)
@@ -68,16 +73,19 @@ def attend(
     prefix: tuple[Array, Array] | None,
     prefix_mask_NxP: Array | None,
 ) -> jax.Array:
-    """Returns softmax attention over a response's own keys and its prompt's, [N, G, K, L, Q, H].
+    """Returns attention to a response's own keys and its prompt's keys, [N, G, K, L, Q, H].
 
-    The G responses share their prompt's keys and values, which are never repeated in memory. Own
-    and prompt scores are exponentiated under their common maximum. The outputs are divided by the
-    common sum at the end, so that the scores are never concatenated. Groups of very short responses
-    go through `attend_as_one`.
+    The G responses share the keys and values of their prompt, which are never repeated in memory.
+    The scores of own and prompt keys have one softmax without being concatenated:
+
+      - Their common maximum is subtracted before both are exponentiated.
+      - The summed outputs are divided by the common sum of the weights.
+
+    Groups of very short responses go through `attend_as_one`.
     """
     n, group_size, k, length, q_per_kv, h = q_NxGxKxLxQxH.shape
     if prefix is not None:
-        assert prefix_mask_NxP is not None, "prompts come with their mask"
+        assert prefix_mask_NxP is not None, "a prefix needs its mask"
         if min(group_size, length) > 1 and group_size * length <= ONE_PRODUCT_POSITIONS:
             return attend_as_one(q_NxGxKxLxQxH, own, own_mask, prefix, prefix_mask_NxP)
     dtype = q_NxGxKxLxQxH.dtype
@@ -87,16 +95,16 @@ def attend(
     def over_own(product: str, x: Array, y: Array) -> jax.Array:
         return jnp.einsum(product, x, y, preferred_element_type=score_dtype)
 
-    # Here O is the features of queries, or the prompt positions of weights.
+    # O is the last axis of x: the features of queries, or the prompt positions of weights.
     def over_prefix(product: str, x_NxGxKxLxQxO: Array, y_Nx1xKxPxH: Array) -> jax.Array:
-        # As a product of two matrices, with the whole group in the rows (m in the product's name).
-        # For bfloat16, XLA on CPU has no program for the other products.
+        # The whole group goes into the rows of one matrix (m in the einsum string). XLA on CPU does
+        # not implement the products with separate group axes for bfloat16.
         rows = x_NxGxKxLxQxO.swapaxes(1, 2).reshape(n, k, -1, x_NxGxKxLxQxO.shape[-1])
         z = jnp.einsum(product, rows, y_Nx1xKxPxH[:, 0], preferred_element_type=score_dtype)
         return z.reshape(n, k, group_size, length, q_per_kv, z.shape[-1]).swapaxes(1, 2)
 
-    # For own keys and for the prompt's: the function that multiplies, the products that make scores
-    # and outputs, keys, values, and the mask.
+    # One entry for the own keys and one for the prompt's keys. Each entry has the function that
+    # multiplies, the einsum strings for scores and for outputs, (keys, values), and the mask.
     parts: list[tuple[Callable[..., jax.Array], tuple[str, str], tuple[Array, Array], Array]] = [
         (
             over_own,
@@ -132,11 +140,11 @@ def attend_as_one(
     prefix: tuple[Array, Array],
     prefix_mask_NxP: Array,
 ) -> jax.Array:
-    """Returns what `attend` returns, with the responses of a group joined to one long response.
+    """Returns the result of `attend`, with the responses of a group joined to one long response.
 
-    A mask keeps each response to its own keys. One product of G L queries with P + G C keys, most
-    of them masked, replaces G products of L with C. XLA on CPU runs batched products one by one.
-    For very short responses such a call costs more than the product.
+    A mask limits each response to its own keys. One product of G L queries with P + G C keys, most
+    of them masked, replaces G products of L queries with C keys. XLA on CPU runs batched products
+    one after another. For very short responses, starting a product costs more than computing it.
     """
     n, g, k, length, q, h = q_NxGxKxLxQxH.shape
     c = own[0].shape[3]
@@ -152,7 +160,7 @@ def attend_as_one(
         prefix_mask_NxP[:, None], (n, g * length, prefix_mask_NxP.shape[1])
     )
     queries = q_NxGxKxLxQxH.swapaxes(1, 2).reshape(n, 1, k, g * length, q, h)
-    keys, values = (join(*pair) for pair in zip(own, prefix, strict=True))
+    keys, values = (join(*parts) for parts in zip(own, prefix, strict=True))
     joined_mask = jnp.concatenate([prefix_mask, mask], axis=-1)[:, None]
     y = attend(queries, (keys, values), joined_mask, None, None)
     return y.reshape(n, k, g, length, q, h).swapaxes(1, 2)
@@ -166,13 +174,13 @@ def attend_causally(
     prefix: tuple[Array, Array] | None,
     prefix_mask_NxP: Array | None,
 ) -> jax.Array:
-    """Applies `attention` to blocks of queries, each with the keys up to the block's end.
+    """Applies `attention` to one block of queries after another, with the keys up to its end.
 
-    The mask leaves half of the L x L products. Of all of them, b blocks compute the share
-    (b + 1) / 2b, which is 5/8 for 4 blocks.
+    The causal mask hides about half of the L x L products of queries and keys. With b blocks, the
+    fraction (b + 1) / 2b of the products is computed: 5/8 with 4 blocks.
 
     Args:
-      attention: `attend`, or a function with its arguments.
+      attention: `attend`, or a function with the same arguments.
       causal_mask: [N or 1, G or 1, L, L], False above the diagonal.
     """
     length = q_NxGxKxLxQxH.shape[3]

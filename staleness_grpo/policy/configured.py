@@ -1,4 +1,4 @@
-"""Makes the policy that a config asks for."""
+"""Makes the policy that a config describes, and checks the config's policy section."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,24 +9,25 @@ from staleness_grpo.errors import require, require_choice
 from staleness_grpo.policy.architecture import TransformerConfig
 from staleness_grpo.policy.transformer import Policy
 
-# The fields that a run chooses. With a checkpoint, all others are the checkpoint's.
+# With a checkpoint, a run chooses only these fields. The checkpoint decides all other fields.
 RUN_FIELDS = ("dtype", "param_dtype", "attention", "remat", "vocab_chunks")
 
-# There is no float16. The gradient of one token, about 1 / (tokens of the batch), is below its
-# smallest normal number. There are no bfloat16 parameters. With their 8 bits they would not move:
-# an Adam step of 1e-6 rounds to nothing, and so does a moment's decay by 0.999.
+# float16 is not offered: the gradient of one token is about 1 / (tokens of the batch), which is
+# below the smallest normal float16 number. bfloat16 parameters are not offered either: bfloat16 has
+# 8 bits of precision, so an Adam step of 1e-6 and a moment's decay by 0.999 would round to nothing.
 DTYPES = ("bfloat16", "float32", "float64")
 PARAM_DTYPES = ("float32", "float64")
 
 
 def make_policy(fields: Mapping[str, Any], vocab_size: int) -> Policy:
-    """Returns the policy that `config.policy` asks for.
+    """Returns the policy that `config.policy` describes.
 
-    Its shape is that of the checkpoint, or without one that of the fields and `vocab_size`.
+    With a checkpoint, the checkpoint's config.json decides the architecture. Without a checkpoint,
+    the fields and `vocab_size` decide it.
 
     Raises:
-      FieldError: the decoder cannot have the shape.
-      ModelFolderError: the checkpoint cannot be loaded.
+      FieldError: the decoder does not support the architecture.
+      ModelFolderError: the checkpoint's config.json cannot be used.
     """
     fields = dict(fields)
     checkpoint = fields.pop("checkpoint")
@@ -38,12 +39,13 @@ def make_policy(fields: Mapping[str, Any], vocab_size: int) -> Policy:
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """Refuses values of `config.policy` that a training cannot use. Raises FieldError."""
+    """Raises FieldError if training does not support a value in `config.policy`."""
     require_choice(fields, "dtype", DTYPES)
     require_choice(fields, "param_dtype", PARAM_DTYPES)
     for name in ("dtype", "param_dtype"):
         hint = "set JAX_ENABLE_X64=1 in the environment, or give float32"
-        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # made when JAX starts
+        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # JAX adds this attribute at run time
         require(fields[name] != "float64" or x64, name, hint, fields[name])
-    # The task decides the vocabulary. Here it is any number that `vocab_chunks` divides.
+    # The task decides the size of the vocabulary, which is not known here. Any size that
+    # `vocab_chunks` divides serves for checking the other fields.
     make_policy({**fields, "checkpoint": None}, max(fields["vocab_chunks"], 1))

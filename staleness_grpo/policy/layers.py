@@ -13,7 +13,7 @@ from staleness_grpo.types import Array
 
 
 class RMSNorm(nn.Module):
-    """Computes x / rms(x) * scale, in float32 or better."""
+    """Computes x / rms(x) * scale. The statistics are computed in float32 or float64."""
 
     epsilon: float
     param_dtype: str
@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """Maps the last `inputs` axes of x linearly to the axes `features`."""
+    """Applies a linear map from the last `inputs` axes of x to new axes of sizes `features`."""
 
     features: tuple[int, ...]
     dtype: str
@@ -38,18 +38,19 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         in_shape = x.shape[x.ndim - self.inputs :]
-        rank = len(in_shape)
+        num_in_axes = len(in_shape)
         init = nn.initializers.variance_scaling(
             1.0,
             "fan_in",
             "normal",
-            in_axis=tuple(range(rank)),
-            out_axis=tuple(range(rank, rank + len(self.features))),
+            in_axis=tuple(range(num_in_axes)),
+            out_axis=tuple(range(num_in_axes, num_in_axes + len(self.features))),
         )
         shape = (*in_shape, *self.features)
         kernel = self.param("kernel", init, shape, self.param_dtype).astype(self.dtype)
-        # As one product of two matrices. With the batch axes left in place, XLA on CPU transposes
-        # the activations for the weight gradient. Then the backward pass is slower (docs/log/).
+        # The batch axes are flattened, so that this is one product of two matrices. With the batch
+        # axes left in place, XLA on CPU transposes the activations for the weight gradient, and the
+        # backward pass is slower (docs/log/).
         rows = x.reshape(-1, math.prod(in_shape))
         y = rows @ kernel.reshape(rows.shape[-1], -1)
         y = y.reshape(*x.shape[: x.ndim - self.inputs], *self.features)

@@ -1,4 +1,4 @@
-"""Computes token log-probabilities, with one definition for the sampler and the learner."""
+"""Computes token log-probabilities, in the same way for the sampler and the learner."""
 
 import functools
 
@@ -11,12 +11,12 @@ from staleness_grpo.types import Array, Prompts, PyTree
 
 
 def log_distribution(logits: Array, temperature: float) -> jax.Array:
-    """Returns log pi over the vocabulary (last axis) at a temperature > 0, in float32 or better."""
+    """Returns log pi over the vocabulary (last axis) at a temperature > 0, in at least float32."""
     return jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)) / temperature, axis=-1)
 
 
 def token_logprobs(logprobs: Array, tokens: Array) -> jax.Array:
-    """Picks the entries of log pi [..., V] at `tokens` [...]."""
+    """Selects the log-probability [...] of each of the `tokens` [...] from log pi [..., V]."""
     return jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0]
 
 
@@ -30,7 +30,7 @@ def response_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns log pi of the response tokens, and the policy's entropy in nats at their positions.
 
-    Both are [N, G, R] in float32 or better, and 0 where masked. The entropy carries no gradient.
+    Both arrays are [N, G, R] in at least float32, and 0 where masked. The entropy has no gradient.
     """
     hidden = policy.response_hidden(params, prompts.tokens_NxP, prompts.mask_NxP, tokens_NxGxR)
     if policy.config.vocab_chunks > 1:
@@ -50,10 +50,10 @@ def response_logprobs(
 
 
 def vocabulary_chunks(head_VxE: Array, num_chunks: int) -> Array:
-    """Cuts the unembedding into chunks [F, V/F, E]; chunk f has every F-th token from f on.
+    """Splits the unembedding into chunks [F, V/F, E]. Chunk f has the tokens f, f + F, f + 2F, ...
 
-    The chunks are no blocks of neighbors. With the vocabulary sharded, every device has its share
-    of every chunk.
+    Neighboring tokens go to different chunks. So when the vocabulary is sharded, every device holds
+    an equal part of every chunk.
     """
     return head_VxE.reshape(-1, num_chunks, head_VxE.shape[-1]).swapaxes(0, 1)
 
@@ -62,16 +62,16 @@ def vocabulary_chunks(head_VxE: Array, num_chunks: int) -> Array:
 def chunked_logprobs(
     hidden_OxE: Array, head_chunks: Array, tokens_O: Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns log pi of O tokens and the entropy there, from the logits of one chunk at a time.
+    """Returns log pi of O tokens and the entropy at their positions, one chunk at a time.
 
-    Both are [O] in float32 or better. They equal the numbers from `log_distribution`, to rounding.
-    Logits [O, V/F] are all that exists at once, because the backward pass computes them again. The
-    entropy carries no gradient.
+    Both arrays are [O] in at least float32. Up to rounding, they equal the values computed from
+    `log_distribution`. Only the logits [O, V/F] of one chunk are in memory at a time. The backward
+    pass recomputes them. The entropy has no gradient.
 
     Args:
       hidden_OxE: hidden states, in any order (O: all positions of all responses).
-      head_chunks: [F, V/F, E] of `vocabulary_chunks`.
-      tokens_O: int32, the tokens that the hidden states predict.
+      head_chunks: the [F, V/F, E] array that `vocabulary_chunks` returns.
+      tokens_O: int32, the token that follows each hidden state.
       temperature: > 0.
     """
     return _chunked_forward(hidden_OxE, head_chunks, tokens_O, temperature)[0]
@@ -83,36 +83,36 @@ def _chunk_logits(hidden_OxE: Array, head_chunk: Array, temperature: float) -> j
     return jnp.matmul(hidden_OxE, head_chunk.T, preferred_element_type=wide) / temperature
 
 
-def _place(tokens_O: Array, chunk: Array, num_chunks: int) -> tuple[Array, Array]:
-    """Returns the place [O] that tokens have in their chunk, and whether that is this chunk."""
+def _index_in_chunk(tokens_O: Array, chunk: Array, num_chunks: int) -> tuple[Array, Array]:
+    """Returns the index [O] of each token in its chunk, and whether its chunk is `chunk`, [O]."""
     return tokens_O // num_chunks, tokens_O % num_chunks == chunk
 
 
 def _chunked_forward(hidden_OxE, head_chunks, tokens_O, temperature):
-    """Computes `chunked_logprobs`, and what the backward pass needs."""
+    """Returns the results of `chunked_logprobs`, and the residuals for the backward pass."""
     num_chunks = len(head_chunks)
     zeros = jnp.zeros(tokens_O.shape, at_least_float32(hidden_OxE.dtype))
 
-    def add(carry, chunk_and_head):
+    def add_chunk(carry, chunk_and_head):
         largest, total, weighted, chosen = carry
         chunk, head_chunk = chunk_and_head
         logits = _chunk_logits(hidden_OxE, head_chunk, temperature)
-        place, inside = _place(tokens_O, chunk, num_chunks)
-        chosen = jnp.where(inside, token_logprobs(logits, place), chosen)
-        new = jnp.maximum(largest, jnp.max(logits, axis=-1))
-        # With m the largest logit so far, `total` is the sum of exp(x - m), and `weighted` that of
-        # (x - m) exp(x - m).
-        shift = jnp.where(total > 0, largest - new, 0.0)
+        index, inside = _index_in_chunk(tokens_O, chunk, num_chunks)
+        chosen = jnp.where(inside, token_logprobs(logits, index), chosen)
+        new_largest = jnp.maximum(largest, jnp.max(logits, axis=-1))
+        # With m the largest logit so far, `total` is the sum of exp(x - m), and `weighted` is the
+        # sum of (x - m) exp(x - m).
+        shift = jnp.where(total > 0, largest - new_largest, 0.0)
         scale = jnp.exp(shift)
-        x = logits - new[:, None]
+        x = logits - new_largest[:, None]
         weights = jnp.exp(x)
         weighted = scale * (weighted + shift * total) + jnp.sum(weights * x, axis=-1)
         total = scale * total + jnp.sum(weights, axis=-1)
-        return (new, total, weighted, chosen), None
+        return (new_largest, total, weighted, chosen), None
 
     start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros)
     (largest, total, weighted, chosen), _ = jax.lax.scan(
-        add, start, (jnp.arange(num_chunks), head_chunks)
+        add_chunk, start, (jnp.arange(num_chunks), head_chunks)
     )
     log_total = jnp.log(total)
     normalizer = largest + log_total
@@ -121,18 +121,18 @@ def _chunked_forward(hidden_OxE, head_chunks, tokens_O, temperature):
 
 
 def _chunked_backward(temperature, residuals, cotangents):
-    """Returns the gradients with respect to hidden states and head; the entropy has none."""
+    """Returns the gradients of the log-probabilities in the hidden states and the head."""
     hidden_OxE, head_chunks, tokens_O, normalizer = residuals
     slope_O = cotangents[0] / temperature
     num_chunks, dtype = len(head_chunks), hidden_OxE.dtype
 
-    def add(hidden_gradient, chunk_and_head):
+    def add_chunk(hidden_gradient, chunk_and_head):
         chunk, head_chunk = chunk_and_head
         probs = jnp.exp(_chunk_logits(hidden_OxE, head_chunk, temperature) - normalizer[:, None])
-        place, inside = _place(tokens_O, chunk, num_chunks)
-        one_hot = inside[:, None] & (place[:, None] == jnp.arange(len(head_chunk))[None])
-        # In the dtype of the activations, like every other product. In float32 they are many times
-        # slower on a GPU.
+        index, inside = _index_in_chunk(tokens_O, chunk, num_chunks)
+        one_hot = inside[:, None] & (index[:, None] == jnp.arange(len(head_chunk))[None])
+        # The products are computed in the dtype of the activations, like all others. In float32
+        # they would be many times slower on a GPU.
         gradient = (slope_O[:, None] * (one_hot - probs)).astype(dtype)
         hidden_gradient += jnp.matmul(
             gradient, head_chunk, preferred_element_type=hidden_gradient.dtype
@@ -140,7 +140,9 @@ def _chunked_backward(temperature, residuals, cotangents):
         return hidden_gradient, jnp.matmul(gradient.T, hidden_OxE)
 
     start = jnp.zeros(hidden_OxE.shape, at_least_float32(dtype))
-    hidden_gradient, head_gradient = jax.lax.scan(add, start, (jnp.arange(num_chunks), head_chunks))
+    hidden_gradient, head_gradient = jax.lax.scan(
+        add_chunk, start, (jnp.arange(num_chunks), head_chunks)
+    )
     return hidden_gradient.astype(dtype), head_gradient, None
 
 

@@ -1,6 +1,7 @@
-"""Samples responses with a KV cache, an early stop, and noise that does not depend on the batch.
+"""Samples responses from a policy, with a KV cache and an early stop.
 
-The Gumbel noise of a token is indexed by (seed, step, slot, response, position).
+The Gumbel noise of a token depends only on (seed, step, slot, response, position). So a response
+does not depend on the other responses in its batch.
 """
 
 import functools
@@ -18,14 +19,14 @@ from staleness_grpo.types import Array, Prompts, PyTree, Responses
 
 
 def check_sampler(fields: Mapping[str, Any]) -> None:
-    """Refuses values of `config.sampler` that cannot be used. Raises FieldError."""
+    """Raises FieldError if the temperature in `config.sampler` is not > 0."""
     require_positive(fields, ("temperature",))
 
 
 def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: int) -> jax.Array:
-    """Derives one key for each response, [N, G], from (key, step, slot, place in the group).
+    """Derives one key for each response, [N, G], from (key, step, slot, index in the group).
 
-    The policy version has no part in it: at another lag, another policy answers with the same
+    The keys do not depend on the policy version. So runs with different lags sample with the same
     noise.
     """
 
@@ -39,13 +40,14 @@ def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: in
 
 
 def first_largest(x: Array) -> jax.Array:
-    """Returns the argmax over the last axis, int32.
+    """Returns the argmax over the last axis, int32. Of equal maxima, the first is chosen.
 
-    It takes two plain reductions, which XLA runs faster on CPU than its own argmax (docs/log/).
+    The argmax is computed by two plain reductions, which XLA runs faster on CPU than its own argmax
+    (docs/log/).
     """
-    places = leading_axes(jnp.arange(x.shape[-1], dtype=jnp.int32), x.ndim)
+    indices = leading_axes(jnp.arange(x.shape[-1], dtype=jnp.int32), x.ndim)
     return jnp.min(
-        jnp.where(x == jnp.max(x, axis=-1, keepdims=True), places, x.shape[-1] - 1), axis=-1
+        jnp.where(x == jnp.max(x, axis=-1, keepdims=True), indices, x.shape[-1] - 1), axis=-1
     )
 
 
@@ -66,31 +68,32 @@ def sample(
     end_token: int | tuple[int, ...] | None,
     pad_token: int,
 ) -> Responses:
-    """Samples `group_size` responses to each prompt, stopping as soon as every response has ended.
+    """Samples `group_size` responses to each prompt, and stops when every response has ended.
 
     Args:
       policy, params: the behavior policy.
       prompts: N left-padded prompts, whose lengths may differ.
       key: the sampling key of the run.
-      steps_N, slots_N: int32, the learner step and the slot that each group is for. They index the
-        noise.
-      temperature: > 0; the recorded log-probabilities are those of the tempered distribution.
-      max_length: R. A response that has not ended by then is cut.
-      end_token: the token that ends a response and belongs to it. Any token of a tuple does. With
-        None all responses have the fixed length R.
+      steps_N, slots_N: int32, the learner step and the slot in which each group is used. They
+        select the noise.
+      temperature: > 0. The recorded log-probabilities belong to the tempered distribution.
+      max_length: R. A response without an end token is cut after R tokens.
+      end_token: the token that ends a response and is part of it. With a tuple, any of its tokens
+        ends the response. With None all responses have the fixed length R.
       pad_token: fills the positions after the end.
 
     Returns:
-      Responses, with `behavior_logprobs` of float32 or better and 0 on the padding.
+      Responses. `behavior_logprobs` has at least float32 precision and is 0 on the padding.
     """
-    # Cast once, and not again for every token. Reading the weights is most of a token's time.
+    # The weights are cast once and not for every token. Most of a token's time goes into reading
+    # them, and the cast weights may be smaller.
     params = jax.tree.map(lambda leaf: leaf.astype(policy.config.dtype), params)
     shape = (prompts.tokens_NxP.shape[0], group_size, max_length)
     keys_NxG = response_keys(key, steps_N, slots_N, group_size)
     hidden_NxE, prefix = policy.prefill(params, prompts.tokens_NxP, prompts.mask_NxP)
     hidden_NxGxE = jnp.broadcast_to(hidden_NxE[:, None], (*shape[:2], hidden_NxE.shape[-1]))
 
-    def choose(position, hidden_NxGxE):
+    def choose_tokens(position, hidden_NxGxE):
         logprobs = log_distribution(policy.unembed(params, hidden_NxGxE), temperature)
 
         def token_noise(response_key):
@@ -101,9 +104,9 @@ def sample(
         tokens_NxG = first_largest(logprobs + gumbel)
         return tokens_NxG, token_logprobs(logprobs, tokens_NxG)
 
-    def write(written, position, hidden_NxGxE):
+    def write_tokens(written, position, hidden_NxGxE):
         tokens, mask, logprobs, alive = written
-        token, logprob = choose(position, hidden_NxGxE)
+        token, logprob = choose_tokens(position, hidden_NxGxE)
         token = jnp.where(alive, token, pad_token)
         tokens = tokens.at[:, :, position].set(token)
         mask = mask.at[:, :, position].set(alive)
@@ -119,7 +122,7 @@ def sample(
         jnp.zeros(shape, at_least_float32(policy.config.dtype)),
         jnp.ones(shape[:2], bool),
     )
-    written, token = write(empty, 0, hidden_NxGxE)
+    written, token = write_tokens(empty, 0, hidden_NxGxE)
 
     def unfinished(loop):
         position, written, *_ = loop
@@ -128,7 +131,7 @@ def sample(
     def advance(loop):
         position, written, token, cache = loop
         hidden, cache = policy.decode(params, token, position - 1, cache, prefix, prompts.mask_NxP)
-        written, token = write(written, position, hidden)
+        written, token = write_tokens(written, position, hidden)
         return position + 1, written, token, cache
 
     cache = policy.empty_cache(*shape[:2], max(max_length - 1, 1))

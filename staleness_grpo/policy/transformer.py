@@ -1,9 +1,14 @@
-"""Defines one Flax decoder, from a 20k-parameter toy to the Llama and Qwen family by its config.
+"""Defines the Flax decoder, and `Policy`, which offers the decoder as pure functions of `params`.
 
-It has RMSNorm, rotary positions, grouped-query attention and SwiGLU. Embeddings are tied or untied,
-and biases of q/k/v and norms of q/k are optional. `Policy` wraps it as pure functions of `params`.
-The G responses to a prompt share its keys and values: the prompt is encoded once, in sampling and
-in the update, and each response attends to it.
+The config decides the size, from a toy of 20k parameters to the models of the Llama and Qwen
+family. The decoder has:
+
+  - RMSNorm, rotary positions, grouped-query attention and SwiGLU;
+  - tied or untied embeddings;
+  - optional biases of q/k/v and optional norms of q/k.
+
+The G responses to a prompt share the prompt's keys and values. In sampling and in the update, each
+prompt is encoded once, and its responses attend to the result.
 """
 
 import dataclasses
@@ -28,9 +33,9 @@ from staleness_grpo.types import Array, PyTree
 class KeyValues:
     """Holds the keys (rotated) and values of every layer.
 
-    Both are tuples over layers of [N, G, K, C, H], with G = 1 for a prompt. Heads stand before
-    positions, which is the order in which attention multiplies them. So the
-    sampler's cache is never transposed.
+    Each tuple has one array [N, G, K, C, H] per layer, with G = 1 for prompts. The axis of heads
+    comes before the axis of positions, because attention multiplies in this order. So the sampler's
+    cache is never transposed.
     """
 
     keys: tuple[Array, ...]
@@ -38,7 +43,7 @@ class KeyValues:
 
 
 class Attention(nn.Module):
-    """Computes grouped-query attention, and returns its keys and values as well."""
+    """Computes grouped-query attention. Returns the outputs and (keys, values)."""
 
     config: TransformerConfig
 
@@ -66,7 +71,7 @@ class Attention(nn.Module):
         k = jnp.swapaxes(rotate(k, positions_NxGxL, cfg), 2, 3)
         v = jnp.swapaxes(v, 2, 3)
         if cache is not None:
-            assert cache_index is not None, "a cache comes with the index to write at"
+            assert cache_index is not None, "a cache needs cache_index, the position to write at"
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, cache_index, axis=3)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, cache_index, axis=3)
         n, g, _, length, _ = q.shape
@@ -83,7 +88,7 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Computes the decoder up to its final norm."""
+    """Computes the hidden states of the decoder, including the final norm but not the logits."""
 
     config: TransformerConfig
 
@@ -103,12 +108,13 @@ class Transformer(nn.Module):
 
         Args:
           tokens_NxGxL, positions_NxGxL: int32, the tokens and their rotary positions.
-          own_mask: [N or 1, G or 1, L, C], True where a query sees an own position.
-          cache: KeyValues of C positions, into which those of these tokens are written. Without a
-            cache, C = L.
-          cache_index: where in the cache they begin.
-          prefix: the KeyValues of the prompts, seen where `prefix_mask_NxP` is True.
-          last_only: returns hidden states of the last position alone, [N, G, 1, E].
+          own_mask: [N or 1, G or 1, L, C], True where a query attends to an own position.
+          cache: KeyValues of C positions. The KeyValues of these tokens are written into the cache.
+            Without a cache, C = L.
+          cache_index: the cache position of the first of these tokens.
+          prefix: the KeyValues of the prompts.
+          prefix_mask_NxP: True where queries attend to a prompt position.
+          last_only: return only the hidden states of the last position, [N, G, 1, E].
         """
         cfg = self.config
         attention, mlp = (
@@ -144,7 +150,7 @@ class Transformer(nn.Module):
         if last_only:
             x = x[:, :, -1:]
         x = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name="final_norm")(x)
-        if not cfg.tie_embeddings:  # made here, beside the embedding, and used by Policy.unembed
+        if not cfg.tie_embeddings:  # created with the other parameters; Policy.unembed uses it
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
             self.param("head", init, (cfg.d_model, cfg.vocab_size), cfg.param_dtype)
         return x, KeyValues(tuple(keys), tuple(values))
@@ -152,21 +158,23 @@ class Transformer(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Offers the decoder as pure functions of `params`. It is hashable."""
+    """Offers the decoder as pure functions of `params`. A Policy is hashable."""
 
     config: TransformerConfig
 
     def init(self, key: jax.Array) -> PyTree:
-        """Draws fresh parameters in `param_dtype`."""
+        """Returns new random parameters in `param_dtype`."""
         tokens, mask = jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)
         return Transformer(self.config).init(key, tokens, tokens, mask)["params"]
 
-    def _run(self, params: PyTree, *args: Any, **kwargs: Any) -> tuple[jax.Array, KeyValues]:
+    def _apply_transformer(
+        self, params: PyTree, *args: Any, **kwargs: Any
+    ) -> tuple[jax.Array, KeyValues]:
         outputs: Any = Transformer(self.config).apply({"params": params}, *args, **kwargs)
         return outputs
 
     def unembed(self, params: PyTree, hidden: Array) -> jax.Array:
-        """Returns logits [..., V] of hidden states [..., E], in float32 or better."""
+        """Returns the logits [..., V] of hidden states [..., E], in at least float32."""
         head = params["embedding"].T if self.config.tie_embeddings else params["head"]
         rows = hidden.reshape(-1, hidden.shape[-1])
         dtype = self.config.dtype
@@ -176,14 +184,16 @@ class Policy:
         return logits.reshape(*hidden.shape[:-1], head.shape[-1])
 
     def apply(self, params: PyTree, tokens_BxT: Array) -> jax.Array:
-        """Returns logits [B, T, V] of plain sequences, causal and without padding.
+        """Returns the logits [B, T, V] of sequences without padding, with causal attention.
 
-        Position t predicts token t + 1.
+        The logits at position t predict token t + 1.
         """
         length = tokens_BxT.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length), tokens_BxT.shape)
         causal = jnp.tril(jnp.ones((length, length), bool))
-        hidden, _ = self._run(params, tokens_BxT[:, None], positions[:, None], causal[None, None])
+        hidden, _ = self._apply_transformer(
+            params, tokens_BxT[:, None], positions[:, None], causal[None, None]
+        )
         return self.unembed(params, hidden[:, 0])
 
     def prefill(
@@ -192,19 +202,20 @@ class Policy:
         """Encodes left-padded prompts.
 
         Returns:
-          Hidden states [N, E] at their last token, and the KeyValues that responses share.
+          The hidden states [N, E] at the last token of each prompt, and the KeyValues of the
+          prompts.
         """
         length = tokens_NxP.shape[1]
         positions = jnp.maximum(jnp.cumsum(mask_NxP, axis=-1) - 1, 0)
         causal = jnp.tril(jnp.ones((length, length), bool))
         visible = (causal[None] & mask_NxP[:, None, :])[:, None]
-        hidden, prefix = self._run(
+        hidden, prefix = self._apply_transformer(
             params, tokens_NxP[:, None], positions[:, None], visible, last_only=True
         )
         return hidden[:, 0, 0], prefix
 
     def empty_cache(self, num_prompts: int, group_size: int, length: int) -> KeyValues:
-        """Returns KeyValues of zeros for `length` response positions."""
+        """Returns KeyValues filled with zeros, for `length` response positions."""
         cfg = self.config
         shape = (num_prompts, group_size, cfg.num_kv_heads, length, cfg.head_dim)
         zeros = tuple(jnp.zeros(shape, cfg.dtype) for _ in range(cfg.num_layers))
@@ -222,13 +233,13 @@ class Policy:
         """Decodes one token of every response, at response position `index`.
 
         Returns:
-          Hidden states [N, G, E] at that position, and the new cache.
+          The hidden states [N, G, E] at this position, and the new cache.
         """
         lengths_Nx1 = jnp.sum(prefix_mask_NxP, axis=-1)[:, None]
         positions = jnp.broadcast_to(lengths_Nx1 + index, tokens_NxG.shape)
         visible = (jnp.arange(cache.keys[0].shape[3]) <= index)[None, None, None]
         tokens, positions = tokens_NxG[..., None], positions[..., None]
-        hidden, cache = self._run(
+        hidden, cache = self._apply_transformer(
             params, tokens, positions, visible, cache, index, prefix, prefix_mask_NxP
         )
         return hidden[:, :, 0], cache
@@ -240,9 +251,9 @@ class Policy:
         prompt_mask_NxP: Array,
         response_tokens_NxGxR: Array,
     ) -> jax.Array:
-        """Returns the hidden states [N, G, R, E] that predict each response token.
+        """Returns the hidden states [N, G, R, E] from which each response token is predicted.
 
-        Each prompt is encoded once for its group.
+        Each prompt is encoded once for its whole group.
         """
         num_prompts, group_size, length = response_tokens_NxGxR.shape
         last_NxE, prefix = self.prefill(params, prompt_tokens_NxP, prompt_mask_NxP)
@@ -255,7 +266,7 @@ class Policy:
             positions = lengths_Nx1x1 + jnp.arange(length - 1)[None, None]
             positions = jnp.broadcast_to(positions, inputs.shape)
             causal = jnp.tril(jnp.ones((length - 1, length - 1), bool))[None, None]
-            rest, _ = self._run(
+            rest, _ = self._apply_transformer(
                 params, inputs, positions, causal, prefix=prefix, prefix_mask_NxP=prompt_mask_NxP
             )
             hidden = jnp.concatenate([hidden, rest], axis=2)
@@ -268,7 +279,7 @@ class Policy:
         prompt_mask_NxP: Array,
         response_tokens_NxGxR: Array,
     ) -> jax.Array:
-        """Returns the logits [N, G, R, V] that predict each response token."""
+        """Returns the logits [N, G, R, V] from which each response token is predicted."""
         hidden = self.response_hidden(
             params, prompt_tokens_NxP, prompt_mask_NxP, response_tokens_NxGxR
         )

@@ -1,1 +1,1 @@
-"""Runs on devices, processes and disks: meshes, records, and everything that knows the machine."""
+"""Deals with the machine: devices and meshes, processes, signals, and files of records."""

@@ -1,4 +1,4 @@
-"""Keeps compiled programs on disk, so that a later process need not compile them again."""
+"""Stores compiled programs on disk, so that later processes do not compile them again."""
 
 import hashlib
 import pathlib
@@ -6,15 +6,15 @@ import platform
 
 import jax
 
-MIN_COMPILE_SECONDS = 0.2  # below that, compiling is about as fast as reading the cache
+MIN_COMPILE_SECONDS = 0.2  # compiling a faster program takes about as long as reading the cache
 
 
 def enable(folder: pathlib.Path) -> None:
-    """Keeps what XLA compiles in a subfolder of `folder` that belongs to this kind of CPU.
+    """Makes JAX store compiled programs in a subfolder of `folder` for this kind of CPU.
 
-    JAX's own key covers the program, the versions and the devices, but not the instructions of the
-    CPU. Code for a CPU with more instructions than this one has would be loaded, and would crash. A
-    folder that cannot be written costs a warning and time, nothing else.
+    JAX's own cache key has the program, the versions and the devices, but not the instruction set
+    of the CPU. Without the subfolder, a process could load code with instructions that its CPU does
+    not have, and crash. If the folder cannot be written, JAX warns and compiles again each time.
     """
     jax.config.update("jax_compilation_cache_dir", str(folder / _cpu_name()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

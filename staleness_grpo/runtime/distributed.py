@@ -1,4 +1,4 @@
-"""Runs several processes as one: how they find each other, and how they end if one is lost."""
+"""Connects the processes of a run, and ends a process if another one is lost."""
 
 import dataclasses
 import faulthandler
@@ -18,9 +18,10 @@ VARIABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """The place of a process among those of its run."""
+    """Says where process 0 runs, how many processes a run has, and which of them this one is."""
 
-    # HOST:PORT of process 0. With AUTO, JAX finds all three: on TPU slices, with Slurm or a JobSet.
+    # HOST:PORT of process 0. With AUTO, JAX finds all three values: on TPU slices, with Slurm or
+    # with a JobSet.
     coordinator: str
     num_processes: int | None = None
     process_id: int | None = None
@@ -29,14 +30,17 @@ class Hosts:
 def find(flags: Mapping[str, str | int | None], environment: Mapping[str, str]) -> Hosts | None:
     """Returns the hosts of this run; None for a run of one process.
 
-    Flags come first, then the variables, then what Slurm says.
+    Each value is taken from its flag, or else from its environment variable. If none of them is
+    given, Slurm's variables decide whether there are several processes.
 
     Args:
-      flags: coordinator, num_processes, process_id; None where not given.
-      environment: may hold VARIABLES, or what Slurm sets for the tasks of a step.
+      flags: coordinator, num_processes and process_id; None for a flag that is not given.
+      environment: the environment variables. VARIABLES and the variables that Slurm sets for the
+        tasks of a step are read.
 
     Raises:
-      FlagError: only a part of the three is given, or the numbers contradict each other.
+      FlagError: only one or two of the three values are given, a variable is not a number, the
+        coordinator has no port, or the numbers contradict each other.
     """
     values: dict[str, str | int | None] = dict(flags)
     for name, variable in VARIABLES.items():
@@ -46,47 +50,52 @@ def find(flags: Mapping[str, str | int | None], environment: Mapping[str, str]) 
                 raise FlagError(name, value, f"the variable {variable} must be a number >= 0")
             values[name] = value if name == "coordinator" else int(value)
     if all(value is None for value in values.values()):
-        # Slurm sets the step's variables for tasks alone, and not for the batch script.
-        step = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
-        return Hosts(AUTO) if step else None
+        # Slurm sets this variable for the tasks of a step, but not for the batch script.
+        in_slurm_step = (
+            "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
+        )
+        return Hosts(AUTO) if in_slurm_step else None
     if values["coordinator"] == AUTO:
         for name in ("num_processes", "process_id"):
             if values[name] is not None:
-                raise FlagError(name, values[name], f"--coordinator={AUTO} finds it: leave it out")
+                hint = f"--coordinator={AUTO} finds {name} by itself: remove the flag --{name}"
+                raise FlagError(name, values[name], hint)
         return Hosts(AUTO)
     coordinator, num_processes, process_id = (values[name] for name in VARIABLES)
     if coordinator is None or num_processes is None or process_id is None:
         missing = next(name for name, value in values.items() if value is None)
         given = ", ".join(f"--{name}" for name, value in values.items() if value is not None)
-        hint = f"{given} alone make no run of several processes: give all three"
+        hint = f"{given} alone cannot describe a run of several processes: give all three flags"
         raise FlagError(missing, "", hint)
-    _check_place(str(coordinator), int(num_processes), int(process_id))
+    _check_hosts(str(coordinator), int(num_processes), int(process_id))
     return Hosts(str(coordinator), int(num_processes), int(process_id))
 
 
-def _check_place(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Refuses an address without a port, and numbers that contradict each other."""
+def _check_hosts(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Raises FlagError if the address has no port, or if the numbers contradict each other."""
     _, separator, port = coordinator.rpartition(":")
     if not separator or not port.isdigit():
         raise FlagError("coordinator", coordinator, f"give HOST:PORT of process 0, or {AUTO}")
     if num_processes < 1:
         raise FlagError("num_processes", num_processes, "give a number >= 1")
     if not 0 <= process_id < num_processes:
-        hint = f"give a number from 0 to {num_processes - 1}, another one to each process"
+        hint = f"give a number from 0 to {num_processes - 1}, a different number for each process"
         raise FlagError("process_id", process_id, hint)
 
 
 def start(hosts: Hosts, heartbeat_seconds: int) -> None:
-    """Joins the other processes. It must come before anything else that uses JAX.
+    """Joins the other processes. Call this before anything else that uses JAX.
 
-    A process that was silent for `heartbeat_seconds` is taken for lost, and JAX ends the others.
+    If a process sends no heartbeat for `heartbeat_seconds`, JAX takes it for lost and ends the
+    other processes.
 
     Raises:
-      FlagError: the others were not found, or not which of them this process is.
+      FlagError: the other processes were not found, or JAX cannot tell the number of this process.
     """
     import jax
 
-    # JAX says in one line that another process was lost, and aborts. A stack would hide that line.
+    # If another process is lost, JAX prints one line about this and aborts. A stack trace would
+    # hide the line.
     faulthandler.disable()
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -100,22 +109,25 @@ def start(hosts: Hosts, heartbeat_seconds: int) -> None:
             shutdown_timeout_seconds=heartbeat_seconds,
         )
     except (ValueError, RuntimeError) as error:
-        hint = f"processes not joined ({error}): start all of them with the same coordinator"
+        hint = (
+            f"the processes could not be connected ({error}): "
+            "start all of them with the same coordinator"
+        )
         raise FlagError("coordinator", hosts.coordinator, hint) from error
 
 
 def end_without_the_others(error: BaseException) -> None:
-    """Ends this process, of several, on an error.
+    """Prints the error and ends this process of a run of several processes at once.
 
-    It ends at once: an orderly end would wait for the other processes, of which one may be lost.
+    A normal exit would wait for the other processes, and one of them may be lost.
     """
     import jax
 
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     print(
         f"process {jax.process_index()} of {jax.process_count()} ends: {reason}: "
-        "another one may be lost; end all of them, and start them again with the same command: "
-        "they go on from the newest checkpoint",
+        "another one may be lost; end all processes, and start them again with the same command: "
+        "they continue from the newest checkpoint",
         file=sys.stderr,
         flush=True,
     )

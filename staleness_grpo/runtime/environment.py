@@ -1,4 +1,4 @@
-"""Describes what a result depends on besides its config."""
+"""Describes the software and hardware that a result depends on besides its config."""
 
 import importlib.metadata
 import pathlib
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns versions, commit, platform and devices, for environment.json.
+    """Returns the versions, commit, platform and devices, for environment.json.
 
-    `commit` is None outside a git checkout. The devices are those of all processes.
+    `commit` is None outside a git checkout. `devices` lists the devices of all processes.
     """
     import jax
 

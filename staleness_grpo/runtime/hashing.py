@@ -1,4 +1,4 @@
-"""Randomness as a function of integer keys, for choices that are made on the host."""
+"""Computes random numbers on the host as a function of integer keys."""
 
 import numpy as np
 
@@ -6,8 +6,9 @@ import numpy as np
 def hash64(*keys: int | np.ndarray) -> np.ndarray:
     """Returns 64 random bits, uint64, for each tuple of integer keys. Arrays of keys broadcast.
 
-    It chains the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) over the keys. A
-    counter-based hash needs no generator for each (step, slot), which would be slow to make.
+    The finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) is applied to one key after
+    another. A hash of the keys is used because making a random generator for each (step, slot)
+    would be slow.
     """
     state: np.ndarray = np.zeros(1, np.uint64)
     for key in keys:
@@ -20,14 +21,14 @@ def hash64(*keys: int | np.ndarray) -> np.ndarray:
 
 
 def uniform_integers(bound: int | np.ndarray, *keys: int | np.ndarray) -> np.ndarray:
-    """Draws an integer, int64, uniformly from 0..bound-1 for each tuple of keys.
+    """Returns a uniform random integer, int64, from 0..bound-1 for each tuple of keys.
 
-    It multiplies 32 random bits by the bound and shifts. Each probability is off by at most 2^-32,
-    and no draw is rejected.
+    The integer is (bits * bound) >> 32 with 32 random bits. Each probability differs from 1 / bound
+    by at most 2^-32, and no draw is rejected.
 
     Args:
       bound: from 1 to 2^32; broadcasts with the keys.
       *keys: as in `hash64`.
     """
-    random = hash64(*keys) >> np.uint64(32)
-    return ((random * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    bits = hash64(*keys) >> np.uint64(32)
+    return ((bits * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)

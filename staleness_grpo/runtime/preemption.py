@@ -1,4 +1,4 @@
-"""Takes SIGTERM and Ctrl-C as a request to save the run between two learner steps and to stop."""
+"""Turns SIGTERM and Ctrl-C into a request to save the run after a learner step and to stop."""
 
 import os
 import signal
@@ -8,41 +8,41 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: running the same command again continues the run
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preemption:
-    """Listens for the signals while the context lasts, and then puts the former listeners back.
+    """A context manager that catches SIGNALS, and restores the former signal handlers at its end.
 
-    Several processes listen through JAX, by which they agree on the step at which they stop.
+    With several processes, JAX catches SIGTERM instead. Then all processes stop at the same step.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._former_listeners: dict[signal.Signals, Any] = {}
+        self._stop_requested = False
+        self._former_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:
-            self._former_listeners = {
-                number: signal.signal(number, self._ask) for number in SIGNALS
+            self._former_handlers = {
+                number: signal.signal(number, self._handle_signal) for number in SIGNALS
             }
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, listener in self._former_listeners.items():
-            signal.signal(number, listener)
+        for number, handler in self._former_handlers.items():
+            signal.signal(number, handler)
 
-    def _ask(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._asked and signal_number == signal.SIGINT:
+    def _handle_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        if self._stop_requested and signal_number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self._stop_requested = True
         name = signal.Signals(signal_number).name
-        notice = f"{name}: the run is saved after this learner step; Ctrl-C ends it at once\n"
-        os.write(2, notice.encode())  # allowed in a signal handler, as `print` is not
+        notice = f"{name}: the run is saved after this learner step; Ctrl-C stops it at once\n"
+        os.write(2, notice.encode())  # unlike `print`, this is safe in a signal handler
 
     def requested(self, step: int) -> bool:
-        """Says whether to stop before this learner step; all processes get the same answer."""
+        """Returns whether to stop before this learner step. All processes get the same answer."""
         if jax.process_count() == 1:
-            return self._asked
+            return self._stop_requested
         return multihost_utils.reached_preemption_sync_point(step)

@@ -1,4 +1,4 @@
-"""Shows a progress bar to people at a terminal."""
+"""Shows a progress bar if the standard error output is a terminal."""
 
 import sys
 
@@ -7,12 +7,12 @@ import rich.progress
 
 
 class Progress:
-    """A context manager that shows a progress bar on a terminal, and nothing in a pipe.
+    """A context manager that shows a progress bar if the standard error output is a terminal.
 
     Args:
-      description: stands before the bar.
-      total: units of work in all.
-      done: units that an earlier run has done.
+      description: the text before the bar.
+      total: the number of units of work, including the `done` units.
+      done: the number of units that are already done at the start, for example in a resumed run.
     """
 
     def __init__(self, description: str, total: int, done: int = 0):
@@ -35,5 +35,5 @@ class Progress:
         self._bar.stop()
 
     def advance(self, note: str = "") -> None:
-        """Counts one unit as done, and shows `note` beside the bar."""
+        """Counts one more unit as done, and shows the text `note` after the bar."""
         self._bar.update(self._task, advance=1, note=note)

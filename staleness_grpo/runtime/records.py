@@ -67,7 +67,7 @@ def write_jsonl(path: pathlib.Path, records: Iterable[dict]) -> None:
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """Reads the records of a JSON-lines file. A last line that a kill cut short is left out."""
+    """Reads the records of a JSON-lines file; ignores an incomplete last line."""
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n") and not _is_json(lines[-1]):
         lines.pop()
@@ -85,24 +85,22 @@ def _is_json(line: bytes) -> bool:
 class Appender:
     """Appends records to a JSON-lines file, each on disk before the next is taken.
 
-    Opening drops a last line that a kill cut short.
+    Opening removes an incomplete last line, left by a killed process. A complete record whose
+    newline is missing gets it.
 
     Args:
-      path: the file; it is made if it is not there.
-      num_kept: whole records of the file to keep, by default all. Those after them are put aside
-        under a new name: records are never written over.
-      durable: whether each record is on the disk itself when `append` returns, so that it survives
-        a machine that loses power.
+      path: the file; it is made if it does not exist.
+      num_kept: how many records of the file stay, by default all. Records after them are moved to a
+        file of a new name, since no record is ever overwritten.
+      durable: whether `append` returns only when the record is on the disk itself. The record then
+        survives a loss of power.
     """
 
     def __init__(self, path: pathlib.Path, num_kept: int | None = None, durable: bool = False):
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n") and num_kept is None:
-            lines = lines[:-1]
-            os.truncate(path, sum(map(len, lines)))
-        if num_kept is not None and len(lines) > num_kept:
-            _unused_name(path).write_bytes(b"".join(lines[num_kept:]))
-            os.truncate(path, sum(map(len, lines[:num_kept])))
+        if path.exists():
+            if num_kept is not None:
+                _set_aside(path, num_kept)
+            _end_last_line(path)
         self._durable = durable
         self._file = path.open("ab", buffering=0)
 
@@ -125,6 +123,31 @@ class Appender:
             raise
         if self._durable:
             os.fsync(self._file.fileno())
+
+
+def _end_last_line(path: pathlib.Path) -> None:
+    """Makes the file end with a newline: completes the last record, or removes a part of one."""
+    with path.open("rb+") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        start = content.rfind(b"\n") + 1
+        if _is_json(content[start:]):
+            file.write(b"\n")
+        else:
+            file.truncate(start)
+
+
+def _set_aside(path: pathlib.Path, num_kept: int) -> None:
+    """Moves the records behind the first `num_kept` to a file of a new name."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    if len(lines) > num_kept:
+        _unused_name(path).write_bytes(b"".join(lines[num_kept:]))
+        os.truncate(path, sum(map(len, lines[:num_kept])))
 
 
 def _unused_name(path: pathlib.Path) -> pathlib.Path:

@@ -1,1 +1,1 @@
-"""Finds laws, intervals and early signs in measurements of runs."""
+"""Fits scaling laws, computes intervals, and finds early signs of a collapse."""

@@ -1,7 +1,8 @@
 """Computes bootstrap intervals over whole groups.
 
-A group is what was drawn independently: a problem, a seed. Measurements of one group share what was
-drawn and are no independent evidence, so every interval resamples whole groups.
+A group holds all measurements that share one independent draw, such as a problem or a seed.
+Measurements of one group are not independent of each other. So every interval resamples whole
+groups.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,17 +13,19 @@ CONFIDENCE = 0.95
 
 
 def percentile_interval(values: np.ndarray) -> np.ndarray:
-    """Returns the central 95 % percentile interval [2, ...] over the first axis, without NaN."""
+    """Returns the central 95 % percentile interval [2, ...] over the first axis, ignoring NaN."""
     tail = 50 * (1 - CONFIDENCE)
     return np.nanpercentile(np.asarray(values), [tail, 100 - tail], axis=0)
 
 
 def resampled_rows(groups: np.ndarray, num_resamples: int) -> Iterator[np.ndarray]:
-    """Yields row numbers of resamples in which whole groups are drawn with replacement.
+    """Draws whole groups with replacement, and yields the row numbers of each resample.
+
+    The resamples are the same at every call.
 
     Args:
-      groups: [n], the label of each row.
-      num_resamples: how many resamples; they are the same at every call.
+      groups: [n], the group label of each row.
+      num_resamples: number of resamples.
     """
     rng = np.random.default_rng(0)
     labels = np.unique(groups)
@@ -38,9 +41,10 @@ def group_interval(
     """Returns the percentile interval [2, ...] of `statistic(rows)` over resampled groups.
 
     Args:
-      groups: [n], the label of each row.
-      statistic: row numbers [m] -> array; a resample for which it is NaN is left out.
-      num_resamples: how many resamples.
+      groups: [n], the group label of each row.
+      statistic: a function from row numbers [m] to an array. A resample with a NaN statistic is
+        ignored.
+      num_resamples: number of resamples.
     """
     values = [statistic(rows) for rows in resampled_rows(groups, num_resamples)]
     return percentile_interval(np.array(values))
@@ -52,7 +56,7 @@ def value_interval(
     num_resamples: int,
     statistic: Callable = np.mean,
 ) -> tuple[float, float]:
-    """Returns the percentile interval of a statistic of values [n], one for each group."""
+    """Returns the percentile interval of a statistic. Each group has one of the values [n]."""
     values = np.asarray(values)
     resampled = values[rng.integers(len(values), size=(num_resamples, len(values)))]
     low, high = percentile_interval(statistic(resampled, axis=1))

@@ -6,21 +6,22 @@ import numpy as np
 
 from staleness_grpo.scaling.bootstrap import CONFIDENCE
 
-MEMORY = 0.7  # weight that the exponential average keeps from one evaluation to the next
+MEMORY = 0.7  # weight of the previous average in the exponential average
 DOWN_FRACTION = 0.5  # a run is down while its average is below this fraction of its peak
-HIGH_FRACTION = 0.9  # a fall begins where the average was last at this fraction of its peak
+HIGH_FRACTION = 0.9  # a fall starts where the average was last at this fraction of its peak
 LASTING_STEPS = 20  # learner steps for which a run must stay down
-NUM_REDRAWS = 200
+NUM_REDRAWS = 200  # repetitions for the interval of the collapse step
 
 
 @dataclasses.dataclass(frozen=True)
 class Collapse:
-    """A lasting fall of the pass rate, with all numbers in learner steps."""
+    """Describes a lasting fall of the pass rate. All numbers are learner steps."""
 
-    step: int  # the first evaluation of the lasting stretch below half the peak
+    step: int  # of the first evaluation that begins a lasting stretch below half the peak
     interval: tuple[int, int]  # 95 % interval of `step` under the sampling noise of the pass rates
     stayed_down: bool  # the average never came back above half the peak
-    # Steps since the average was last at 90 % of the peak. A slow decay takes long, a collapse not.
+    # Steps from the last evaluation with 90 % of the peak to `step`. The number is large for a slow
+    # decay and small for a sudden collapse.
     fall_steps: int
 
 
@@ -28,20 +29,21 @@ def detect_collapse(reward_X: np.ndarray, every: int, num_samples: int) -> Colla
     """Finds the first lasting fall of the pass rate below half its running peak.
 
     The pass rates at steps 0, every, 2 every, ... are averaged exponentially, starting at the first
-    one. The memory is 0.7 for one evaluation, so one bad evaluation moves the average by 30 %. The
-    peak is the running maximum of the average, its start included. The run has collapsed at the
-    first evaluation where the average is below half its peak and stays there for 20 steps. A fall
-    in the last 20 steps of a run is not counted. Entropy and the behavior policy's reward have no
-    part in it.
+    pass rate. The previous average has weight 0.7, so one bad evaluation moves the average only
+    30 % of the way to its own pass rate. The peak is the running maximum of the average, including
+    its start. The run has collapsed at the first evaluation where the average is below half its
+    peak and stays there for 20 steps. A fall in the last 20 steps of a run is not counted. The rule
+    uses neither the entropy nor the behavior policy's reward.
 
-    The interval comes from NUM_REDRAWS repetitions. In each, every pass rate is drawn again as the
-    mean of `num_samples` Bernoulli trials of that rate. The interval is the central 95 % of the
-    steps found. Repetitions that find no collapse are left out of it.
+    The interval comes from NUM_REDRAWS repetitions. Each repetition draws every pass rate again, as
+    the mean of `num_samples` Bernoulli trials with that rate, and detects the collapse again. The
+    interval is the central 95 % of the detected steps. Repetitions without a collapse are ignored.
 
     Args:
-      reward_X: pass rates in [0, 1] of the current policy, one for each evaluation, none missing.
+      reward_X: pass rates in [0, 1] of the current policy, one for each evaluation. None may be
+        missing.
       every: learner steps between evaluations.
-      num_samples: responses of an evaluation.
+      num_samples: number of responses in an evaluation.
 
     Returns:
       The collapse, or None if there is none.
@@ -68,7 +70,7 @@ def detect_collapse(reward_X: np.ndarray, every: int, num_samples: int) -> Colla
 
 
 def _first_fall(reward_X: np.ndarray, every: int) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """Returns (step, average_X, peak_X) of the first lasting fall, or None."""
+    """Returns the first lasting fall's step, the averages and the peaks; None without a fall."""
     average_X = np.empty(len(reward_X))
     average = reward_X[0]
     for evaluation, reward in enumerate(reward_X):

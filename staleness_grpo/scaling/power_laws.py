@@ -7,32 +7,37 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """A law y = constant_g x^slope_g, fitted by least squares of the logarithms in each group g."""
+    """Holds laws y = constant_g x^slope_g, fitted to the logarithms of each group g."""
 
-    groups: np.ndarray  # labels of the groups, sorted
+    groups: np.ndarray  # group labels, sorted
     slopes: np.ndarray  # one for each group
     log_constants: np.ndarray  # one for each group
-    r_squared: float  # share of the variance of log y within groups that the fits explain
+    r_squared: float  # explained share of the variance of log y within groups
     num_points: int
 
     def predict(self, x: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """Returns y [n] at x [n] in the groups with labels `group` [n]."""
+        """Returns the predicted y [n] at x [n], each in the group with label `group` [n]."""
         index = np.searchsorted(self.groups, group)
         return np.exp(self.log_constants[index] + self.slopes[index] * np.log(x))
 
 
 def fit_power_law(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> PowerLaw:
-    """Fits a PowerLaw to positive x [n] and y [n] with group labels [n].
+    """Fits a power law by least squares of the logarithms in each group.
+
+    Args:
+      x: positive, [n].
+      y: positive, [n].
+      group: [n], the group label of each point.
 
     Raises:
-      ValueError: if a group has fewer than three points.
+      ValueError: a group has fewer than three points.
     """
     groups = np.unique(group)
     slopes, log_constants, residual, total = [], [], 0.0, 0.0
     for label in groups:
         log_x, log_y = np.log(x[group == label]), np.log(y[group == label])
         if len(log_x) < 3:
-            hint = "give three or more for a slope"
+            hint = "give at least three points for a slope"
             raise ValueError(f"group {label} has {len(log_x)} points: {hint}")
         slope, log_constant = np.polyfit(log_x, log_y, 1)
         slopes.append(slope)

@@ -1,11 +1,11 @@
-"""Fits the boundary between stable and collapsing cells: eta_max by lag and horizon.
+"""Fits the largest stable learning rate eta_max as a function of lag and horizon.
 
-S is the maximum lag, T the horizon in learner steps, and eta the learning rate.
+S is the maximum lag, T the horizon in learner steps, and eta the learning rate. eta_max is the
+boundary between stable and collapsing cells.
 
-The paper's rule takes the smaller of a staleness bound R_batch / (S G_upd) and a horizon bound
-R_crit / (T G_upd) (arXiv 2607.01083). Here the two bounds are A / S and B / T with A and B free,
-and they are combined in several ways. The likelihood of seeds that were not fitted says which one
-holds.
+The rule of arXiv 2607.01083 is the smaller of a staleness bound R_batch / (S G_upd) and a horizon
+bound R_crit / (T G_upd). Here the bounds are A / S and B / T with free A and B. Several rules
+combine them. The rules are compared by the likelihood of seeds that were not used in the fit.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from staleness_grpo.scaling.censored import Fit, fit_threshold, probit_log_likel
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """Holds n cells, each of them a run up to a horizon; every field is an array [n]."""
+    """Holds n cells. A cell is a run up to a horizon. Every field is an array [n]."""
 
-    # S. The rules are fitted where S >= 1. At S = 0 their staleness bound is infinite.
+    # S. The rules are fitted to cells with S >= 1. At S = 0 the staleness bound A / S is infinite.
     max_lag: np.ndarray
     learning_rate: np.ndarray  # eta
     horizon: np.ndarray  # T, learner steps
-    collapsed: np.ndarray  # bool, by step T
+    collapsed: np.ndarray  # bool, whether the run collapsed before step T
     seed: np.ndarray
 
     def __getitem__(self, rows: Any) -> "Cells":
@@ -37,14 +37,16 @@ class Cells:
 
 
 def at_horizons(records: list[dict], horizons: tuple[int, ...]) -> Cells:
-    """Makes one cell of every record and horizon; a collapse after the horizon does not count.
+    """Makes one cell for each record and horizon.
+
+    A cell whose run collapses at or after the horizon is stable.
 
     Args:
       records: lines of a sweep's cells.jsonl.
-      horizons: learner steps.
+      horizons: horizons in learner steps.
 
     Raises:
-      ValueError: for a run that is shorter than a horizon.
+      ValueError: a run is shorter than a horizon.
     """
     rows = [
         (
@@ -78,12 +80,12 @@ def _staleness(parameters: np.ndarray, cells: Cells) -> np.ndarray:
 
 
 def _horizon(parameters: np.ndarray, cells: Cells) -> np.ndarray:
-    """Returns log(B / T), for a rule that has A before B."""
+    """Returns log(B / T) for a rule with the parameters (log A, log B, ...)."""
     return parameters[1] - np.log(cells.horizon)
 
 
 def _horizon_alone(parameters: np.ndarray, cells: Cells) -> np.ndarray:
-    """Returns log(B / T), for the rule that has B alone."""
+    """Returns log(B / T) for the rule with the one parameter log B."""
     return parameters[0] - np.log(cells.horizon)
 
 
@@ -96,22 +98,24 @@ def _max(parameters: np.ndarray, cells: Cells) -> np.ndarray:
 
 
 def _smooth(parameters: np.ndarray, cells: Cells) -> np.ndarray:
-    """Returns log of ((A/S)^p + (B/T)^p)^(1/p).
+    """Returns the logarithm of ((A/S)^p + (B/T)^p)^(1/p).
 
-    It tends to the smaller bound for p -> -inf and to the larger for p -> inf.
+    The value tends to the smaller bound for p -> -inf, and to the larger bound for p -> inf.
     """
     power = parameters[2] if abs(parameters[2]) > 1e-3 else 1e-3
-    both = np.logaddexp(power * _staleness(parameters, cells), power * _horizon(parameters, cells))
-    return both / power
+    log_sum = np.logaddexp(
+        power * _staleness(parameters, cells), power * _horizon(parameters, cells)
+    )
+    return log_sum / power
 
 
 def _product(parameters: np.ndarray, cells: Cells) -> np.ndarray:
-    """Returns log of a power law in S and T with free exponents."""
+    """Returns the logarithm of a power law in S and T with free exponents."""
     return parameters[0] - parameters[1] * _log_lag(cells) - parameters[2] * np.log(cells.horizon)
 
 
-# Each rule maps its parameters to log eta_max of the cells [n]. log A and log B come first where a
-# rule has them.
+# Each rule is a function from (parameters, cells) to log eta_max [n]. The first parameters are log
+# A and log B, if the rule has them.
 RULES: dict[str, Callable[[np.ndarray, Cells], np.ndarray]] = {
     "staleness": _staleness,
     "horizon": _horizon_alone,
@@ -120,14 +124,15 @@ RULES: dict[str, Callable[[np.ndarray, Cells], np.ndarray]] = {
     "smooth": _smooth,
     "product": _product,
 }
-LARGEST_SLOPE = 10.0  # of |d log eta_max / d log S|, far beyond any law
-# Starts around S eta = 0.01 and T eta = 0.3. The values of each differ by a factor of 10 or more.
+LARGEST_SLOPE = 10.0  # largest |d log eta_max / d log S| that counts as a fit; no law is so steep
+# Parameters at which fits start, around S eta = 0.01 and T eta = 0.3. The smallest and the largest
+# value differ by a factor of 10 or more.
 _STARTS_LOG_A, _STARTS_LOG_B = np.log([2e-3, 8e-3, 3e-2]), np.log([0.1, 0.3, 1.0])
 _STARTS_PRODUCT = ((np.log(0.1), 0.5, 0.5), (np.log(0.3), 0.1, 0.9), (np.log(0.01), 0.9, 0.1))
 
 
 def _starts(rule: str) -> np.ndarray:
-    """Returns parameters [number of starts, number of parameters] from which a rule is fitted."""
+    """Returns the start parameters of a rule's fit, [number of starts, number of parameters]."""
     if rule == "staleness":
         return _STARTS_LOG_A[:, None]
     if rule == "horizon":
@@ -141,7 +146,7 @@ def _starts(rule: str) -> np.ndarray:
 
 
 def fit_rule(rule: str, cells: Cells) -> Fit:
-    """Fits a rule's parameters and the boundary's width in log eta by maximum likelihood."""
+    """Fits, by maximum likelihood, a rule's parameters and the boundary's width in log eta."""
     return fit_threshold(
         np.log(cells.learning_rate),
         cells.collapsed,
@@ -151,17 +156,17 @@ def fit_rule(rule: str, cells: Cells) -> Fit:
 
 
 def log_eta_max(rule: str, parameters: ArrayLike, max_lag: ArrayLike, horizon: float) -> np.ndarray:
-    """Returns the boundary of a rule [n] at each S [n] and one T."""
+    """Returns a rule's log eta_max [n] at each S [n] and one T."""
     lags = np.asarray(max_lag, float)
-    empty = np.zeros(len(lags))
+    unused = np.zeros(len(lags))
     return RULES[rule](
         np.asarray(parameters),
-        Cells(lags, empty, empty + horizon, empty, empty),
+        Cells(lags, unused, unused + horizon, unused, unused),
     )
 
 
 def log_likelihood(rule: str, fit: Fit, cells: Cells) -> float:
-    """Returns the log-likelihood of `cells` under `fit`, which may come from other cells."""
+    """Returns the log-likelihood of `cells` under a fit, which may be a fit to other cells."""
     threshold = RULES[rule](fit.parameters, cells)
     return float(
         np.sum(
@@ -173,31 +178,37 @@ def log_likelihood(rule: str, fit: Fit, cells: Cells) -> float:
 
 
 def balanced_accuracy(rule: str, fit: Fit, cells: Cells) -> float:
-    """Averages the shares of collapsing and of stable cells on the right side of the boundary.
+    """Returns the balanced accuracy of a rule's boundary.
+
+    A cell is predicted to collapse if its learning rate is above the boundary. The result is the
+    mean of two shares: the correctly predicted share of the collapsing cells, and that share of the
+    stable cells.
 
     Raises:
-      ValueError: if all cells collapsed, or none did.
+      ValueError: all cells collapsed, or none did.
     """
     if not _both_outcomes(cells):
-        raise ValueError("balanced accuracy needs stable and collapsing cells: give some of both")
+        raise ValueError("the cells are all stable or all collapsing: give cells of both kinds")
     above = np.log(cells.learning_rate) > RULES[rule](fit.parameters, cells)
     return float((above[cells.collapsed].mean() + (~above)[~cells.collapsed].mean()) / 2)
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Says how well a rule describes cells that it was not fitted to."""
+    """Says how well a rule predicts cells that it was not fitted to."""
 
-    log_likelihood: float  # of the cells with S >= 1, summed over the folds and horizons
-    # Mean over the folds. Each run counts once, as stable or collapsing by the longest horizon.
+    log_likelihood: float  # of cells with S >= 1, summed over folds and horizons
+    # Mean over the folds, computed from the cells of the longest horizon only. So each run is used
+    # once.
     balanced_accuracy: float
-    balanced_accuracy_stale: float  # the same without the cells of S = 0, which are the easy ones
+    # The same mean without the cells with S = 0, which are the easiest to predict.
+    balanced_accuracy_stale: float
 
 
 def cross_validate(rule: str, cells: Cells, fold: np.ndarray) -> HeldOut:
-    """Judges a rule on each fold by a fit to all other folds.
+    """Tests a rule on each fold, after a fit to all other folds.
 
-    Only cells with S >= 1 are fitted.
+    A fit uses only cells with S >= 1.
 
     Args:
       rule: a key of RULES.
@@ -205,25 +216,28 @@ def cross_validate(rule: str, cells: Cells, fold: np.ndarray) -> HeldOut:
       fold: [n], the label of each cell's fold.
 
     Raises:
-      ValueError: if the cells of a fold at the longest horizon all collapsed, or none did.
+      ValueError: in some fold, all cells of the longest horizon collapsed, or none did.
     """
-    stale, last = cells.max_lag >= 1, cells.horizon == cells.horizon.max()
+    is_stale, is_last_horizon = cells.max_lag >= 1, cells.horizon == cells.horizon.max()
     likelihoods, accuracies, accuracies_stale = [], [], []
     for label in np.unique(fold):
-        fit = fit_rule(rule, cells[(fold != label) & stale])
-        likelihoods.append(log_likelihood(rule, fit, cells[(fold == label) & stale]))
-        accuracies.append(balanced_accuracy(rule, fit, cells[(fold == label) & last]))
-        accuracies_stale.append(balanced_accuracy(rule, fit, cells[(fold == label) & last & stale]))
+        fit = fit_rule(rule, cells[(fold != label) & is_stale])
+        likelihoods.append(log_likelihood(rule, fit, cells[(fold == label) & is_stale]))
+        accuracies.append(balanced_accuracy(rule, fit, cells[(fold == label) & is_last_horizon]))
+        accuracies_stale.append(
+            balanced_accuracy(rule, fit, cells[(fold == label) & is_last_horizon & is_stale])
+        )
     return HeldOut(
         float(np.sum(likelihoods)), float(np.mean(accuracies)), float(np.mean(accuracies_stale))
     )
 
 
 def measured_log_eta_max(cells: Cells) -> dict[float, float]:
-    """Measures log eta_max of each S from its own cells at one horizon.
+    """Measures log eta_max separately for each S, from cells at one horizon.
 
-    It is the probit threshold, with one width for all S. An S at which no cell collapsed gets +inf,
-    and one at which all did gets -inf: its threshold is outside the grid.
+    log eta_max is the threshold of a probit fit, with one width for all S. If no cell of an S
+    collapsed, its threshold is above the grid, and the value is +inf. If all cells of an S
+    collapsed, its threshold is below the grid, and the value is -inf.
     """
     lags = np.unique(cells.max_lag)
     mixed = [lag for lag in lags if 0 < cells.collapsed[cells.max_lag == lag].mean() < 1]
@@ -232,14 +246,21 @@ def measured_log_eta_max(cells: Cells) -> dict[float, float]:
         for lag in lags
     }
     if mixed:
-        inner = cells[np.isin(cells.max_lag, mixed)]
-        index = np.searchsorted(mixed, inner.max_lag)
-        log_rate = np.log(inner.learning_rate)
+        mixed_cells = cells[np.isin(cells.max_lag, mixed)]
+        index = np.searchsorted(mixed, mixed_cells.max_lag)
+        log_rate = np.log(mixed_cells.learning_rate)
         # The search starts at the largest stable learning rate of each S.
         start = np.array(
-            [[log_rate[index == i][~inner.collapsed[index == i]].max() for i in range(len(mixed))]]
+            [
+                [
+                    log_rate[index == i][~mixed_cells.collapsed[index == i]].max()
+                    for i in range(len(mixed))
+                ]
+            ]
         )
-        fit = fit_threshold(log_rate, inner.collapsed, lambda parameters: parameters[index], start)
+        fit = fit_threshold(
+            log_rate, mixed_cells.collapsed, lambda parameters: parameters[index], start
+        )
         measured |= {
             float(lag): float(value) for lag, value in zip(mixed, fit.parameters, strict=True)
         }
@@ -247,18 +268,20 @@ def measured_log_eta_max(cells: Cells) -> dict[float, float]:
 
 
 def slope_of_eta_max(cells: Cells) -> float:
-    """Fits d log eta_max / d log S over these cells by probit; an S outside the grid counts.
+    """Fits the slope d log eta_max / d log S to these cells, with a probit model.
 
-    The slope is NaN if the cells do not have both outcomes and two values of S. It is also NaN if
-    the likelihood grows without bound in the slope, as a slope beyond LARGEST_SLOPE shows. This
-    happens when the few seeds of a resample do not order the cells by learning rate.
+    An S whose threshold lies outside the grid is used too. The slope is NaN in two cases:
+      the cells do not have both outcomes and at least two values of S;
+      the fitted slope is beyond LARGEST_SLOPE, because the likelihood grows without bound in the
+      slope. This happens in a resample with few seeds, if the learning rate does not separate
+      collapsing from stable cells.
     """
     if not _both_outcomes(cells) or len(np.unique(cells.max_lag)) < 2:
         return np.nan
     log_lag = np.log(cells.max_lag)
-    middle = np.log(cells.learning_rate).mean()
+    mean_log_rate = np.log(cells.learning_rate).mean()
     # One start is enough, because the likelihood has one maximum.
-    starts = np.array([[middle + 0.5 * log_lag.mean(), -0.5]])
+    starts = np.array([[mean_log_rate + 0.5 * log_lag.mean(), -0.5]])
     fit = fit_threshold(
         np.log(cells.learning_rate),
         cells.collapsed,

@@ -1,1 +1,1 @@
-"""Makes lag deterministic: schedules, recorded traces, and the ring buffer on the host."""
+"""Makes lag deterministic, with schedules, recorded traces, and a ring buffer on the host."""

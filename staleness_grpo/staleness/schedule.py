@@ -1,10 +1,10 @@
-"""Maps (learner step, group slot) to a behavior version, deterministically.
+"""Defines schedules, which map (learner step, group slot) to a behavior version.
 
-A schedule is a pure function of its constructor's arguments. Nothing depends on which steps were
-asked for before, so a resumed run sees the lags of an uninterrupted one.
+A schedule's lags depend only on the arguments of its constructor. Earlier calls have no effect. So
+a resumed run has the same lags as an uninterrupted run.
 
-Learner step t updates policy version t to t + 1. A group that is learned from at step t has the lag
-t - behavior version, in optimizer updates.
+Learner step t updates policy version t to version t + 1. The lag of a group that step t learns from
+is t - behavior version, in optimizer updates.
 """
 
 import abc
@@ -21,32 +21,32 @@ STARTS = ("initial_policy", "synchronous")
 
 
 def check_lag(fields: Mapping[str, Any]) -> None:
-    """Refuses what `config.lag` cannot hold. Raises FieldError."""
+    """Raises FieldError if a field of `config.lag` has a value that cannot be used."""
     require_choice(fields, "schedule", (*SCHEDULES, "trace"))
     require_choice(fields, "start", STARTS)
     require_at_least(fields, {"max_lag": 0})
     if fields["schedule"] == "trace":
-        hint = "lag.schedule=trace replays a file: give its path"
+        hint = "lag.schedule=trace replays a file: give the file's path"
         require(fields["trace"] is not None, "trace", hint, fields["trace"])
-        hint = "the trace file decides the start too: leave it at initial_policy"
+        hint = "the trace file sets the lags of the start too: leave lag.start at initial_policy"
         require(fields["start"] == "initial_policy", "start", hint, fields["start"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule(abc.ABC):
-    """The lags of N group slots at every learner step, each in [0, min(step, max_lag)].
+    """Gives the lag of each of N group slots at every learner step.
 
-    A subclass decides how they are drawn.
+    Every lag is in [0, min(step, max_lag)]. A subclass defines how the lags are chosen.
 
     Raises:
-      ValueError: `max_lag` is negative, there are no groups, or `start` is unknown.
+      ValueError: `max_lag` is negative, `num_groups` is below 1, or `start` is unknown.
     """
 
     max_lag: int  # S
     num_groups: int  # N
     seed: int = 0
-    # The lags of steps below S. "initial_policy": as scheduled, but never older than version 0.
-    # "synchronous": 0.
+    # Sets the lags of steps below S. "initial_policy": the scheduled lags, but no version before 0.
+    # "synchronous": lag 0.
     start: str = "initial_policy"
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
-        """Returns the lags [I, N] or [I, 1] of these steps. Version 0 is the oldest."""
+        """Returns the lags [I, N] or [I, 1] of these steps. No lag reaches below version 0."""
 
     def lags(self, steps_I: np.ndarray) -> np.ndarray:
         """Returns the lags [I, N], int64, of every slot of these learner steps."""
@@ -75,14 +75,15 @@ class Schedule(abc.ABC):
     def due(self, version: int, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the groups that this policy version must generate.
 
-        It is the inverse of `behavior_versions`.
+        This function is the inverse of `behavior_versions`.
 
         Args:
           version: a policy version, which is also the learner step that is about to run.
-          num_steps: learner steps of the run; nothing is generated for later ones.
+          num_steps: number of learner steps in the run. No group is generated for a later step.
 
         Returns:
-          (steps_W, slots_W), int64: learner step and slot of each group, by step and then by slot.
+          (steps_W, slots_W), int64: learner step and slot of each group, sorted by step and then by
+          slot.
         """
         steps_I = np.arange(version, min(version + self.max_lag + 1, num_steps))
         rows_W, slots_W = np.nonzero(self.lags(steps_I) == (steps_I - version)[:, None])
@@ -90,16 +91,16 @@ class Schedule(abc.ABC):
 
 
 class Constant(Schedule):
-    """A schedule with lag S at every step, and min(step, S) at the start."""
+    """A schedule in which every lag is S. In the first S steps the lag is the step itself."""
 
     def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
         return np.minimum(steps_Ix1, self.max_lag)
 
 
 class Cyclic(Schedule):
-    """A schedule whose rollouts come from a snapshot that is refreshed every S steps.
+    """A schedule in which a snapshot generates all rollouts and is refreshed every S steps.
 
-    The lags are 0, 1, ..., S - 1, 0, 1, ... So S = 0 and S = 1 are synchronous.
+    The lags are 0, 1, ..., S - 1, 0, 1, ... So S = 0 and S = 1 both give synchronous training.
     """
 
     def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
@@ -107,7 +108,7 @@ class Cyclic(Schedule):
 
 
 class Uniform(Schedule):
-    """A schedule whose lags are uniform on 0..min(step, S), independent over (step, slot)."""
+    """A schedule that draws each (step, slot) lag independently, uniform on 0..min(step, S)."""
 
     def _scheduled_lags(self, steps_Ix1: np.ndarray) -> np.ndarray:
         bound = np.minimum(steps_Ix1, self.max_lag) + 1
@@ -116,11 +117,11 @@ class Uniform(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Minibatched(Schedule):
-    """A schedule of rollout batches that are cut into minibatches for consecutive learner steps.
+    """A schedule that cuts each rollout batch into minibatches for consecutive learner steps.
 
-    A batch has `updates_per_batch * num_groups` groups. All of them are generated as `batches` says
-    for the batch's first step. The minibatch that is learned from i steps later is i updates older.
-    So S bounds every lag when the bound of `batches` is S - (updates_per_batch - 1).
+    A batch has `updates_per_batch * num_groups` groups. The schedule `batches` gives their lags at
+    the batch's first step. A minibatch that is used i steps later has lags that are
+    larger by i. So no lag exceeds S if no lag of `batches` exceeds S - (updates_per_batch - 1).
     """
 
     batches: Schedule = dataclasses.field(kw_only=True)
@@ -154,15 +155,15 @@ def make_schedule(
     Args:
       name: a key of SCHEDULES.
       max_lag: S, the bound of every lag.
-      num_groups: groups of a rollout batch.
-      seed: of random lags.
+      num_groups: number of groups in a rollout batch.
+      seed: the seed of random lags.
       start: one of STARTS, see Schedule.
-      updates_per_batch: learner steps that a rollout batch is cut into.
+      updates_per_batch: number of learner steps that share a rollout batch.
 
     Raises:
-      ValueError: the name or start is unknown, the lag is negative, `updates_per_batch` does not
-        divide the batch, or max_lag is below updates_per_batch - 1. A batch becomes that old while
-        it is learned from.
+      ValueError: `name` or `start` is unknown, `max_lag` is negative, `updates_per_batch` does not
+        divide the batch, or `max_lag` is below updates_per_batch - 1. The last learner step of a
+        batch has at least that lag.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule must be one of {tuple(SCHEDULES)}, got {name!r}")
@@ -174,7 +175,7 @@ def make_schedule(
             f"and be at most max_lag + 1, with max_lag={max_lag}"
         )
     batches = SCHEDULES[name](max_lag - updates_per_batch + 1, num_groups, seed, start)
-    minibatch = num_groups // updates_per_batch
+    minibatch_groups = num_groups // updates_per_batch
     return Minibatched(
-        max_lag, minibatch, seed, start, batches=batches, updates_per_batch=updates_per_batch
+        max_lag, minibatch_groups, seed, start, batches=batches, updates_per_batch=updates_per_batch
     )

@@ -1,9 +1,10 @@
-"""Runs a whole asynchronous training as one compiled program: S, eta and seed are data, not code.
+"""Runs a whole asynchronous training as one compiled program, which takes S, eta and seed as data.
 
-The loop samples a rollout S updates before it learns from it. This program samples it when it
-learns, from a ring of parameter snapshots on the device. The rollouts are the same, because the
-noise belongs to (seed, step, slot). A snapshot of a 26k-parameter policy is smaller than the other
-state of the program.
+The training loop samples a rollout S updates before the learner step that uses the rollout. This
+program samples the rollout in that learner step, with old parameters. A ring on the device stores
+the parameters of the latest versions. Both give the same rollouts, because the sampling noise
+depends on (seed, step, slot) only. The ring is affordable for small policies: the parameters of a
+26k-parameter policy are smaller than the other state of the program.
 """
 
 import dataclasses
@@ -26,13 +27,17 @@ from staleness_grpo.training.run import lag_schedule
 from staleness_grpo.training.warm_start import warm_start
 from staleness_grpo.types import Array, Prompts, PyTree, Rollout
 
-FREEZE_FRACTION = 0.25  # of the peak pass rate; the collapse detector looks at half
-# Evaluations between two ceilings of the gradient cosine: each costs as much as a learner step.
+# A cell whose pass rate stays below this fraction of its peak is frozen. The fraction is lower than
+# the collapse detector's, which is one half.
+FREEZE_FRACTION = 0.25
+# The ceiling of the gradient cosine is measured at every fifth evaluation only, because it costs as
+# much as a learner step.
 CEILING_EVERY = 5
-SCHEDULES = ("constant", "cyclic")  # one lag for all slots of a step, as a ring of snapshots needs
+# Schedules with one lag for all slots of a step. The program samples a step with one old version.
+SCHEDULES = ("constant", "cyclic")
 
-# Metrics of an update that a record keeps. The quantiles of the ratio are not among them, because
-# they would sort all ratios at every step.
+# Metrics of an update that a record keeps. Quantiles of the ratio are left out, because they need a
+# sort of all ratios at every step.
 UPDATE_METRICS = (
     "reward",
     "entropy",
@@ -52,13 +57,13 @@ EVALUATION_METRICS = ("eval_reward", "gradient_cosine_ceiling")  # one entry for
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CellInputs:
-    """Holds all that tells one cell from another.
+    """Holds everything that differs between cells of one program.
 
-    Cells that are vectorized together are stacked along a leading axis.
+    Cells that are vectorized together have their inputs stacked along a leading axis.
     """
 
     params: PyTree  # the warm-started policy
-    key: Array  # of the run's seed
+    key: Array  # the key of the run's seed
     learning_rate: Array  # float32 scalar, eta
     lag_I: Array  # int32, the lag of every learner step
     tokens_IxNxP: Array  # int32, the prompts of every learner step
@@ -73,18 +78,21 @@ def cell_inputs(config: ConfigDict) -> CellInputs:
     """Returns the inputs of the training that `build_run(config)` would start, on the host.
 
     Raises:
-      ValueError: for a schedule whose slots have different lags.
+      ValueError: the schedule may give the slots of one step different lags.
     """
     if config.lag.schedule not in SCHEDULES:
-        raise ValueError(f"lag.schedule must be one of {SCHEDULES}, got {config.lag.schedule!r}")
+        raise ValueError(
+            f"a sweep cannot run lag.schedule={config.lag.schedule!r}: "
+            f"choose one of {', '.join(SCHEDULES)}"
+        )
     task = cast(ArrayTask, make_task(config.task))
     policy = make_policy(config.policy, task.vocab_size)
     steps, slots = np.arange(config.steps), np.arange(config.num_prompts)
     shape = (config.steps, config.num_prompts)
-    pairs = np.repeat(steps, len(slots)), np.tile(slots, len(steps))
-    prompts = draw_prompts(task, config.seed, TRAINING, *pairs)
+    step_slot_pairs = np.repeat(steps, len(slots)), np.tile(slots, len(steps))
+    prompts = draw_prompts(task, config.seed, TRAINING, *step_slot_pairs)
     eval_slots = np.arange(config.num_prompts * config.group_size)
-    eval_steps = np.zeros_like(eval_slots)  # every evaluation asks the same prompts
+    eval_steps = np.zeros_like(eval_slots)  # every evaluation uses the same prompts
     eval_prompts = draw_prompts(task, config.seed, EVALUATION, eval_steps, eval_slots)
     key = jax.random.key(config.seed)
     if config.warm_start.steps:
@@ -114,30 +122,35 @@ def make_cell_program(
 ) -> Callable[[CellInputs], dict[str, jax.Array]]:
     """Returns a whole training as a pure function of CellInputs.
 
-    The function returns traces and `steps_run`. UPDATE_METRICS and DRIFT_METRICS have one entry for
-    each learner step, [I]; EVALUATION_METRICS have one for each evaluation, [X]. The ceiling of the
-    gradient cosine is NaN but for every CEILING_EVERY-th evaluation.
+    The function returns a dict with these entries:
+      each of UPDATE_METRICS and DRIFT_METRICS: [I], one value for each learner step;
+      each of EVALUATION_METRICS: [X], one value for each evaluation;
+      `steps_run`: the number of learner steps before the cell was frozen or finished.
+    The ceiling of the gradient cosine is measured at every CEILING_EVERY-th evaluation, and is NaN
+    at the others.
 
-    A cell is frozen when a parameter is not finite, or when it has collapsed with no end in sight.
-    The second is so when the last evaluation with at least FREEZE_FRACTION of the peak pass rate is
-    more than `freeze_after` learner steps ago. The rest of a frozen cell's traces is NaN.
+    A cell is frozen, which ends its training early, in two cases:
+      a parameter is not finite;
+      the last evaluation with at least FREEZE_FRACTION of the peak pass rate is more than
+      `freeze_after` learner steps ago.
+    All trace values after the freeze are NaN.
 
     Args:
-      config: the config of any cell; its seed, learning rate and lag are not read. `eval_every`
+      config: the config of any cell. Seed, learning rate and lag are not read from it. `eval_every`
         must divide `steps`.
       max_lag: the largest lag of all cells.
-      freeze_after: learner steps.
+      freeze_after: learner steps with a low pass rate after which a cell is frozen.
     """
     task = cast(ArrayTask, make_task(config.task))
     programs = make_programs(config, task)
     cosine_ceiling = programs.cosine_ceiling
-    every, group_size = config.eval_every, config.group_size
-    num_blocks = config.steps // every
+    eval_every, group_size = config.eval_every, config.group_size
+    num_blocks = config.steps // eval_every
 
     def draw(params, tokens, mask, key, purpose, step, group_size):
-        """Samples with the noise of `Generator.sample`; returns prompts and responses."""
+        """Samples with the noise of `Generator.sample`, and returns prompts and responses."""
         slots = jnp.arange(len(tokens), dtype=jnp.int32)
-        # A prompt's index is its identity through the host's buffer; nothing reads it here.
+        # The index identifies a prompt in the host's buffer. This program never reads it.
         prompts = Prompts(tokens_NxP=tokens, mask_NxP=mask, index_N=slots)
         steps = jnp.full_like(slots, step)
         key = purpose_key(key, purpose)
@@ -149,9 +162,10 @@ def make_cell_program(
         start_D, unravel = ravel_pytree(inputs.params)
 
         def stale_rollout(theta_D, ring_OxD, step):
-            """Puts theta into the ring; returns this step's rollout, its phi, and the ring.
+            """Stores theta in the ring, and returns this step's rollout, its phi and the ring.
 
-            The rows of the ring, O = max_lag + 1, are the parameters of the latest versions.
+            A row of the ring holds the parameters of one version. O = max_lag + 1 rows hold the
+            latest versions.
             """
             ring_OxD = ring_OxD.at[step % (max_lag + 1)].set(theta_D)
             version = step - inputs.lag_I[step]
@@ -204,46 +218,54 @@ def make_cell_program(
             return ceiling_of(state.params, rollout).astype(jnp.float32)
 
         def block(loop):
-            """Evaluates, then takes the learner steps up to the next evaluation."""
-            number, peak, last_high, carry, traces = loop
-            first = number * every
+            """Evaluates the policy, then runs the learner steps before the next evaluation."""
+            block_index, peak, last_high_block, carry, traces = loop
+            first_step = block_index * eval_every
             ceiling = jnp.float32(jnp.nan)
             if cosine_ceiling is not None:
-                due = number % CEILING_EVERY == 0
+                is_due = block_index % CEILING_EVERY == 0
                 ceiling = jax.lax.cond(
-                    due, lambda: measured_ceiling(cosine_ceiling, carry, first), lambda: ceiling
+                    is_due,
+                    lambda: measured_ceiling(cosine_ceiling, carry, first_step),
+                    lambda: ceiling,
                 )
-            reward = evaluate(carry[0].params, first)
+            reward = evaluate(carry[0].params, first_step)
             peak = jnp.maximum(peak, reward)
-            last_high = jnp.where(reward < FREEZE_FRACTION * peak, last_high, number)
+            last_high_block = jnp.where(
+                reward < FREEZE_FRACTION * peak, last_high_block, block_index
+            )
             carry, records = jax.lax.scan(
-                learner_step, carry, first + jnp.arange(every, dtype=jnp.int32)
+                learner_step, carry, first_step + jnp.arange(eval_every, dtype=jnp.int32)
             )
             records |= {"eval_reward": reward[None], "gradient_cosine_ceiling": ceiling[None]}
             traces = {
                 name: jax.lax.dynamic_update_slice_in_dim(
-                    traces[name], records[name], number * len(records[name]), 0
+                    traces[name], records[name], block_index * len(records[name]), 0
                 )
                 for name in traces
             }
-            return number + 1, peak, last_high, carry, traces
+            return block_index + 1, peak, last_high_block, carry, traces
 
         def is_unfinished(loop):
-            number, _, last_high, (state, _), _ = loop
-            finite = jnp.isfinite(ravel_pytree(state.params)[0]).all()
-            return (number < num_blocks) & finite & ((number - last_high) * every <= freeze_after)
+            block_index, _, last_high_block, (state, _), _ = loop
+            is_finite = jnp.isfinite(ravel_pytree(state.params)[0]).all()
+            return (
+                (block_index < num_blocks)
+                & is_finite
+                & ((block_index - last_high_block) * eval_every <= freeze_after)
+            )
 
         names = (*UPDATE_METRICS, *DRIFT_METRICS)
-        traces = {name: jnp.full(num_blocks * every, jnp.nan) for name in names}
+        traces = {name: jnp.full(num_blocks * eval_every, jnp.nan) for name in names}
         traces |= {name: jnp.full(num_blocks, jnp.nan) for name in EVALUATION_METRICS}
         carry = (
             learner.initial_state(optimizer, inputs.params),
             jnp.zeros((max_lag + 1, start_D.size), start_D.dtype),
         )
         zero = jnp.zeros((), jnp.int32)
-        number, *_, traces = jax.lax.while_loop(
+        block_index, *_, traces = jax.lax.while_loop(
             is_unfinished, block, (zero, jnp.zeros(()), zero, carry, traces)
         )
-        return traces | {"steps_run": number * every}
+        return traces | {"steps_run": block_index * eval_every}
 
     return program

@@ -1,4 +1,4 @@
-"""The record of a cell, and the file that keeps a sweep's records."""
+"""Makes a cell's record, and stores a sweep's records in one file."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,13 +11,17 @@ from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_js
 from staleness_grpo.scaling.collapse import detect_collapse
 from staleness_grpo.sweeps.program import EVALUATION_METRICS
 
-SIGNIFICANT_DIGITS = 6  # of a trace
+SIGNIFICANT_DIGITS = 6  # kept of each trace value
 
 
 class CellFile:
-    """Keeps the records of a sweep's cells, one line each, durable as soon as it is appended.
+    """Stores the records of a sweep's cells in a file, one line each.
 
-    A last line that a kill cut short counts for nothing, and is dropped at the next append.
+    A record is on disk when `append` returns. An incomplete last line, left by a killed process, is
+    ignored on reading and removed by the next append.
+
+    Attributes:
+      records: the record of each cell, by the cell's name.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -26,56 +30,68 @@ class CellFile:
         self.records: dict[str, dict] = {record["cell"]: record for record in records}
 
     def append(self, record: dict) -> None:
-        """Adds one cell's record, which is on disk when this returns."""
+        """Appends one cell's record and returns when the record is on disk."""
         with Appender(self._path, durable=True) as file:
             file.append(record)
         self.records[record["cell"]] = plain(record)
 
     def merge(self, path: pathlib.Path) -> None:
-        """Adds the whole records of another file, which is left as it is."""
+        """Copies complete records of cells that this file lacks. The other file is not changed."""
         for record in read_jsonl(path):
             if record["cell"] not in self.records:
                 self.append(record)
 
     def sort(self, names: list[str]) -> None:
-        """Puts the records into the grid's order, whatever order the workers finished in."""
-        write_jsonl(self._path, (self.records[name] for name in names))
+        """Rewrites the file in the order of `names`, whatever order the workers finished in.
+
+        Records of other names stay, at the end.
+        """
+        others = [name for name in self.records if name not in set(names)]
+        write_jsonl(self._path, (self.records[name] for name in (*names, *others)))
 
 
 def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dict:
-    """Returns a cell's line in cells.jsonl: what the cell is, how it ended, and its traces.
+    """Returns a cell's line in cells.jsonl: its settings, its outcome and its traces.
 
-    Traces are means over the `eval_every` learner steps of a block. `cosine`, `drift`,
-    `clip_fraction` and `update_norm` are medians over the blocks before the collapse, or over all
-    blocks without one. `drift` is the distance from the behavior policy's parameters.
+    A block is `eval_every` consecutive learner steps. Each trace has one value for each block, the
+    mean over the block's steps. Evaluation traces have the value measured at the block's start.
+
+    `cosine`, `drift`, `clip_fraction` and `update_norm` are medians over the blocks before the
+    collapse. Without a collapse they are medians over all blocks. `drift` is the distance from the
+    behavior policy's parameters.
 
     Args:
       name: the cell's name, unique in its file.
-      config: the cell's training.
-      traces: what `program.make_cell_program` returns, on the host.
+      config: the config of the cell's training.
+      traces: the result of the function from `program.make_cell_program`, on the host.
     """
-    every = config.eval_every
+    block_steps = config.eval_every
     blocks = {
-        metric: values if metric in EVALUATION_METRICS else values.reshape(-1, every).mean(axis=1)
+        metric: values
+        if metric in EVALUATION_METRICS
+        else values.reshape(-1, block_steps).mean(axis=1)
         for metric, values in traces.items()
         if metric != "steps_run"
     }
-    # The cosine of the first step has no predecessor and would leave its whole block empty.
-    cosines = traces["gradient_cosine"].reshape(-1, every)
+    # The first step has no previous gradient, so its cosine is NaN. A plain mean would be NaN for
+    # its whole block.
+    cosines = traces["gradient_cosine"].reshape(-1, block_steps)
     blocks["gradient_cosine"] = np.where(np.isnan(cosines), 0, cosines).sum(1) / np.maximum(
         (~np.isnan(cosines)).sum(1), 1
     )
     steps_run = int(traces["steps_run"])
-    reward = blocks["eval_reward"][: steps_run // every]
-    finite = (
+    reward = blocks["eval_reward"][: steps_run // block_steps]
+    is_finite = (
         np.isfinite(traces["param_norm"][:steps_run]).all()
         and np.isfinite(traces["grad_norm"][:steps_run]).all()
     )
-    collapse = detect_collapse(reward, every, num_samples=config.num_prompts * config.group_size)
-    end = steps_run if collapse is None else max(collapse.step, every)
+    collapse = detect_collapse(
+        reward, block_steps, num_samples=config.num_prompts * config.group_size
+    )
+    end = steps_run if collapse is None else max(collapse.step, block_steps)
 
     def median(metric: str) -> float:
-        return float(np.median(blocks[metric][: end // every]))
+        return float(np.median(blocks[metric][: end // block_steps]))
 
     return {
         "cell": name,
@@ -88,7 +104,7 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
         "optimizer": config.optimizer.name,
         "steps": config.steps,
         "steps_run": steps_run,
-        "finite": bool(finite),
+        "finite": bool(is_finite),
         "first": float(reward[0]),
         "peak": float(reward.max()),
         "final": float(reward[-1]),
@@ -100,9 +116,10 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
         "drift": median("drift_from_behavior"),
         "clip_fraction": median("clip_fraction"),
         "update_norm": median("update_norm"),
-        "trace_every": every,
+        "trace_every": block_steps,
         "traces": {
-            metric: _rounded(values[: steps_run // every]) for metric, values in blocks.items()
+            metric: _rounded(values[: steps_run // block_steps])
+            for metric, values in blocks.items()
         },
     }
 

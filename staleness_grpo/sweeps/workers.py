@@ -1,4 +1,4 @@
-"""Spreads the cells of a sweep over worker processes, one for each core."""
+"""Trains the cells of a sweep in worker processes, one process for each core."""
 
 import concurrent.futures
 import functools
@@ -22,7 +22,8 @@ from staleness_grpo.sweeps.records import cell_record
 from staleness_grpo.tasks import make_task
 from staleness_grpo.training.warm_start import warm_start
 
-# One thread for each worker: two cores run two cells faster than they run one cell together.
+# Each worker uses one thread. Two cells with one thread each, side by side, finish sooner than two
+# cells with two threads each, one after the other.
 WORKER_XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 PARENT_CHECK_SECONDS = 0.5
 
@@ -35,22 +36,22 @@ def run_cells(
     chunk_size: int,
     num_workers: int,
 ) -> Iterator[dict]:
-    """Trains the cells and yields a record for each as its chunk finishes, in no fixed order.
+    """Trains the cells and yields the record of each. The order is that in which chunks finish.
 
-    Each record is that of `records.cell_record`, with `time_cell`: the cell's share of the seconds
-    that its chunk took, compilation included.
+    Each record is a `records.cell_record` plus a `time_cell` field. `time_cell` is the time of the
+    cell's chunk in seconds, compilation included, divided by the number of cells in the chunk.
 
     Args:
       cells: the config of each cell, by name.
-      max_lag: the largest lag of the whole sweep, also of cells that are not run now. It shapes the
-        program.
+      max_lag: the largest lag of the whole sweep, including cells that are not run in this call.
+        It sets array shapes of the program.
       freeze_after: see `program.make_cell_program`.
-      chunk_size: cells vectorized together in a worker. They differ in seed, learning rate and lag
-        alone.
-      num_workers: processes, each on a core of its own.
+      chunk_size: number of cells that a worker trains together, vectorized. Cells of one chunk
+        differ only in seed, learning rate and lag.
+      num_workers: number of processes. Each runs on its own core.
 
     Raises:
-      concurrent.futures.process.BrokenProcessPool: if a worker is killed.
+      concurrent.futures.process.BrokenProcessPool: a worker was killed.
     """
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
@@ -77,7 +78,7 @@ def run_cells(
 
 
 def _with_warm_starts(cells: dict[str, ConfigDict]) -> list[ConfigDict]:
-    """Returns one config for each different warm start of the cells."""
+    """Returns configs in which every warm start of the cells occurs once."""
     configs = {}
     for config in cells.values():
         if config.warm_start.steps:
@@ -87,7 +88,7 @@ def _with_warm_starts(cells: dict[str, ConfigDict]) -> list[ConfigDict]:
 
 
 def _chunks(cells: dict[str, ConfigDict], chunk_size: int) -> list[list[tuple[str, dict]]]:
-    """Returns the cells in chunks; those of one chunk share a program."""
+    """Splits the cells into chunks. The cells of a chunk share a compiled program."""
     by_program: dict[str, list] = {}
     for name, config in cells.items():
         by_program.setdefault(_program_fields(config.to_dict()), []).append(
@@ -101,7 +102,7 @@ def _chunks(cells: dict[str, ConfigDict], chunk_size: int) -> list[list[tuple[st
 
 
 def _program_fields(config: dict) -> str:
-    """Returns the config without what a program takes as data, as JSON."""
+    """Returns, as JSON, the config without the fields that a program takes as data."""
     fields = json.loads(json.dumps(plain(config)))
     for section, name in (
         (fields, "seed"),
@@ -114,16 +115,16 @@ def _program_fields(config: dict) -> str:
 
 
 def _start_worker(cores: Any, parent: int, cache_folder: str) -> None:
-    """Pins the worker to a core, and has it end when its parent is gone.
+    """Pins the worker to a core, and ends the worker when its parent process has ended.
 
-    So a killed sweep leaves nothing running.
+    So no worker keeps running after the sweep was killed.
 
     Args:
-      cores: a queue of the cores that no worker has yet.
+      cores: a queue of the cores that are not yet taken by a worker.
       parent: the process id of the sweep.
-      cache_folder: where compiled programs are kept; empty for nowhere.
+      cache_folder: the folder for compiled programs; empty if they are not kept.
     """
-    # Ctrl-C reaches the worker too, which then ends without a traceback of its own.
+    # Ctrl-C reaches the worker too. The default handler ends the worker without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.sched_setaffinity(0, {cores.get()})
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_XLA_FLAGS}"
@@ -133,28 +134,28 @@ def _start_worker(cores: Any, parent: int, cache_folder: str) -> None:
             "jax_persistent_cache_min_compile_time_secs", compile_cache.MIN_COMPILE_SECONDS
         )
 
-    def watch():
+    def exit_with_parent():
         while os.getppid() == parent:
             time.sleep(PARENT_CHECK_SECONDS)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _make_warm_start(fields: dict) -> None:
-    """Puts a warm start into the cache before any cell asks for it."""
+    """Computes a warm start and stores it in the cache, from which the cells read it."""
     config = ConfigDict(fields)
     task = make_task(config.task)
     warm_start(make_policy(config.policy, task.vocab_size), task, config)
 
 
 @functools.cache
-def _compiled(
+def _compiled_program(
     program_fields: str, max_lag: int, freeze_after: int, chunk_size: int
 ) -> Callable[[CellInputs], dict[str, jax.Array]]:
-    """Returns the worker's compiled program for these fields."""
+    """Returns the program for these fields. Each worker compiles a program once."""
     fields = json.loads(program_fields)
-    fields["optimizer"]["learning_rate"] = 0.0  # must be there, and is not read
+    fields["optimizer"]["learning_rate"] = 0.0  # required, but never read
     program = make_cell_program(ConfigDict(fields), max_lag, freeze_after)
     return jax.jit(program if chunk_size == 1 else jax.vmap(program))
 
@@ -162,14 +163,15 @@ def _compiled(
 def _run_chunk(
     chunk: list[tuple[str, dict]], max_lag: int, freeze_after: int, chunk_size: int
 ) -> list[dict]:
-    """Trains the cells of one chunk; returns their records.
+    """Trains the cells of one chunk and returns their records.
 
-    A chunk that is too short for the compiled shape is filled up with copies of its first cell.
+    The program is compiled for `chunk_size` cells. A shorter chunk is filled up with copies of its
+    first cell, whose results are dropped.
     """
     start = time.perf_counter()
     configs = [ConfigDict(config) for _, config in chunk]
     inputs = [cell_inputs(config) for config in configs]
-    program = _compiled(_program_fields(chunk[0][1]), max_lag, freeze_after, chunk_size)
+    program = _compiled_program(_program_fields(chunk[0][1]), max_lag, freeze_after, chunk_size)
     if chunk_size == 1:
         traces = [jax.device_get(program(inputs[0]))]
     else:

@@ -1,4 +1,4 @@
-"""Makes tasks: prompts by index, and the rewards of responses to them."""
+"""Makes a task by its name. A task provides prompts by index and judges responses."""
 
 import importlib
 import inspect
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from staleness_grpo.errors import FieldError
 
-if TYPE_CHECKING:  # the workers that judge rewards import this package, and should not import JAX
+if TYPE_CHECKING:  # reward workers import this package but should not import JAX
     from staleness_grpo.tasks.base import Task
 
-# name -> MODULE.CALLABLE, which makes the task. It is imported on use, because one task may need
-# packages that the others do without.
+# Name of a task -> MODULE.CALLABLE that makes the task. The module is imported only when its task
+# is used, because some tasks need packages that other tasks do not need.
 TASKS = {
     "arithmetic": "arithmetic.ArithmeticTask",
     "enumerable": "enumerable.EnumerableTask",
@@ -19,20 +19,20 @@ TASKS = {
     "reasoning_gym": "text.reasoning_gym_task",
     "stories": "text.stories_task",
 }
-# Their tokens are those of a checkpoint's tokenizer.
+# These tasks use the tokenizer of a checkpoint.
 TEXT_TASKS = ("jsonl", "reasoning_gym", "stories")
 
 
 def make_task(config: Mapping[str, Any], checkpoint: str | None = None) -> "Task":
-    """Makes the task `config["name"]`; the other entries that are not None are its arguments.
+    """Returns the task `config["name"]`, made with the other entries that are not None.
 
     Args:
       config: `config.task`.
       checkpoint: the folder whose tokenizer a text task uses.
 
     Raises:
-      FieldError: the name is unknown, a field is missing, the task has no such field, or it refuses
-        a value. The error names the field inside `config.task`.
+      FieldError: the name is unknown, a field is missing or unknown, or the task does not accept a
+        value. The error names the field inside `config.task`.
       ModelFolderError: the folder has no tokenizer.
     """
     arguments = {
@@ -43,40 +43,41 @@ def make_task(config: Mapping[str, Any], checkpoint: str | None = None) -> "Task
     name = arguments.pop("name")
     if name not in TASKS:
         raise FieldError("name", f"choose one of {', '.join(TASKS)}")
-    make = _maker(name)
+    make = _task_maker(name)
     _check_fields(name, arguments, task_fields(name))
     if name in TEXT_TASKS:
         from staleness_grpo.policy.huggingface import tokenizer
 
         if checkpoint is None:
-            hint = f"the task {name} needs a tokenizer: give policy.checkpoint=FOLDER"
+            hint = f"the task {name} needs a tokenizer: set policy.checkpoint to a model folder"
             raise FieldError("name", hint)
         arguments["tokenizer"] = tokenizer.load(checkpoint)
     return make(**arguments)
 
 
 def task_fields(name: str) -> dict[str, inspect.Parameter]:
-    """Returns the fields that `config.task` may have beside `name`, for the task of this name."""
-    fields = dict(inspect.signature(_maker(name)).parameters)
-    fields.pop("tokenizer", None)  # it comes from the checkpoint
+    """Returns the fields that `config.task` may have for this task, except `name`."""
+    fields = dict(inspect.signature(_task_maker(name)).parameters)
+    fields.pop("tokenizer", None)  # the checkpoint provides it
     return fields
 
 
 def fields_hint(name: str) -> str:
-    """Says how to get the fields of a task: flags can change fields, but not add them."""
+    """Returns the hint for missing fields: only a config can add fields; flags cannot add them."""
     fields = ", ".join(task_fields(name))
     return f"give a config whose task section has the fields of {name} ({fields})"
 
 
-def _maker(name: str) -> Callable[..., "Task"]:
-    module, maker = TASKS[name].split(".")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), maker)
+def _task_maker(name: str) -> Callable[..., "Task"]:
+    """Imports the callable that makes the task of this name."""
+    module_name, callable_name = TASKS[name].split(".")
+    return getattr(importlib.import_module(f"{__name__}.{module_name}"), callable_name)
 
 
 def _check_fields(
     name: str, arguments: Mapping[str, Any], fields: Mapping[str, inspect.Parameter]
 ) -> None:
-    """Raises FieldError unless the arguments are fields of the task and none is missing."""
+    """Raises FieldError if an argument is no field of the task, or if a field is missing."""
     missing = [
         field
         for field, parameter in fields.items()

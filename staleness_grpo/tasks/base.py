@@ -1,4 +1,4 @@
-"""Defines what a task is: prompts by index, rewards on the host, and no state."""
+"""Defines the interfaces of tasks, which provide prompts by index and judge responses."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -9,18 +9,18 @@ from staleness_grpo.types import Array, Prompts
 
 
 class Task(Protocol):
-    """A source of prompts and a judge of responses.
+    """A task that provides prompts and decodes responses; its subclasses judge responses.
 
-    Everything is a pure function of the constructor's arguments and of the index. So a prompt does
-    not depend on who asks for it, or in which order. Indices are ints in [0, num_prompts).
+    A task has no state. Every result is a pure function of the constructor's arguments and of the
+    index, so it does not depend on the order of calls. Indices are ints in [0, num_prompts).
     """
 
     vocab_size: int  # V
     prompt_length: int  # P, the padded length of every prompt
     max_response_length: int  # R
     pad_token: int
-    # Ends a response and belongs to it. A tuple: any of several tokens. None: every response has
-    # length R.
+    # The token that ends a response and is part of it. With a tuple, any of its tokens ends the
+    # response. With None, every response has length R.
     end_token: int | tuple[int, ...] | None
     num_prompts: int
 
@@ -29,12 +29,12 @@ class Task(Protocol):
         ...
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Returns tokens as text for people."""
+        """Returns the tokens as text that people can read."""
         ...
 
 
 class ArrayTask(Task, Protocol):
-    """A task whose rewards are a function of arrays, so that a whole training can be compiled."""
+    """A task whose rewards are functions of arrays. So JAX can compile a whole training."""
 
     def rewards(
         self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray
@@ -43,26 +43,28 @@ class ArrayTask(Task, Protocol):
         ...
 
     def answer_key(self, index_N: np.ndarray) -> np.ndarray:
-        """Returns all that `judge` needs to know of these prompts; the prompt is the first axis."""
+        """Returns the data about these prompts that `judge` needs. The first axis is N."""
         ...
 
     def judge(self, key: Array, tokens_NxGxR: Array, mask_NxGxR: Array) -> Array:
-        """Computes the rewards [N, G] from `answer_key` with operations that JAX can trace."""
+        """Returns the rewards [N, G]. `key` is the result of `answer_key`. JAX can trace this."""
         ...
 
     def answer(self, index: int) -> np.ndarray:
-        """Returns a response of highest reward: its tokens, with the end token if there is one."""
+        """Returns the tokens of a response with the highest reward, including any end token."""
         ...
 
 
 @runtime_checkable
 class TextTask(Task, Protocol):
-    """A task whose responses are judged as text, by a verifier in worker processes."""
+    """A task whose responses are converted to text and judged by a verifier in worker processes."""
 
-    verify: Callable[[str, Any], float]  # (response, reference) -> reward; importable by name
+    verify: Callable[
+        [str, Any], float
+    ]  # (response, reference) -> reward; picklable, so that workers get it
 
     def samples(
         self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray
     ) -> tuple[list[str], list[Any]]:
-        """Returns (responses, references), B = N * G of each, which `verify` takes in pairs."""
+        """Returns (responses, references), B = N * G of each. `verify` judges each pair."""
         ...

@@ -1,7 +1,7 @@
-"""Defines tasks of text: problems from a file, from reasoning-gym, and stories.
+"""Defines text tasks: problems from a file, problems from reasoning-gym, and stories.
 
-All prompts are turned into tokens at the start, because the longest one gives every batch its
-shape.
+All prompts are encoded when the task is made, because the longest prompt decides the shape of every
+batch.
 """
 
 import dataclasses
@@ -27,23 +27,23 @@ PLACEHOLDER = "{prompt}"
 
 @dataclasses.dataclass(frozen=True)
 class TextProblem:
-    """A question, and the reference that responses to it are compared with."""
+    """A question, and the reference with which the verifier compares the responses."""
 
     prompt: str
     reference: Any  # None if the verifier needs none
 
 
 class PromptedTask:
-    """A TextTask that asks a list of problems.
+    """A TextTask with a list of problems as its prompts.
 
     Args:
-      tokenizer: the checkpoint's; its stop tokens end a response.
-      problems: in the order of their indices.
-      verify: (response, reference) -> reward, importable by name; it runs in worker processes.
+      tokenizer: the checkpoint's tokenizer. Its stop tokens end a response.
+      problems: the problems, in the order of their indices.
+      verify: (response, reference) -> reward. It runs in worker processes, so it must be picklable.
       max_response_length: R, in tokens.
-      prompt: the text around a problem, with {prompt} where its own text goes.
-      chat: whether to ask as the user of a chat, in the checkpoint's chat template.
-      system: the system message of the chat; "" for none.
+      prompt: a template for the text of a prompt. {prompt} is replaced by the text of the problem.
+      chat: whether the prompt is a user message in the checkpoint's chat template.
+      system: the system message of the chat; "" for no system message.
 
     Raises:
       FieldError: a field cannot be used, or there are no problems.
@@ -60,9 +60,13 @@ class PromptedTask:
         chat: bool = False,
         system: str = "",
     ):
-        require(len(problems) > 0, "problems", "there are none: give one or more")
+        require(len(problems) > 0, "problems", "there are no problems: give at least one")
         require(PLACEHOLDER in prompt, "prompt", f"write {PLACEHOLDER} where the problem goes")
-        require(chat or not system, "system", "a system message needs chat=True")
+        require(
+            chat or not system,
+            "system",
+            "a system message needs chat=True: set chat to True, or remove system",
+        )
         require(max_response_length >= 1, "max_response_length", "give a number >= 1")
         self.tokenizer = tokenizer
         self.verify = verify
@@ -74,7 +78,7 @@ class PromptedTask:
         ]
         if [] in self._tokens:
             number = self._tokens.index([]) + 1
-            hint = f"problem {number} has no tokens to answer: write some text around {PLACEHOLDER}"
+            hint = f"the prompt of problem {number} is empty: add some text around {PLACEHOLDER}"
             raise FieldError("prompt", hint)
         self.num_prompts = len(problems)
         self.prompt_length = max(map(len, self._tokens))
@@ -83,10 +87,10 @@ class PromptedTask:
 
     @property
     def fingerprint(self) -> str:
-        """Hashes the prompts' tokens, the references, and the stop and pad tokens."""
+        """Returns a hash of the prompts' tokens, the references, and the stop and pad tokens."""
         problems = [self._tokens, self._references, self.end_token, self.pad_token]
-        # A value that JSON does not know is hashed as the name of its type: the references of
-        # reasoning-gym hold sets and other objects.
+        # A value that JSON cannot store is replaced by the name of its type. The references of
+        # reasoning-gym contain sets and other such objects.
         as_json = json.dumps(problems, default=lambda value: type(value).__name__, skipkeys=True)
         return hashlib.sha256(as_json.encode()).hexdigest()[:16]
 
@@ -98,7 +102,8 @@ class PromptedTask:
         for n, index in enumerate(index_N):
             tokens = self._tokens[index]
             tokens_NxP[n, -len(tokens) :] = tokens
-            mask_NxP[n, -len(tokens) :] = True  # not tokens != pad: a prompt may hold the pad token
+            # The mask is not `tokens != pad_token`, because a prompt may contain the pad token.
+            mask_NxP[n, -len(tokens) :] = True
         return Prompts(tokens_NxP=tokens_NxP, mask_NxP=mask_NxP, index_N=index_N)
 
     def samples(
@@ -106,15 +111,17 @@ class PromptedTask:
     ) -> tuple[list[str], list[Any]]:
         """Returns the text of each response, without its stop token, and the references.
 
-        Both lists have B = N * G entries. A reference is the one of the response's problem.
+        Both lists have B = N * G entries. Each reference belongs to the problem of its response.
         """
         texts: list[str] = []
         references: list[Any] = []
-        # Decoding leaves out special tokens, but a stop token need not be one of them.
-        text_NxGxR = np.asarray(mask_NxGxR) & ~np.isin(tokens_NxGxR, self.end_token)
-        for index, tokens_GxR, text_GxR in zip(index_N, tokens_NxGxR, text_NxGxR, strict=True):
-            for tokens_R, text_R in zip(tokens_GxR, text_GxR, strict=True):
-                texts.append(self.decode(tokens_R[text_R]))
+        # Decoding skips special tokens, but a stop token need not be a special token.
+        is_text_NxGxR = np.asarray(mask_NxGxR) & ~np.isin(tokens_NxGxR, self.end_token)
+        for index, tokens_GxR, is_text_GxR in zip(
+            index_N, tokens_NxGxR, is_text_NxGxR, strict=True
+        ):
+            for tokens_R, is_text_R in zip(tokens_GxR, is_text_GxR, strict=True):
+                texts.append(self.decode(tokens_R[is_text_R]))
             references += [self._references[index]] * len(tokens_GxR)
         return texts, references
 
@@ -133,7 +140,9 @@ def _encode(tokenizer: Tokenizer, text: str, chat: bool, system: str) -> list[in
     try:
         return tokenizer.encode_chat(messages)
     except ModelFolderError as error:
-        raise FieldError("chat", f"{error}: give False, or another checkpoint") from error
+        raise FieldError(
+            "chat", f"{error}: set chat to False, or give another checkpoint"
+        ) from error
 
 
 def jsonl_task(
@@ -146,14 +155,14 @@ def jsonl_task(
     chat: bool = False,
     system: str = "",
 ) -> PromptedTask:
-    """Makes a task of a JSON-lines file.
+    """Makes a task with the problems of a JSON-lines file.
 
-    A line is {"prompt", "answer"}, or GSM8K's {"question", "answer"}. Of a GSM8K answer, only the
-    text after '####' is kept.
+    A line is an object with the fields "prompt" and "answer", or, as in GSM8K, "question" and
+    "answer". From a GSM8K answer, only the text after the last '####' is kept.
 
     Args:
-      tokenizer: the checkpoint's.
-      path: the file.
+      tokenizer: the checkpoint's tokenizer.
+      path: the path of the file.
       verifier: a key of `verifiers.MATHEMATICS`.
       max_response_length, prompt, chat, system: see PromptedTask.
 
@@ -162,13 +171,13 @@ def jsonl_task(
     """
     require_choice({"verifier": verifier}, "verifier", tuple(verifiers.MATHEMATICS))
     if verifier == "math_verify":
-        _require_package("math_verify", "verifier", "math-verify", "or give number")
+        _require_package("math_verify", "verifier", "math-verify", "or choose number")
     problems = read_problems(path)
     if verifier == "number":
         for problem in problems:
             if verifiers.final_number(problem.reference) is None:
                 answer = repr(problem.reference[:40])
-                hint = f"the answer {answer} in path has no number: give exact or math_verify"
+                hint = f"the answer {answer} in path has no number: choose exact or math_verify"
                 raise FieldError("verifier", hint)
     return PromptedTask(
         tokenizer,
@@ -182,51 +191,52 @@ def jsonl_task(
 
 
 def read_problems(path: str | pathlib.Path) -> list[TextProblem]:
-    """Reads the problems of a JSON-lines file, in its order.
+    """Returns the problems of a JSON-lines file, in the order of the file.
 
     Raises:
-      FieldError: naming `path`, with the number of the first line that is not a problem.
+      FieldError: the field `path` names a file that cannot be read, has no problems, or has a line
+        that is not a problem. The message has the number of the first such line.
     """
     try:
-        # utf-8-sig accepts files with a byte-order mark and without.
+        # The encoding utf-8-sig accepts files with or without a byte-order mark.
         text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise FieldError("path", f"{reason}: give a JSON-lines file of problems") from error
-    lines = text.split("\n")  # splitlines would split at U+2028, which a JSON string may hold
+    lines = text.split("\n")  # not splitlines, which splits at U+2028; a JSON string may contain it
     problems = [
-        _problem(line, number) for number, line in enumerate(lines, start=1) if line.strip()
+        _parse_problem(line, number) for number, line in enumerate(lines, start=1) if line.strip()
     ]
-    require(len(problems) > 0, "path", "the file has no problems: give another")
+    require(len(problems) > 0, "path", "the file has no problems: give another file")
     return problems
 
 
-def _problem(line: str, number: int) -> TextProblem:
-    """Reads one line. Raises FieldError if it is not a problem."""
+def _parse_problem(line: str, number: int) -> TextProblem:
+    """Returns the problem on line `number`. Raises FieldError if the line is not a problem."""
 
-    def refusal(reason: str) -> FieldError:
+    def line_error(reason: str) -> FieldError:
         hint = f'line {number} {reason}: write {{"prompt": TEXT, "answer": TEXT}}'
         return FieldError("path", hint)
 
     try:
         fields = json.loads(line)
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deep
-        raise refusal("is not JSON") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: too many nested brackets
+        raise line_error("is not JSON") from error
     if not isinstance(fields, dict):
-        raise refusal("is not a JSON object")
-    asked = "prompt" if "prompt" in fields else "question"
-    for name in (asked, "answer"):
+        raise line_error("is not a JSON object")
+    prompt_field = "prompt" if "prompt" in fields else "question"
+    for name in (prompt_field, "answer"):
         value = fields.get(name)
         if not isinstance(value, str) or not value.strip():
-            raise refusal(f"has no text as its {name}")
+            raise line_error(f"has no text as its {name}")
         if re.search("[\ud800-\udfff]", value):
-            raise refusal(f"has half a surrogate pair, which is not a character, in its {name}")
+            raise line_error(f"has half a surrogate pair, which is not a character, in its {name}")
     answer = fields["answer"]
-    if asked == "question":
+    if prompt_field == "question":
         _, marker, answer = answer.rpartition("####")
-        if not marker or not answer.strip():  # an empty response would match an empty answer
-            raise refusal("has a question whose answer has nothing after '####'")
-    return TextProblem(fields[asked], answer.strip())
+        if not marker or not answer.strip():  # an empty answer would reward an empty response
+            raise line_error("has a question whose answer has nothing after '####'")
+    return TextProblem(fields[prompt_field], answer.strip())
 
 
 def reasoning_gym_task(
@@ -241,15 +251,15 @@ def reasoning_gym_task(
     chat: bool = False,
     system: str = "",
 ) -> PromptedTask:
-    """Makes a task of problems that the library reasoning-gym makes and judges.
+    """Makes a task with problems that the library reasoning-gym generates and judges.
 
     Args:
-      tokenizer: the checkpoint's.
+      tokenizer: the checkpoint's tokenizer.
       dataset: the name of a reasoning-gym dataset, such as 'chain_sum'.
-      size: how many problems to make.
-      seed: the dataset's seed, which decides what problems are made.
-      options: the dataset's other settings, such as its difficulty. The library's defaults stand
-        for those that are not given.
+      size: the number of problems to generate.
+      seed: the seed from which the dataset generates its problems.
+      options: other settings of the dataset, such as its difficulty. Settings that are not given
+        have the library's defaults.
       max_response_length, prompt, chat, system: see PromptedTask.
 
     Raises:
@@ -259,17 +269,17 @@ def reasoning_gym_task(
     import reasoning_gym
 
     known = dataset in reasoning_gym.factory.DATASETS
-    require(known, "dataset", "reasoning-gym has no such dataset: give one of its gallery")
+    require(known, "dataset", "reasoning-gym has no such dataset: choose one from its gallery")
     require(size >= 1, "size", "give a number >= 1")
     options = {} if options is None else options
-    hint = "give a dict of the dataset's other settings; size and seed are fields of their own"
+    hint = "give a dict of the dataset's other settings; size and seed have their own fields"
     require(isinstance(options, Mapping) and not {"size", "seed"} & set(options), "options", hint)
     settings = {"size": size, "seed": seed, **options}
     try:
         entries = reasoning_gym.create_dataset(dataset, **settings)
         problems = [TextProblem(entries[i]["question"], entries[i]) for i in range(size)]
     except (TypeError, ValueError, AssertionError) as error:
-        hint = f"reasoning-gym refuses them ({error}): leave them out, or fix them"
+        hint = f"reasoning-gym does not accept these options ({error}): correct or remove them"
         raise FieldError("options", hint) from error
     return PromptedTask(
         tokenizer,
@@ -282,13 +292,13 @@ def reasoning_gym_task(
     )
 
 
-# Openings like those of the stories that the tinyllamas models were trained on.
+# The openings resemble the stories on which the tinyllamas models were trained.
 NAMES = ("Lily", "Tim", "Sara", "Ben", "Mia", "Tom", "Amy", "Max")
 HEROES = ("girl", "boy", "cat", "dog", "bird", "bunny", "bear", "fish")
 MOODS = ("little", "big", "happy", "sad")
 OPENING = "Once upon a time, there was a {mood} {hero} named {name}."
 
-# rule -> (verifier, reference)
+# Name of a rule -> (verifier, reference).
 STORY_RULES: dict[str, tuple[Callable[[str, Any], float], Any]] = {
     "dialogue": (verifiers.story_dialogue, None),
     "mentions": (verifiers.story_mentions, ("friend", "happy", "play", "smile")),
@@ -297,11 +307,13 @@ STORY_RULES: dict[str, tuple[Callable[[str, Any], float], Any]] = {
 
 
 def stories_task(tokenizer: Tokenizer, *, rule: str, max_response_length: int) -> PromptedTask:
-    """Makes a task of openings of children's stories, which a plain language model continues.
+    """Makes a task whose prompts are openings of children's stories.
+
+    A plain language model can continue them. No response is right or wrong.
 
     Args:
-      tokenizer: the checkpoint's.
-      rule: what is rewarded, a key of STORY_RULES. No response is right or wrong.
+      tokenizer: the checkpoint's tokenizer.
+      rule: a key of STORY_RULES, which decides what the reward measures.
       max_response_length: R, in tokens.
 
     Raises:
@@ -316,7 +328,7 @@ def stories_task(tokenizer: Tokenizer, *, rule: str, max_response_length: int) -
     return PromptedTask(tokenizer, problems, verify, max_response_length=max_response_length)
 
 
-def _require_package(module: str, field: str, package: str, otherwise: str) -> None:
-    """Raises FieldError for a field whose value needs a module that is not installed."""
+def _require_package(module: str, field: str, package: str, alternative: str) -> None:
+    """Raises FieldError if the value of a field needs a module that is not installed."""
     installed = importlib.util.find_spec(module) is not None
-    require(installed, field, f"pip install {package}, of the extra tasks, {otherwise}")
+    require(installed, field, f"pip install {package} (of the extra tasks), {alternative}")

@@ -1,1 +1,1 @@
-"""Trains a policy: the loop and its parts."""
+"""Trains a policy, with the training loop and its parts."""

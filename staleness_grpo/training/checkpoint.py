@@ -1,14 +1,15 @@
-"""Saves whole runs beside the loop, rollouts in flight included, and restores them.
+"""Saves whole runs, including rollouts in flight, while training goes on, and restores them.
 
     workdir/checkpoints/step_00000050/
-      manifest.json     format, step, hash of the config, commit, library versions, digest of each
-      file
-      arrays/           Orbax: the arrays of `Run.arrays`
-      buffer_0.npz      the unread groups of process 0's slots; one file for each process
+      manifest.json     format, step, config hash, commit, library versions, digests of all files
+      arrays/           the arrays of `Run.arrays`, written by Orbax
+      buffer_0.npz      the unread groups in the slots of process 0; one file for each process
 
-Random keys derive from (seed, step, slot), lags from the schedule, and the evaluation history
-stands in metrics.jsonl: none of them is saved twice. A save goes into a folder of another name,
-which is renamed when everything is on disk.
+A checkpoint does not contain what can be computed or read again. Random keys are computed from
+(seed, step, slot), and lags from the schedule. The evaluation history is in metrics.jsonl.
+
+A checkpoint is first written to a folder with another name. The folder is renamed when all files
+are on disk.
 """
 
 import hashlib
@@ -44,16 +45,16 @@ from staleness_grpo.training.run import Run, Snapshot
 
 FORMAT = 2
 PARTIAL, REFUSED = ".partial", ".refused"
-# Sections that change where and how often a run computes, and not its results.
+# Sections without an effect on results, such as the devices of a run.
 NOT_HASHED = ("mesh", "checkpoint", "rewards")
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 CHECKED_ENTRIES = ("format", "config_hash", "step", "drift_versions", "files", "arrays")
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Returns a hash of every field that can change a result.
+    """Returns a hash of all fields that can change a result.
 
-    Unset fields are skipped, so that a new optional field leaves old hashes valid.
+    Unset fields are left out. So a new optional field does not change the hash of old configs.
     """
     sections = plain(config.to_dict()).items()
     fields = {name: value for name, value in sections if name not in NOT_HASHED}
@@ -68,12 +69,12 @@ def _without_unset(value: Any) -> Any:
 
 
 def step_name(step: int) -> str:
-    """Returns the name of a checkpoint's folder."""
+    """Returns the folder name of the checkpoint before a learner step."""
     return f"step_{step:08d}"
 
 
 class Checkpoints:
-    """Keeps the newest `config.checkpoint.keep` checkpoints of one run in a folder."""
+    """Saves, restores and deletes one run's checkpoints; the newest `checkpoint.keep` remain."""
 
     def __init__(self, folder: pathlib.Path, config: ConfigDict):
         self.folder = folder
@@ -86,18 +87,21 @@ class Checkpoints:
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._writing: futures.Future | None = None
-        self._latest = -1  # the step saved or restored last
+        self._latest = -1  # the step of the last save or restore
 
     def due(self, step: int) -> bool:
-        """Says whether the run is to be saved before this learner step."""
+        """Returns whether the run must be saved before this learner step."""
         return step > max(self._latest, 0) and step % self._config.save_every == 0
 
     def save(self, snapshot: Snapshot) -> None:
-        """Starts writing; returns at once unless the last save is still being written.
+        """Starts to write a checkpoint in the background.
 
-        Several processes write on the caller's thread: their barriers are collectives, which must
-        not mix with those of the loop. A full disk costs this checkpoint and a line on stderr, and
-        the run goes on.
+        The call first waits for the previous save, if that is still being written. A run with
+        several processes waits for this save too. Its barriers are collectives, which must not mix
+        with the collectives of the training loop.
+
+        If the disk is full, this checkpoint is not written, a line on stderr says so, and the run
+        continues.
         """
         self.wait()
         if snapshot.step == self._latest:
@@ -108,38 +112,40 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for a save that is being written, and raises what went wrong in it."""
+        """Waits until the last save is written, and raises the error of a failed save."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a committed checkpoint, in no order."""
+        """Returns the steps that have a complete checkpoint, in no fixed order."""
         names = (re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*"))
         return [int(name[1]) for name in names if name]
 
     def restore(self, run: Run, refuse: Callable[[str, str], Exception]) -> None:
-        """Puts the newest checkpoint, if there is one, into a run just built from the same config.
+        """Loads the newest checkpoint, if there is one, into a run built from the same config.
 
         Args:
-          run: from `build_run`; its mesh may have another shape than the one that was saved.
-          refuse: makes the error of (what is wrong, how to go on).
+          run: a new run from `build_run`. Its mesh may have another shape than the saved run's.
+          refuse: a function from (what is wrong, how to continue) to an error.
 
         Raises:
-          Exception: the one that `refuse` makes, when the newest checkpoint cannot be used and
+          Exception: the error that `refuse` makes, if the newest checkpoint cannot be used and
             `checkpoint.fallback` is not set.
         """
-        first = jax.process_index() == 0
-        for left_over in self.folder.glob(f"*{PARTIAL}") if first else ():
+        is_first_process = jax.process_index() == 0
+        for left_over in self.folder.glob(f"*{PARTIAL}") if is_first_process else ():
             shutil.rmtree(left_over)
-        manifest, faults = self._newest_usable(run)
-        if faults and not self._config.fallback:
-            newest = max(faults)
-            target = f"step {manifest['step']}" if manifest else "step 0, as no other can be used"
-            reason = f"the checkpoint of step {newest} cannot be used: {faults[newest]}"
-            raise refuse(reason, f"add --config.checkpoint.fallback to go on from {target}")
+        manifest, errors_by_step = self._newest_usable(run)
+        if errors_by_step and not self._config.fallback:
+            newest = max(errors_by_step)
+            resume_point = (
+                f"step {manifest['step']}" if manifest else "step 0 (no usable checkpoint)"
+            )
+            reason = f"the checkpoint of step {newest} cannot be used: {errors_by_step[newest]}"
+            raise refuse(reason, f"add --config.checkpoint.fallback to go on from {resume_point}")
         _barrier("checked")
-        for step in faults if first else ():
+        for step in errors_by_step if is_first_process else ():
             refused = self.folder / (step_name(step) + REFUSED)
             shutil.rmtree(refused, ignore_errors=True)
             (self.folder / step_name(step)).rename(refused)
@@ -148,25 +154,25 @@ class Checkpoints:
         _barrier("restored")
 
     def _write(self, snapshot: Snapshot) -> None:
-        """Writes a checkpoint, or says in one line that the disk is full."""
+        """Writes a checkpoint, or prints one line if the disk is full."""
         partial = self.folder / (step_name(snapshot.step) + PARTIAL)
         try:
             self._write_files(partial, snapshot)
-        # Orbax and TensorStore wrap the system's words in errors of their own.
+        # Orbax and TensorStore raise their own error types, which contain the system's message.
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = next((words for words in DISK_FULL if words in str(error)), None)
             if reason is None:
                 raise
-            kept = f"step {max(self.steps())} is kept" if self.steps() else "there is none yet"
+            kept = f"step {max(self.steps())} is kept" if self.steps() else "no older one exists"
             print(
                 f"checkpoint of step {snapshot.step} not saved ({reason}): {kept}; the run goes on",
                 file=sys.stderr,
             )
 
     def _write_files(self, partial: pathlib.Path, snapshot: Snapshot) -> None:
-        first = jax.process_index() == 0
-        if first:
+        is_first_process = jax.process_index() == 0
+        if is_first_process:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         _barrier(f"folder {snapshot.step}")
@@ -174,7 +180,7 @@ class Checkpoints:
         arrays = by_path(stacked(snapshot.arrays))
         self._orbax.save(partial / "arrays", args=ocp.args.StandardSave(arrays))
         _barrier(f"files {snapshot.step}")
-        if first:
+        if is_first_process:
             manifest = self._described | {
                 "step": snapshot.step,
                 "drift_versions": snapshot.drift_versions,
@@ -190,22 +196,22 @@ class Checkpoints:
         _barrier(f"committed {snapshot.step}")
 
     def _newest_usable(self, run: Run) -> tuple[dict | None, dict[int, CheckpointError]]:
-        """Returns the newest usable checkpoint's manifest, and why newer ones are not usable."""
+        """Returns the newest usable checkpoint's manifest, and the errors of newer ones."""
         arrays = by_path(run.arrays())
         expected = {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in arrays.items()}
-        faults: dict[int, CheckpointError] = {}
+        errors_by_step: dict[int, CheckpointError] = {}
         for step in sorted(self.steps(), reverse=True):
             try:
-                return self._checked_manifest(step, expected), faults
+                return self._checked_manifest(step, expected), errors_by_step
             except CheckpointError as error:
-                faults[step] = error
-        return None, faults
+                errors_by_step[step] = error
+        return None, errors_by_step
 
     def _checked_manifest(self, step: int, expected: dict[str, list]) -> dict:
-        """Returns the manifest of a checkpoint whose every byte is as it was written.
+        """Returns a checkpoint's manifest, after a check that all its files are unchanged.
 
         Raises:
-          CheckpointError: saying what is wrong with it.
+          CheckpointError: the checkpoint cannot be used. The message says why.
         """
         folder = self.folder / step_name(step)
         try:
@@ -215,14 +221,16 @@ class Checkpoints:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"its {MANIFEST} cannot be read ({reason})") from error
         for name in ("format", "config_hash"):
-            saved, here = checked[name], self._described[name]
-            if saved != here:
-                raise CheckpointError(f"its {name} is {saved}, this run has {here}")
+            saved, current = checked[name], self._described[name]
+            if saved != current:
+                raise CheckpointError(f"its {name} is {saved}, but this run has {current}")
         for path, described in expected.items():
             saved = checked["arrays"].get(path)
             if saved != described:
                 shown = "absent" if saved is None else saved
-                raise CheckpointError(f"array {path} is {shown} there, {described} in this code")
+                raise CheckpointError(
+                    f"its array {path} is {shown}, but this run needs {described}"
+                )
         on_disk = digests(folder)
         for name, digest in checked["files"].items():
             if on_disk.get(name) != digest:
@@ -231,7 +239,7 @@ class Checkpoints:
         return manifest
 
     def _load(self, run: Run, manifest: dict) -> None:
-        """Reads a checked checkpoint, sharded as the run is, and gives it to the run."""
+        """Loads a checked checkpoint into the run, with the run's shardings."""
         folder = self.folder / step_name(manifest["step"])
         versions = tuple(manifest["drift_versions"])
         tree = jax.tree.map(
@@ -252,14 +260,15 @@ class Checkpoints:
         run.restore(manifest["step"], arrays, versions, groups)
         self._latest = manifest["step"]
         for name in ("versions", "commit"):
-            saved, here = manifest[name], self._described[name]
-            if saved != here:
+            saved, current = manifest[name], self._described[name]
+            if saved != current:
                 print(
-                    f"resumed from {name} {saved}, now {here}: the bytes may differ from here on",
+                    f"the checkpoint has {name} {saved}, this run has {current}: "
+                    "results may differ in the last digits from now on",
                     file=sys.stderr,
                 )
 
 
 def _barrier(name: str) -> None:
-    """Waits for all processes."""
+    """Waits until all processes have reached the barrier of this name."""
     ocp.multihost.sync_global_processes(f"checkpoint {name}")

@@ -1,4 +1,4 @@
-"""Reads and writes the files of one checkpoint: arrays by path, unread groups, digests."""
+"""Reads and writes the arrays and unread groups of a checkpoint, and digests its files."""
 
 import dataclasses
 import hashlib
@@ -19,22 +19,22 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used: it is damaged, or of another config, format or code."""
+    """Says that a checkpoint is damaged, or belongs to another config, format or code."""
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves by path, in their order.
+    """Returns the leaves of a tree in a dict from path to leaf, in the order of the tree.
 
-    Orbax gets a flat dict, whatever the optimizer's state is made of.
+    Orbax saves this dict. So the node types of the optimizer's state have no effect on the files.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def stacked(arrays: dict[str, PyTree]) -> dict[str, PyTree]:
-    """Joins the drift versions into one tree with a leading axis for the version.
+    """Stacks the trees in `drift_versions` into one tree with a leading axis for the version.
 
-    Orbax takes its time for each array, however small.
+    Orbax takes some time for each array, even a small one. So fewer arrays are saved faster.
     """
     if "drift_versions" not in arrays:
         return arrays
@@ -42,86 +42,95 @@ def stacked(arrays: dict[str, PyTree]) -> dict[str, PyTree]:
 
 
 def _stack(*leaves: jax.Array) -> jax.Array:
-    """Stacks arrays of one sharding on the host, where no new number of them is compiled."""
-    described = stacked_leaf(leaves[0], len(leaves))
+    """Stacks arrays with equal sharding on the host, where a new count needs no compilation."""
+    stacked_description = stacked_leaf(leaves[0], len(leaves))
     shards = zip(*(leaf.addressable_shards for leaf in leaves), strict=True)
     parts = [
-        jax.device_put(np.stack([shard.data for shard in same]), same[0].device) for same in shards
+        jax.device_put(
+            np.stack([shard.data for shard in shards_of_device]), shards_of_device[0].device
+        )
+        for shards_of_device in shards
     ]
-    return jax.make_array_from_single_device_arrays(described.shape, described.sharding, parts)
+    return jax.make_array_from_single_device_arrays(
+        stacked_description.shape, stacked_description.sharding, parts
+    )
 
 
 def stacked_leaf(leaf: Any, count: int) -> jax.ShapeDtypeStruct:
-    """Returns shape, dtype and sharding of `count` versions of a parameter, stacked."""
+    """Returns the shape, dtype and sharding of `count` stacked versions of a parameter."""
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     sharding = NamedSharding(mesh, P(None, *spec))
     return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=sharding)
 
 
 def unstacked(versions: PyTree, params: PyTree) -> list[PyTree]:
-    """Returns the trees that `stacked` joined, each sharded like `params`."""
+    """Returns the trees that `stacked` has stacked, each sharded like `params`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
     take = jax.jit(
-        lambda versions, number: jax.tree.map(lambda leaf: leaf[number], versions),
+        lambda versions, index: jax.tree.map(lambda leaf: leaf[index], versions),
         out_shardings=shardings,
     )
-    return [take(versions, number) for number in range(len(jax.tree.leaves(versions)[0]))]
+    return [take(versions, index) for index in range(len(jax.tree.leaves(versions)[0]))]
 
 
-# The structure of the groups in buffer_*.npz. Proximal log-probabilities are computed when a group
-# is read, so they are not there.
+# The structure of the groups in buffer_*.npz. Proximal log-probabilities are left out, because they
+# are computed when a group is read from the buffer.
 _ROLLOUT = Rollout(
-    prompts=Prompts(0, 0, 0),  # type: ignore[arg-type]  # the leaves only give the names
-    responses=Responses(0, 0, 0),  # type: ignore[arg-type]  # likewise
-    rewards_NxG=0,  # type: ignore[arg-type]  # likewise
-    behavior_version_N=0,  # type: ignore[arg-type]  # likewise
+    prompts=Prompts(0, 0, 0),  # type: ignore[arg-type]  # only the leaves' names are used
+    responses=Responses(0, 0, 0),  # type: ignore[arg-type]  # only names are used
+    rewards_NxG=0,  # type: ignore[arg-type]  # only names are used
+    behavior_version_N=0,  # type: ignore[arg-type]  # only names are used
 )
 
 
 def write_groups(path: pathlib.Path, groups: Groups) -> None:
     """Writes unread groups as named arrays [W, ...]."""
-    # The names on disk are those of format 2.
-    flat = {"steps_K": groups.steps_W, "slots_K": groups.slots_W, "versions_K": groups.versions_W}
-    np.savez(path, **flat | by_path(groups.rollout))
+    # Format 2 prescribes these names.
+    index_arrays = {
+        "steps_K": groups.steps_W,
+        "slots_K": groups.slots_W,
+        "versions_K": groups.versions_W,
+    }
+    np.savez(path, **index_arrays | by_path(groups.rollout))
 
 
 def read_groups(path: pathlib.Path) -> Groups:
-    """Reads what `write_groups` wrote. Raises CheckpointError."""
+    """Reads a file that `write_groups` wrote. Raises CheckpointError if the file is damaged."""
     try:
         with np.load(path) as stored:
             saved = dict(stored)
-        places = saved["steps_K"], saved["slots_K"], saved["versions_K"]
-        if not places[0].size:
-            return Groups(*places, rollout=None)
-        judged_elsewhere = ".reward_outcome_NxG" in saved
-        outcome = dict(reward_outcome_NxG=0) if judged_elsewhere else {}
-        template = dataclasses.replace(_ROLLOUT, **outcome)  # type: ignore[arg-type]  # names alone
+        indices_W = saved["steps_K"], saved["slots_K"], saved["versions_K"]
+        if not indices_W[0].size:
+            return Groups(*indices_W, rollout=None)
+        has_outcomes = ".reward_outcome_NxG" in saved
+        outcome = dict(reward_outcome_NxG=0) if has_outcomes else {}
+        template = dataclasses.replace(_ROLLOUT, **outcome)  # type: ignore[arg-type]  # see _ROLLOUT
         leaves = [saved[name] for name in by_path(template)]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"its file {path.name} cannot be read: {error}") from error
     rollout = jax.tree.unflatten(jax.tree.structure(template), leaves)
-    return Groups(*places, rollout=rollout)
+    return Groups(*indices_W, rollout=rollout)
 
 
 def digests(folder: pathlib.Path) -> dict[str, list]:
-    """Returns [bytes, SHA-256] of every file below a folder but the manifest, by relative path."""
-    found: dict[str, list] = {}
+    """Returns [size in bytes, SHA-256] of each file in a folder except the manifest, by path."""
+    digest_of_path: dict[str, list] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[str(path.relative_to(folder))] = [path.stat().st_size, digest]
-    return found
+            digest_of_path[str(path.relative_to(folder))] = [path.stat().st_size, digest]
+    return digest_of_path
 
 
 def sync_folder(folder: pathlib.Path) -> None:
-    """Returns once everything below a folder is on the disk itself."""
+    """Waits until a folder with all its contents is on disk."""
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
 
 def sync(path: pathlib.Path) -> None:
-    """Returns once a file or a folder's list of names is on the disk itself."""
+    """Waits until a file, or the list of names of a folder, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Measures beside the loop: parameter drift, the gradient cosine's ceiling, paired gradients."""
+"""Measures parameter drift, the ceiling of the gradient cosine, and paired gradients."""
 
 import math
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from staleness_grpo.training.loss import Loss, logprobs_function, logprobs_loss,
 from staleness_grpo.training.microbatches import in_parts
 from staleness_grpo.types import Array, PyTree, Rollout
 
-NOISE_PARTS = 8  # at most, of the batch whose gradients tell signal from noise
+NOISE_PARTS = 8  # the largest number of parts of a batch that separate signal from noise
 
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
-    """Returns the cosine of the angle between two pytrees; NaN when one of them is 0."""
+    """Returns the cosine of the angle between two pytrees; NaN if one of them is 0."""
     return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
 
 
@@ -32,7 +32,7 @@ def distance(a: PyTree, b: PyTree) -> jax.Array:
 class ParameterDrift:
     """Measures how far the parameters are from the start and from the batch's behavior versions.
 
-    It keeps a copy of every version whose rollouts are in flight: up to S + 1 copies.
+    Every version with rollouts in flight is copied. There are up to S + 1 copies.
     """
 
     def __init__(self, params: PyTree, max_lag: int):
@@ -43,17 +43,18 @@ class ParameterDrift:
         self.versions: dict[int, PyTree] = {}
 
     def remember(self, version: int, params: PyTree) -> None:
-        """Keeps a copy of this version, since the update donates `params` themselves."""
+        """Stores a copy of this version. The original is lost, because the update donates it."""
         self.versions[version] = self._copy(params)
 
     def measure(self, step: int, params: PyTree, lag_N: np.ndarray) -> dict[str, jax.Array]:
         """Returns `drift_from_behavior` and `drift_from_start`, on the device.
 
-        The first is the root mean square over the groups of the distance to the version that
-        generated each. Versions that no later step needs are forgotten.
+        `drift_from_behavior` is a root mean square over the groups of the batch. It averages the
+        distance from the parameters to the version that generated the group. Versions that no later
+        step needs are deleted.
         """
         lags, counts = np.unique(lag_N, return_counts=True)
-        square = jnp.zeros(())  # a group of lag 0 is at distance 0
+        square = jnp.zeros(())  # groups of lag 0 add 0
         for lag, count in zip(lags, counts, strict=True):
             if lag > 0:
                 moved = self._distance(params, self.versions[step - lag])
@@ -70,11 +71,14 @@ def make_cosine_ceiling(
 ) -> Callable[[PyTree, Rollout], Array] | None:
     """Returns jitted (params, rollout) -> the cosine of two independent batches' gradients.
 
-    Two gradients at the same parameters differ by sampling noise alone, which caps the cosine of
-    consecutive gradients. The batch of `num_prompts` groups is cut into equal parts of whole
-    groups, NOISE_PARTS if they divide it, with gradients g_i and mean g. The mean of g_i . g_j over
-    i != j estimates the squared norm of the expected gradient without bias. Divided by |g|^2 it
-    estimates the cosine. It can be negative when the gradient is mostly noise.
+    Two gradients at the same parameters differ only by sampling noise. So their cosine is a ceiling
+    of the cosine of consecutive gradients.
+
+    The batch of `num_prompts` groups is cut into equal parts of whole groups. The number of parts
+    is the greatest common divisor of `num_prompts` and NOISE_PARTS. The parts have gradients g_i
+    with mean g. The mean of g_i . g_j over i != j is an unbiased estimate of the squared norm of
+    the expected gradient. Divided by |g|^2, this is the estimate of the cosine. The estimate can be
+    negative if the gradient is mostly noise.
 
     Returns None if the batch cannot be cut.
     """
@@ -107,11 +111,17 @@ def make_paired_gram(
 ) -> Callable[[PyTree, Rollout, Rollout], Array]:
     """Returns jitted (params, stale rollout, fresh rollout) -> inner products [4, J, J].
 
-    The N groups are cut into J = `num_blocks` blocks. A block's gradient is J times its part of the
-    gradient of the whole batch's surrogate. So the mean over blocks is H, whatever the length
-    normalization or the correction takes from the batch. With gradients s_i of the stale and f_i of
-    the fresh rollout the four matrices are (s_i - f_i) . (s_j - f_j), s_i . s_j, f_i . f_j and
-    s_i . f_j, as `bias.paired` reads them. Memory: 3 J gradients.
+    The N groups are cut into J = `num_blocks` blocks. A block's gradient is J times the block's
+    part of the gradient of the whole batch's surrogate. So the mean over blocks is H, even if the
+    length normalization or the correction uses statistics of the whole batch.
+
+    The stale rollout has block gradients s_i, and the fresh rollout has block gradients f_i. The
+    four matrices, in the order that `bias.paired` expects, are:
+      (s_i - f_i) . (s_j - f_j);
+      s_i . s_j;
+      f_i . f_j;
+      s_i . f_j.
+    The computation holds 3 J gradients in memory.
     """
     logprobs_of = logprobs_function(policy, temperature, microbatch_prompts)
     loss_of_logprobs = logprobs_loss(surrogate, correction)
@@ -133,7 +143,7 @@ def make_paired_gram(
         return jax.lax.map(block_gradient, in_parts((batch, cotangent), num_blocks))
 
     def inner_products(a, b):
-        def of_leaves(x, y):  # over all axes as they are: flattened, they could not stay split
+        def of_leaves(x, y):  # flattened axes would lose their sharding
             inner = tuple(range(1, x.ndim))
             return jnp.tensordot(x, y, axes=(inner, inner), precision="highest")
 

@@ -1,4 +1,4 @@
-"""Makes the learner: optimizer, sharded state, and one jitted update with donated state."""
+"""Makes the optimizer, the sharded learner state, and the jitted update that donates it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def check_optimizer(fields: Mapping[str, Any]) -> None:
-    """Refuses what `config.optimizer` cannot hold. Raises FieldError."""
+    """Raises FieldError if a field of `config.optimizer` has a value that cannot be used."""
     require_choice(fields, "name", OPTIMIZERS)
     require_at_least(fields, {"warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0})
     require_positive(fields, ("learning_rate", "epsilon"))
@@ -30,17 +30,17 @@ def check_optimizer(fields: Mapping[str, Any]) -> None:
     require(
         fields["weight_decay"] == 0 or fields["name"] == "adamw",
         "weight_decay",
-        f"optimizer.name={fields['name']} ignores it: give 0, or optimizer.name=adamw",
+        f"optimizer.name={fields['name']} has no weight decay: give 0, or set optimizer.name=adamw",
         fields["weight_decay"],
     )
 
 
 def learning_rate_schedule(config: Any, peak: Any = None) -> optax.Schedule:
-    """Returns linear warm-up from peak / warmup_steps to the peak, and the peak afterwards.
+    """Returns a schedule that rises linearly from peak / warmup_steps, and then stays at the peak.
 
     Args:
       config: `config.optimizer`.
-      peak: a learning rate, perhaps traced, in place of `config.learning_rate`.
+      peak: a learning rate, possibly traced, that replaces `config.learning_rate`.
     """
     peak = config.learning_rate if peak is None else peak
     warmup = config.warmup_steps
@@ -50,15 +50,15 @@ def learning_rate_schedule(config: Any, peak: Any = None) -> optax.Schedule:
 def make_optimizer(
     config: Any, correction: Any = None, learning_rate: Any = None
 ) -> optax.GradientTransformation:
-    """Returns global-norm clip, then SGD, Adam or AdamW, then the learning rate, as one optimizer.
+    """Returns the optimizer: global-norm clip, then SGD, Adam or AdamW, then the learning rate.
 
-    Gradients are those of a loss, to be descended.
+    The optimizer descends, so it expects the gradient of a loss.
 
     Args:
       config: `config.optimizer`.
-      correction: `config.correction`. The update rule that it names, if any, stands first or just
-        before the learning rate.
-      learning_rate: a number, perhaps traced, in place of `config.learning_rate`.
+      correction: `config.correction`. If it names an update rule, that rule is applied either first
+        or just before the learning rate.
+      learning_rate: a number, possibly traced, that replaces `config.learning_rate`.
     """
     before: list[optax.GradientTransformation] = []
     after: list[optax.GradientTransformation] = []
@@ -78,7 +78,7 @@ def make_optimizer(
 
 
 def initial_state(optimizer: optax.GradientTransformation, params: PyTree) -> LearnerState:
-    """Returns the state at version 0."""
+    """Returns the learner state of policy version 0."""
     return LearnerState(
         policy_version=jnp.zeros((), jnp.int32),
         params=params,
@@ -90,7 +90,7 @@ def initial_state(optimizer: optax.GradientTransformation, params: PyTree) -> Le
 def abstract_state(
     policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> LearnerState:
-    """Returns shapes, dtypes and shardings of the state at version 0; nothing is allocated."""
+    """Returns shapes, dtypes and shardings of the state of version 0, without allocating it."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: initial_state(optimizer, policy.init(key)), key)
     return jax.tree.map(
@@ -107,12 +107,12 @@ def init_state(
     key: jax.Array | None = None,
     params: PyTree | None = None,
 ) -> LearnerState:
-    """Creates the state at version 0, sharded from the start.
+    """Creates the state of version 0. Its arrays are created with their final sharding.
 
     Args:
-      policy, optimizer, mesh: of the run.
-      key: makes random parameters.
-      params: host or device arrays to start from, in place of `key`.
+      policy, optimizer, mesh: the parts of the run.
+      key: the random key of the parameters; not needed if `params` is given.
+      params: host or device arrays that replace random parameters.
     """
 
     def create(params):
@@ -132,7 +132,7 @@ def init_state(
 def make_scorer(policy: Policy, temperature: float) -> Callable[[PyTree, Rollout], Array]:
     """Returns jitted (params, rollout) -> log pi of the response tokens [N, G, R].
 
-    It gives the log-probabilities of a proximal policy.
+    The function computes the log-probabilities of the proximal policy.
     """
 
     @jax.jit
@@ -148,9 +148,12 @@ def update_step(
 ) -> Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, jax.Array]]]:
     """Returns one optimizer update as a pure function (state, rollout) -> (state, metrics).
 
-    Metrics are scalars on the device: loss, the diagnostics of the loss, grad_norm, update_norm (of
-    the change of the parameters), param_norm, and gradient_cosine with the previous step's gradient
-    (NaN at the first step).
+    Metrics are scalars on the device:
+      loss, and the diagnostics of the loss;
+      grad_norm: the norm of the gradient;
+      update_norm: the norm of the change of the parameters;
+      param_norm: the norm of the parameters before the update;
+      gradient_cosine: the cosine of this gradient and the previous step's. NaN at the first step.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -179,7 +182,7 @@ def update_step(
 
 
 def compile_update(update: Callable, state: LearnerState, mesh: Mesh) -> Any:
-    """Returns an `update_step` jitted for states sharded like `state`, which each call donates."""
+    """Jits an `update_step` for states sharded like `state`. Each call donates its state."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     out_shardings = (shardings, mesh_lib.replicated(mesh))
     return jax.jit(update, donate_argnums=0, out_shardings=out_shardings)

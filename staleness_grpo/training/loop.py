@@ -1,9 +1,9 @@
 """Runs the training loop: sample -> push -> pop -> update -> log.
 
-At learner step t the parameters are version t. First the loop generates everything whose behavior
-policy is version t; it waits in the ring buffer. Then the groups of step t, generated up to S
-versions ago, come out and are learned from. Prompts and noise belong to (seed, step, slot), so the
-lag changes which policy answers and nothing else.
+At learner step t the parameters are version t. First the loop generates all groups whose behavior
+policy is version t, and pushes them into the ring buffer. Then it pops the groups of step t, which
+were generated up to S versions ago, and updates the parameters on them. Prompts and noise depend on
+(seed, step, slot) only. So the lag changes only which policy version generates a group.
 """
 
 import dataclasses
@@ -24,31 +24,32 @@ from staleness_grpo.training.rewards import FAILED, TIMED_OUT
 from staleness_grpo.training.run import Run
 from staleness_grpo.types import Rollout
 
-# A run in which one of these is not finite has collapsed.
+# A run has collapsed if one of these metrics is not finite.
 MUST_BE_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
 def train(
     run: Run, checkpoints: Checkpoints | None = None, preemption: Preemption | None = None
 ) -> Iterator[dict]:
-    """Runs the learner steps from `run.step` on and yields one record for each, a step late.
+    """Runs the learner steps from `run.step` on, and yields one record for each, one step late.
 
-    The delay keeps the device busy: it never waits for the host to read its metrics. A step in
-    which one of MUST_BE_FINITE is not finite yields its record with `collapsed` true, and is the
-    last.
+    Because of the delay, the device does not wait while the host reads metrics. If one of
+    MUST_BE_FINITE is not finite in a step, the step's record has `collapsed` true, and the run ends
+    after this record.
 
     Args:
-      run: from `build_run`, perhaps restored.
-      checkpoints: where the run is saved, as its config says and at its end. A save starts after
-      the
-        records before the saved step were taken.
-      preemption: asked before each step whether to stop; the run is saved then.
+      run: a run from `build_run`, new or restored.
+      checkpoints: saves the run every `checkpoint.save_every` steps and at its end; None to save
+        nothing. A save starts only after all records before the saved step were yielded.
+      preemption: is asked before each step whether to stop. If so, the run is saved and ends.
     """
     config, drift = run.config, run.drift
-    copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))  # the update donates `params`
+    copy_params = jax.jit(
+        lambda params: jax.tree.map(jnp.copy, params)
+    )  # the update donates `params`
     learning_rate = learner.learning_rate_schedule(config.optimizer)
     pending = None
-    clock = time.perf_counter()
+    last_time = time.perf_counter()
     for step in range(run.step, config.steps):
         if preemption is not None and preemption.requested(step):
             break
@@ -64,7 +65,7 @@ def train(
         with jax.set_mesh(run.mesh):
             if run.programs.proximal_logprobs is not None:
                 if step % config.updates_per_batch == 0:
-                    run.proximal_params = copy(run.state.params)
+                    run.proximal_params = copy_params(run.state.params)
                 logprobs = run.programs.proximal_logprobs(run.proximal_params, batch)
                 batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=logprobs)
             drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
@@ -82,8 +83,8 @@ def train(
             checkpoints.save(snapshot)
             run.watch("save", ())
         now = time.perf_counter()
-        pending = record | {"time_step": now - clock}, metrics | drifts
-        clock = now
+        pending = record | {"time_step": now - last_time}, metrics | drifts
+        last_time = now
     if pending is not None:
         yield (finished := finish_record(*pending))
         if finished["collapsed"]:
@@ -94,7 +95,7 @@ def train(
 
 
 def _generate(run: Run, step: int) -> None:
-    """Generates all groups that this policy version must answer, and buffers the judged ones."""
+    """Generates the groups of this policy version, and pushes judged groups into the buffer."""
     steps_W, slots_W = run.schedule.due(step, run.config.steps)
     if run.drift and np.any(steps_W > step):
         run.drift.remember(step, run.state.params)
@@ -104,14 +105,14 @@ def _generate(run: Run, step: int) -> None:
 
 
 def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
-    """Takes this step's rollout out of the buffer.
+    """Pops this step's rollout from the buffer.
 
     Returns:
-      (the start of the record, the groups, the lags [N]).
+      (record, rollout, lag_N). The record has only the step's first fields.
     """
     versions_N = run.schedule.behavior_versions(step)
     rollout, _ = run.buffer.pop(step, versions_N[run.own_slots])
-    # The lags of all processes' groups; each process's buffer has just asserted its own.
+    # The lags of the groups of all processes. `pop` has checked the lags of this process.
     lag_N = step - versions_N
     record = {
         "step": step,
@@ -122,30 +123,32 @@ def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
     if run.config.metrics.lags:
         record["lags"] = lag_N
     if rollout.reward_outcome_NxG is not None:
-        outcomes = [np.count_nonzero(rollout.reward_outcome_NxG == k) for k in (FAILED, TIMED_OUT)]
+        outcomes = [
+            np.count_nonzero(rollout.reward_outcome_NxG == kind) for kind in (FAILED, TIMED_OUT)
+        ]
         counts = mesh_lib.sum_over_processes(np.array(outcomes)).astype(int)
         record |= zip(("reward_errors", "reward_timeouts"), counts, strict=True)
     return record, rollout, lag_N
 
 
 def _evaluate(run: Run, step: int, batch: Rollout) -> dict:
-    """Returns the record's fields that are not measured at every step."""
+    """Measures the fields of the record that are not measured at every step, if they are due."""
     config, params = run.config, run.state.params
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     if config.eval_every and step % config.eval_every == 0:
-        found |= run.generator.evaluate(params, step)
+        measured |= run.generator.evaluate(params, step)
         if run.programs.cosine_ceiling is not None:
-            found["gradient_cosine_ceiling"] = run.programs.cosine_ceiling(params, batch)
+            measured["gradient_cosine_ceiling"] = run.programs.cosine_ceiling(params, batch)
     if run.programs.paired_gram is not None and step % config.metrics.paired_every == 0:
         fresh = run.generator.answer_again(params, step)
-        found["paired_gram"] = run.programs.paired_gram(params, batch, fresh)
+        measured["paired_gram"] = run.programs.paired_gram(params, batch, fresh)
         if fresh.reward_outcome_NxG is not None:
-            found["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)
-    return found
+            measured["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)
+    return measured
 
 
 def finish_record(record: dict, on_device: dict) -> dict:
-    """Fetches a record's metrics from the device and says whether the run has collapsed."""
+    """Adds the metrics on the device to a record, and whether the run has collapsed."""
     record |= {name: float(value) for name, value in jax.device_get(on_device).items()}
     not_finite = [name for name in MUST_BE_FINITE if not math.isfinite(record[name])]
     record["collapsed"] = bool(not_finite)

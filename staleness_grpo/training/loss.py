@@ -1,7 +1,7 @@
-"""Makes the surrogate of a rollout a function of the parameters.
+"""Makes the loss, which is the negative surrogate of a rollout as a function of the parameters.
 
-The policy may run on microbatches. What the surrogate takes from the batch, it takes from all of
-it.
+The policy may run on microbatches. The surrogate's batch statistics are always computed from the
+whole batch.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,14 @@ def surrogate_loss(
     correction: Any = None,
     microbatch_prompts: int = 0,
 ) -> Loss:
-    """Returns the loss of a rollout, (params, rollout) -> (loss, diagnostics). Its gradient is -H.
+    """Returns the loss (params, rollout) -> (loss, diagnostics). Its gradient is -H.
 
     Args:
-      policy, surrogate, temperature: of the run.
-      correction: `config.correction`; without it, the plain clip of GRPO.
-      microbatch_prompts: groups that the policy runs on at a time; 0: the whole batch. Corrections
-        that need all log-probabilities before any gradient take two passes (`in_microbatches`), the
-        others one (`accumulated`).
+      policy, surrogate, temperature: the settings of the run.
+      correction: `config.correction`; None for the clip of GRPO.
+      microbatch_prompts: number of groups that the policy processes at a time; 0: the whole batch.
+        A correction that needs all log-probabilities before any gradient takes two passes over the
+        policy (`in_microbatches`). Other corrections take one pass (`accumulated`).
     """
     loss_of_logprobs = logprobs_loss(surrogate, correction)
     name = "grpo_clip" if correction is None else correction.name
@@ -64,7 +64,7 @@ def logprobs_function(
 
 
 def scored_batch(rollout: Rollout) -> tuple:
-    """Returns the arguments of a `logprobs_function` behind the parameters."""
+    """Returns the arguments of a `logprobs_function` that follow the parameters."""
     return rollout.prompts, rollout.responses.tokens_NxGxR, rollout.responses.mask_NxGxR
 
 
@@ -73,7 +73,7 @@ def logprobs_loss(
 ) -> Callable[[Array, Array, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
     """Returns the loss as a function (log pi, entropy, rollout) -> (loss, diagnostics).
 
-    It takes the advantages within groups, and length normalization and correction over the batch.
+    Advantages are computed within groups. Length normalization and correction use the whole batch.
     """
     name = "grpo_clip" if correction is None else correction.name
     objective = registry.CORRECTIONS[name].token_objective

@@ -1,4 +1,4 @@
-"""Applies functions of a batch to a few groups at a time, so that less memory is needed."""
+"""Applies a function of a batch to a few groups at a time, to save memory."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from staleness_grpo.types import PyTree, Rollout
 def in_parts(batch: PyTree, num_parts: int) -> PyTree:
     """Cuts a batch [N, ...] into parts [num_parts, N / num_parts, ...].
 
-    Part i takes every num_parts-th group, so that a batch sharded in blocks stays sharded in every
-    part.
+    Part i has every num_parts-th group, starting with group i. If consecutive groups of the batch
+    are on one device, each part is then spread over all devices too.
     """
     return jax.tree.map(
         lambda leaf: leaf.reshape(-1, num_parts, *leaf.shape[1:]).swapaxes(0, 1), batch
@@ -22,25 +22,26 @@ def in_parts(batch: PyTree, num_parts: int) -> PyTree:
 
 
 def joined(parts: PyTree) -> PyTree:
-    """Returns the batch that `in_parts` cut."""
+    """Joins the parts from `in_parts` into the original batch."""
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), parts)
 
 
 def num_microbatches(num_prompts: int, microbatch_prompts: int) -> int:
-    """Returns the number of parts of `microbatch_prompts` groups.
+    """Returns the number of parts if each part has `microbatch_prompts` groups.
 
-    Where that does not divide the batch, a part has their greatest common divisor of groups.
+    If `microbatch_prompts` does not divide `num_prompts`, the size of a part is the greatest common
+    divisor of both.
     """
     return num_prompts // math.gcd(num_prompts, microbatch_prompts)
 
 
 def in_microbatches(function: Callable, microbatch_prompts: int) -> Callable:
-    """Returns `function(params, *batch)` applied to `microbatch_prompts` groups at a time, joined.
+    """Returns `function(params, *batch)`, computed for `microbatch_prompts` groups at a time.
 
-    The backward pass runs each part again and adds up the parts' gradients, so that only one part's
-    activations exist at once. The surrogate between sees the log-probabilities of all groups. That
-    is why the gradient is the whole batch's, whatever length normalization or correction takes from
-    it.
+    The results of the parts are joined. The backward pass runs each part again and adds the parts'
+    gradients. So the activations of only one part exist at a time. Code that uses the result gets
+    the values of all groups. So the gradient is exactly that of the whole batch, even if the length
+    normalization or the correction uses batch statistics.
     """
 
     def mapped(params, *batch):
@@ -59,17 +60,17 @@ def accumulated(
 ) -> Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
     """Returns the loss (params, rollout) -> (loss, diagnostics), with one pass over the policy.
 
-    `in_microbatches` needs two passes. When no response's gradient depends on another response's
-    log-probabilities, one is enough. For each microbatch the whole-batch loss is differentiated
-    with placeholders in place of the other microbatches' log-probabilities, and the gradients are
-    added. The placeholders are the behavior policy's log-probabilities. Loss and diagnostics come
-    from the joined log-probabilities.
+    `in_microbatches` needs two passes. One pass is enough if no response's gradient depends on the
+    log-probabilities of another response. For each microbatch, the loss of the whole batch is
+    differentiated. In this loss, the behavior policy's log-probabilities replace the unknown
+    log-probabilities of the other microbatches. The gradients of the microbatches are added. Loss
+    and diagnostics are computed from the joined log-probabilities.
 
     Args:
       logprobs_of: (params, *scored batch) -> (log pi, entropy), both [N, G, R].
       loss_of_logprobs: (log pi, entropy, rollout) -> (loss, diagnostics).
-      scored_batch: rollout -> the arguments of `logprobs_of` behind the parameters.
-      microbatch_prompts: groups of a microbatch.
+      scored_batch: rollout -> the arguments of `logprobs_of` that follow the parameters.
+      microbatch_prompts: number of groups in a microbatch.
     """
 
     @jax.custom_vjp

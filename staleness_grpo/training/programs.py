@@ -1,7 +1,7 @@
-"""Assembles the programs of a run for the loop, sweeps, the memory report and the benchmark.
+"""Makes the programs of a run, for the loop, sweeps, the memory report and the benchmark.
 
-Nothing here has state, and nothing is compiled yet. A program that is measured or swept is the one
-that a training runs, because all of them come from `make_programs`.
+All users take their programs from `make_programs`. So a sweep or a benchmark runs the same program
+as a training. The programs have no state and are not compiled yet.
 """
 
 import dataclasses
@@ -25,17 +25,17 @@ from staleness_grpo.types import Array, LearnerState, Prompts, PyTree, Responses
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """Holds the functions that a run is made of, for one policy and one task."""
+    """Holds the functions of a run, for one policy and one task."""
 
     policy: Policy
     task: Task
     temperature: float
     # (params, rollout) -> (loss, diagnostics); the gradient of the loss is -H.
     loss: Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]
-    # learning rate, or None for the config's -> optimizer.
+    # learning rate -> optimizer. None stands for the learning rate of the config.
     make_optimizer: Callable[[Any], optax.GradientTransformation]
     # (params, rollout) -> cosine of two independent batches' gradients; None if the batch cannot be
-    # cut.
+    # cut into parts.
     cosine_ceiling: Callable[[PyTree, Rollout], Array] | None
     # (params, rollout) -> log-probabilities [N, G, R]; None with one update per rollout batch.
     proximal_logprobs: Callable[[PyTree, Rollout], Array] | None
@@ -47,7 +47,7 @@ class Programs:
         return learner.update_step(self.loss, self.make_optimizer(learning_rate))
 
     def compiled_update(self, state: LearnerState, mesh: Mesh) -> Any:
-        """Returns `update_step` jitted for states sharded like `state`, which each call donates."""
+        """Jits `update_step` for states sharded like `state`. Each call donates its state."""
         return learner.compile_update(self.update_step(), state, mesh)
 
     def sampling(
@@ -59,7 +59,7 @@ class Programs:
         slots_N: Array,
         group_size: int,
     ) -> tuple[tuple, dict[str, Any]]:
-        """Returns the arguments with which `sampler.sample` answers these prompts."""
+        """Returns the arguments and keyword arguments of `sampler.sample` for these prompts."""
         arguments = (self.policy, params, prompts, key, steps_N, slots_N, self.temperature)
         return arguments, dict(
             group_size=group_size,
@@ -69,16 +69,16 @@ class Programs:
         )
 
     def sample(self, *args: Any) -> Responses:
-        """Samples responses; takes the arguments of `sampling`. Traceable."""
+        """Samples responses. The arguments are those of `sampling`. jit can trace this function."""
         arguments, limits = self.sampling(*args)
         return sampler.sample(*arguments, **limits)
 
 
 def make_programs(config: ConfigDict, task: Task) -> Programs:
-    """Assembles the programs that `config` describes.
+    """Makes the programs that a config describes.
 
     Raises:
-      FieldError: a shape that the decoder cannot have.
+      FieldError: the decoder cannot have the shape in `config.policy`.
       ModelFolderError: `policy.checkpoint` cannot be read.
     """
     policy = make_policy(config.policy, task.vocab_size)

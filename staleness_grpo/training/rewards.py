@@ -1,7 +1,7 @@
-"""Judges rewards in worker processes: the device does not wait, and no sample stops a run.
+"""Judges responses in worker processes, so that the device does not wait for slow verifiers.
 
-A verifier may raise, hang, or end its process. Such a sample is reported on stderr, gets reward 0,
-and is marked.
+A verifier may raise an error, hang, or end its process. This does not stop the run. The failure is
+reported on stderr, and the sample is marked and gets reward 0.
 """
 
 import concurrent.futures
@@ -19,29 +19,30 @@ import pebble
 
 from staleness_grpo.errors import FieldError, require_at_least, require_positive
 
-# (response, reference) -> reward. Another process must be able to import it by name.
+# (response, reference) -> reward. Worker processes must be able to import a verifier by name.
 Verifier = Callable[[str, Any], float]
 OUTCOMES = JUDGED, FAILED, TIMED_OUT = range(3)
-MAX_REPORTS = 10  # lines on stderr
+MAX_REPORTS = 10  # largest number of failures reported on stderr
 LARGEST_REWARD = float(np.finfo(np.float32).max)
-# Seconds that pebble waits between SIGTERM, which the workers ignore here, and SIGKILL.
+# Seconds between SIGTERM and SIGKILL when pebble ends a worker. Workers here ignore SIGTERM.
 pebble.CONSTS.term_timeout = 0.1
 
 
 def check_rewards(fields: Mapping[str, Any]) -> None:
-    """Raises FieldError for what `config.rewards` cannot hold."""
+    """Raises FieldError if a field of `config.rewards` has a value that cannot be used."""
     require_at_least(fields, {"num_workers": 1})
     require_positive(fields, ("time_limit",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """The rewards of B samples, some of which may not be judged yet.
+    """Holds B samples that worker processes judge, some of which may not be judged yet.
 
     Attributes:
-      futures: one for each sample, with what `_judge` returns.
-      time_limit: seconds that a sample may take.
-      report: is told of each failure, in words that follow "a reward function".
+      futures: one future for each sample. Its result is the result of `_judge`.
+      time_limit: the time limit of one sample, in seconds.
+      report: is called with a description of each failure. The description continues the words "a
+        reward function".
     """
 
     futures: Sequence[concurrent.futures.Future]
@@ -49,7 +50,7 @@ class Judging:
     report: Callable[[str], None]
 
     def done(self) -> bool:
-        """Returns whether `result` would return at once."""
+        """Returns whether all samples are judged, so that `result` returns at once."""
         return all(future.done() for future in self.futures)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +67,7 @@ class Judging:
         except concurrent.futures.TimeoutError:
             self.report(f"took longer than {self.time_limit:g} s")
             return 0.0, TIMED_OUT
-        except Exception as error:  # ProcessExpired if the process died
+        except Exception as error:  # ProcessExpired, if the process ended
             reward, failure = 0.0, f"failed: {type(error).__name__}: {error}"
         if failure is None:
             return reward, JUDGED
@@ -74,32 +75,33 @@ class Judging:
         return 0.0, FAILED
 
 
-_verify: Verifier  # of this worker process, which has the same one all its life
+_verify: Verifier  # set once in each worker process
 
 
 def _start_worker(verify: Verifier) -> None:
-    """Makes this process a worker of a pool."""
+    """Prepares this worker process. It ignores signals and warms the verifier up."""
     global _verify
-    # Schedulers and terminals send these signals to all processes of a job, but only the run should
-    # answer them. A worker that died of one would change a reward.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    # Schedulers and terminals send these signals to all processes of a job. Only the main process
+    # should react. A worker that a signal ended would lose its sample's reward.
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, signal.SIG_IGN)
     _verify = verify
     try:
         getattr(verify, "warm_up", lambda: None)()
-    except Exception as error:  # a sample that needs what failed here is reported by itself
+    except Exception as error:  # samples that fail for this reason are reported one by one
         line = f"a reward function's warm-up failed: {type(error).__name__}: {error}"
         print(line, file=sys.stderr, flush=True)
 
 
 def _judge(response: str, reference: Any) -> tuple[float, str | None]:
-    """Returns (reward, None), or (0, the failure in words).
+    """Returns (reward, None), or (0, a description of the failure).
 
-    Both are plain values, because not everything that a verifier raises or returns can be pickled.
+    The error or the reward of a verifier may be impossible to pickle. So only a float and a string
+    are returned.
     """
     try:
         reward = float(_verify(response, reference))
-    except BaseException as error:  # SystemExit too, which would end the worker or the run
+    except BaseException as error:  # includes SystemExit, which would end the worker
         return 0.0, "failed: " + "".join(traceback.format_exception_only(error))
     if abs(reward) <= LARGEST_REWARD:  # False for NaN
         return reward, None
@@ -107,28 +109,30 @@ def _judge(response: str, reference: Any) -> tuple[float, str | None]:
 
 
 class RewardPool:
-    """A pool of worker processes that run one verifier, with a time limit for each sample.
+    """Runs one verifier in a pool of worker processes, with a time limit for each sample.
 
     Args:
-      verify: a Verifier. It is pickled, so it cannot be a lambda. If it has a method `warm_up`,
-        each process calls it at its start. Imports there do not count as a sample's time.
-      num_workers: processes, started at the first `submit`.
-      time_limit: seconds that one sample may take. After that its process is ended and replaced.
+      verify: a Verifier that can be pickled, so not a lambda. If it has a method `warm_up`, each
+        process calls the method at its start. The time of imports in `warm_up` is not part of any
+        sample's time.
+      num_workers: number of processes, which are started at the first `submit`.
+      time_limit: the time limit of one sample in seconds. The process of a slower sample is ended
+        and replaced.
 
     Raises:
-      FieldError: naming `verify`, which cannot be pickled.
+      FieldError: `verify` cannot be pickled.
     """
 
     def __init__(self, verify: Verifier, num_workers: int, time_limit: float):
         try:
-            pickle.dumps(verify)  # refused once here, and not with every sample
+            pickle.dumps(verify)  # fails once here instead of at every sample
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             hint = "define it at the top of a module, where worker processes can import it"
             raise FieldError("verify", f"{verify} cannot be pickled ({error}): {hint}") from error
         self._time_limit = time_limit
         self._pool = pebble.ProcessPool(
             max_workers=num_workers,
-            # A fork of a process with JAX's threads can deadlock.
+            # Forked processes can deadlock, because JAX has threads.
             context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
             initargs=(verify,),
@@ -136,22 +140,22 @@ class RewardPool:
         self._reported: set[str] = set()
 
     def submit(self, responses_B: Sequence[str], references_B: Sequence[Any]) -> Judging:
-        """Starts judging B responses, each with the reference of its problem."""
+        """Starts to judge B responses, each with the reference of its problem."""
         futures = [
-            self._pool.schedule(_judge, args=pair, timeout=self._time_limit)
-            for pair in zip(responses_B, references_B, strict=True)
+            self._pool.schedule(_judge, args=sample, timeout=self._time_limit)
+            for sample in zip(responses_B, references_B, strict=True)
         ]
         return Judging(futures, self._time_limit, self._report)
 
     def close(self) -> None:
-        """Ends the workers, and drops the samples that they have not judged."""
+        """Ends the worker processes. Samples that are not judged yet are dropped."""
         self._pool.stop()
         self._pool.join()
 
     def _report(self, failure: str) -> None:
-        """Prints a failure once, because a broken verifier fails on every sample alike."""
+        """Prints each different failure once, because a broken verifier fails on every sample."""
         failure = " ".join(failure.split())
         if failure not in self._reported and len(self._reported) < MAX_REPORTS:
             self._reported.add(failure)
-            line = f"a reward function {failure}; scored 0, and counted in metrics.jsonl"
+            line = f"a reward function {failure}; the sample has reward 0, counted in metrics.jsonl"
             print(line, file=sys.stderr, flush=True)

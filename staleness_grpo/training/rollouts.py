@@ -1,4 +1,4 @@
-"""Generates rollouts: prompts, noise, batches of one compiled shape, and their scores."""
+"""Generates rollouts: draws prompts, samples responses in fixed-size batches, and scores them."""
 
 import dataclasses
 import operator
@@ -16,30 +16,30 @@ from staleness_grpo.training.programs import Programs
 from staleness_grpo.training.rewards import Judging, RewardPool
 from staleness_grpo.types import Prompts, PyTree, Responses, Rollout
 
-Watch = Callable[[str, PyTree], None]  # (the part of a step that has ended, its arrays)
+Watch = Callable[[str, PyTree], None]  # (name of the part of a step that has ended, its arrays)
 
 
 def watch_nothing(part: str, arrays: PyTree) -> None:
-    """Ignores what it is told."""
+    """Does nothing; the default Watch."""
 
 
-# The purpose of a random draw: draws for different purposes are independent.
+# Purposes of random draws. Draws for different purposes are independent.
 TRAINING, EVALUATION = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class PendingRollout:
-    """Sampled groups on the host, which worker processes may still be judging."""
+    """Holds sampled groups on the host. Worker processes may still be judging them."""
 
     rollout: Rollout  # without rewards, unless `judging` is None
     judging: Judging | None
 
     def ready(self) -> bool:
-        """Returns whether `result` would return at once."""
+        """Returns whether the groups are judged, so that `result` returns at once."""
         return self.judging is None or self.judging.done()
 
     def result(self) -> Rollout:
-        """Waits for the rewards, and returns the groups with them."""
+        """Waits for the rewards, and returns the groups with their rewards."""
         if self.judging is None:
             return self.rollout
         rewards_B, outcome_B = self.judging.result()
@@ -56,19 +56,19 @@ def draw_prompts(
 ) -> Prompts:
     """Draws the prompt of each (step, slot) pair, uniformly with replacement.
 
-    The choice is a function of (seed, purpose, step, slot) and of nothing else.
+    The choice depends on (seed, purpose, step, slot) only.
     """
     return task.prompts(uniform_integers(task.num_prompts, seed, purpose, steps_N, slots_N))
 
 
 def purpose_key(run_key: jax.Array, purpose: int) -> jax.Array:
-    """Returns the sampling key of one purpose: draws for different purposes are independent."""
+    """Returns the sampling key of a purpose. Draws for different purposes are independent."""
     return jax.random.fold_in(run_key, purpose)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Samples responses for (step, slot) pairs from any parameters, and has the task score them."""
+    """Samples responses to (step, slot) pairs from any parameters, and starts to score them."""
 
     programs: Programs
     mesh: Mesh
@@ -77,7 +77,7 @@ class Generator:
     group_size: int  # G
     updates_per_batch: int = 1
     reward_pool: RewardPool | None = None  # for tasks that judge text
-    watch: Watch = watch_nothing  # is told when prompts and responses are there
+    watch: Watch = watch_nothing  # is called when prompts, and then responses, are ready
 
     @property
     def task(self) -> Task:
@@ -87,10 +87,11 @@ class Generator:
     def generate(
         self, params: PyTree, version: int, steps_W: np.ndarray, slots_W: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray, PendingRollout]]:
-        """Yields (steps, slots, PendingRollout) for all W pairs, at most N groups at a time.
+        """Generates groups for W (step, slot) pairs, and yields at most N of them at a time.
 
-        A process gets the pairs whose slots it keeps. Empty rows are padded with the batch's last
-        pair and dropped afterwards, because the sampler is compiled for one shape.
+        Each item is (steps, slots, PendingRollout). A process gets only the pairs whose slots it
+        keeps. The sampler is compiled for one batch shape. So empty rows of a batch are filled with
+        copies of the batch's last pair, and dropped after sampling.
         """
         own_rows = mesh_lib.own_rows(self.mesh, self.num_prompts)
         owner_N = mesh_lib.row_owners(self.mesh, self.num_prompts)
@@ -102,20 +103,21 @@ class Generator:
             self.watch("prompts", ())
             responses = self.sample(params, prompts, TRAINING, steps, slots, self.group_size)
             self.watch("sampling", responses)
-            used = pairs_N[own_rows] >= 0
+            is_filled = pairs_N[own_rows] >= 0
             responses = mesh_lib.get_own_rows(responses, self.mesh)
-            if not used.all():
-                responses = jax.tree.map(operator.itemgetter(used), responses)
-            rows = own_rows[used]
+            if not is_filled.all():
+                responses = jax.tree.map(operator.itemgetter(is_filled), responses)
+            rows = own_rows[is_filled]
             prompts = jax.tree.map(operator.itemgetter(rows), prompts)
             yield steps[rows], slots[rows], self.start_scoring(prompts, responses, version)
 
     def evaluate(self, params: PyTree, step: int) -> dict[str, float]:
-        """Evaluates the policy on N * G prompts, which are the same at every step.
+        """Evaluates the policy on N * G prompts. All evaluations use the same prompts.
 
         Returns:
-          `eval_reward`, the mean reward of one sampled response to each prompt. With worker
-          processes also `eval_reward_failures`, the number of rewards that failed or timed out.
+          `eval_reward`: the mean reward of one sampled response to each prompt.
+          `eval_reward_failures`: the number of responses whose judging failed or timed out. Only
+            for rewards that are judged in worker processes.
         """
         slots = np.arange(self.num_prompts * self.group_size)
         prompts = self.prompts(EVALUATION, np.zeros_like(slots), slots)
@@ -131,11 +133,11 @@ class Generator:
         return record
 
     def answer_again(self, params: PyTree, step: int) -> Rollout:
-        """Samples the batch of a learner step again from `params`, with the same prompts and noise.
+        """Samples a learner step's batch again from `params`, with the same prompts and noise.
 
         Returns:
-          The rollout with its rewards, on the devices and sharded like the batch itself. With the
-          parameters that generated the batch, it is the same batch.
+          The rollout with its rewards, on the devices, with the sharding of the step's batch. If
+          `params` generated the step's batch, the rollout equals that batch.
         """
         slots_N = np.arange(self.num_prompts)
         steps_N = np.full_like(slots_N, step)
@@ -170,15 +172,15 @@ class Generator:
             return self.programs.sample(params, prompts, key, steps_N, slots_N, group_size)
 
     def score(self, prompts: Prompts, responses: Responses, version: int) -> Rollout:
-        """Fetches this process's rows of a batch and waits for their rewards."""
+        """Fetches this process's rows of a batch, and returns them with their rewards."""
         rows = mesh_lib.own_rows(self.mesh, len(prompts.index_N))
         prompts = jax.tree.map(operator.itemgetter(rows), prompts)
         responses = mesh_lib.get_own_rows(responses, self.mesh)
         return self.start_scoring(prompts, responses, version).result()
 
     def start_scoring(self, prompts: Prompts, responses: Responses, version: int) -> PendingRollout:
-        """Starts judging responses on the host, in the worker processes if there are any."""
-        judged = [
+        """Starts to judge responses on the host, in worker processes if there are any."""
+        judge_inputs = [
             np.asarray(array)
             for array in (prompts.index_N, responses.tokens_NxGxR, responses.mask_NxGxR)
         ]
@@ -187,32 +189,32 @@ class Generator:
             prompts=prompts, responses=responses, rewards_NxG=None, behavior_version_N=versions
         )
         if self.reward_pool is not None:
-            samples = cast(TextTask, self.task).samples(*judged)
+            samples = cast(TextTask, self.task).samples(*judge_inputs)
             return PendingRollout(rollout, self.reward_pool.submit(*samples))
-        rewards_NxG = cast(ArrayTask, self.task).rewards(*judged)
+        rewards_NxG = cast(ArrayTask, self.task).rewards(*judge_inputs)
         return PendingRollout(dataclasses.replace(rollout, rewards_NxG=rewards_NxG), None)
 
 
 def batch_layouts(owner_W: np.ndarray, owner_N: np.ndarray) -> Iterator[np.ndarray]:
-    """Lays out W pairs in batches of N rows, each pair in a row of its own process.
+    """Assigns W pairs to batches of N rows. Each pair gets a row that its process owns.
 
-    Pairs keep their order. With one process they fill one batch after another.
+    Pairs of one process keep their order. With one process, pairs fill one batch after the other.
 
     Args:
       owner_W: the process that keeps the slot of each pair.
       owner_N: the process that owns each row of a batch.
 
     Yields:
-      For each batch the pair [N] that stands in each row, or -1 for an empty row.
+      For each batch, the index [N] of the pair in each row, or -1 for an empty row.
     """
     queues = [
         (np.flatnonzero(owner_W == process), np.flatnonzero(owner_N == process))
         for process in np.unique(owner_N)
     ]
     num_batches = max((-(-len(pairs) // len(rows)) for pairs, rows in queues), default=0)
-    for number in range(num_batches):
+    for batch_index in range(num_batches):
         pairs_N = np.full(len(owner_N), -1)
         for pairs, rows in queues:
-            chosen = pairs[number * len(rows) : (number + 1) * len(rows)]
+            chosen = pairs[batch_index * len(rows) : (batch_index + 1) * len(rows)]
             pairs_N[rows[: len(chosen)]] = chosen
         yield pairs_N

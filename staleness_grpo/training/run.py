@@ -1,7 +1,7 @@
-"""Builds a run: its config, its parts, and the arrays that change as it goes.
+"""Builds a run, which holds its config, its parts, and the arrays that change during training.
 
-`build_run` makes a run from a config. `Run.snapshot` and `Run.restore` are all that a checkpoint
-needs: nothing else of a run changes from one learner step to the next.
+`build_run` makes a run from a config. `Run.snapshot` returns everything that changes from one
+learner step to the next, and `Run.restore` puts a snapshot back. Checkpoints use only these two.
 """
 
 import dataclasses
@@ -33,33 +33,33 @@ from staleness_grpo.types import LearnerState, PyTree, Rollout
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Holds unread groups of a ring buffer, with their slots among those of all processes."""
+    """Holds unread groups of a ring buffer. Slots are numbered over all processes."""
 
     steps_W: np.ndarray  # the learner step that reads each group
-    slots_W: np.ndarray
-    versions_W: np.ndarray  # the policy version that generated it
+    slots_W: np.ndarray  # the slot of each group
+    versions_W: np.ndarray  # the policy version that generated each group
     rollout: Rollout | None  # leaves [W, ...]; None if nothing was ever generated
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """Holds all that changes as a run goes, as it was before learner step `step`."""
+    """Holds the state of a run before learner step `step`: everything that training changes."""
 
     step: int
-    arrays: dict[str, PyTree]  # as `Run.arrays` gives them
+    arrays: dict[str, PyTree]  # the result of `Run.arrays`
     drift_versions: tuple[int, ...]
     buffer: RingBuffer
     own_slots: np.ndarray
 
     def groups(self) -> Groups:
-        """Returns the groups that wait in this process's buffer."""
+        """Returns the unread groups of this process's buffer."""
         steps_W, places_W, versions_W, rollout = self.buffer.unread()
         return Groups(steps_W, self.own_slots[places_W], versions_W, rollout)
 
 
 @dataclasses.dataclass
 class Run:
-    """Holds the config of a run and its parts; those from `buffer` on change as it goes."""
+    """Holds a run's config and its parts. Training changes the fields from `buffer` on."""
 
     config: ConfigDict
     mesh: Mesh
@@ -71,25 +71,26 @@ class Run:
     drift: ParameterDrift | None
     state: LearnerState
     proximal_params: PyTree | None = None
-    step: int = 0  # the learner step that is next
-    # (steps, slots, behavior version, groups) whose rewards are on their way; empty in a snapshot.
+    step: int = 0  # the next learner step
+    # (steps, slots, behavior version, groups) of groups that are not judged yet. No group is left
+    # here when a snapshot is made.
     unjudged: list[tuple[np.ndarray, np.ndarray, int, PendingRollout]] = dataclasses.field(
         default_factory=list
     )
-    watch: Watch = watch_nothing  # is told of each part of a step as it ends
+    watch: Watch = watch_nothing  # is called when a part of a step ends
 
     @property
     def own_slots(self) -> np.ndarray:
-        """Returns the group slots that this process keeps, in order; all of them if alone."""
+        """Returns the group slots that this process keeps, in order."""
         return mesh_lib.own_rows(self.mesh, self.schedule.num_groups)
 
     def watch_with(self, watch: Watch) -> None:
-        """Has `watch` told of each part of a step as it ends, by its name and with its arrays."""
+        """Sets the function that is called with name and arrays when a part of a step ends."""
         self.watch = watch
         self.generator = dataclasses.replace(self.generator, watch=watch)
 
     def push_judged(self, needed: int) -> None:
-        """Buffers the groups that have their rewards; waits for those of steps <= needed."""
+        """Pushes judged groups into the buffer, and waits for the groups of steps <= needed."""
         waiting = []
         for steps, slots, version, pending in self.unjudged:
             if pending.ready() or steps.min() <= needed:
@@ -100,15 +101,18 @@ class Run:
         self.unjudged = waiting
 
     def drift_versions(self) -> tuple[int, ...]:
-        """Returns the policy versions whose parameters are kept to measure drift, in order."""
+        """Returns the policy versions whose parameters are stored to measure drift, in order."""
         return () if self.drift is None else tuple(sorted(self.drift.versions))
 
     def arrays(self) -> dict[str, PyTree]:
-        """Returns every array on the devices that changes as the run goes.
+        """Returns all arrays on the devices that training changes.
 
-        `state` is always there. `drift_start` and `drift_versions` (a list, by version, absent
-        while empty) are there if drift is measured, `proximal_params` with several updates per
-        batch.
+        Returns:
+          `state`: the learner state.
+          `drift_start`: the start parameters, if drift is measured.
+          `drift_versions`: a list of the stored versions' parameters, in the order of the versions.
+            Absent if drift is not measured or no version is stored.
+          `proximal_params`: the proximal policy's parameters, with several updates per batch.
         """
         arrays: dict[str, PyTree] = {"state": self.state}
         if self.drift is not None:
@@ -116,14 +120,15 @@ class Run:
             if self.drift.versions:
                 arrays["drift_versions"] = [self.drift.versions[v] for v in self.drift_versions()]
         if self.programs.proximal_logprobs is not None:
-            unset = self.proximal_params is None
-            arrays["proximal_params"] = self.state.params if unset else self.proximal_params
+            is_unset = self.proximal_params is None
+            arrays["proximal_params"] = self.state.params if is_unset else self.proximal_params
         return arrays
 
     def snapshot(self) -> Snapshot:
-        """Returns the run as it stands between two learner steps, every reward of it waited for.
+        """Returns a snapshot of the run between two learner steps, after all groups are judged.
 
-        The device copies the state, which the next update donates; the host does not wait for it.
+        The snapshot has a copy of the learner state, because the next update donates the state. The
+        device makes the copy, and the host does not wait for it.
         """
         self.push_judged(needed=self.config.steps)
         arrays = self.arrays()
@@ -141,31 +146,33 @@ class Run:
         drift_versions: tuple[int, ...],
         groups: list[Groups],
     ) -> None:
-        """Puts a snapshot back into a run that was just built from the same config.
+        """Restores a snapshot into a run that was just built from the same config.
 
         Args:
-          step: the learner step that is next.
-          arrays: as from `arrays`, on this run's devices.
-          drift_versions: the versions of `arrays["drift_versions"]`.
-          groups: unread groups of any processes; those of this process's slots are taken. The ring
-            buffer asserts their lags again.
+          step: the next learner step.
+          arrays: the arrays of the snapshot, on this run's devices.
+          drift_versions: the policy versions of the entries in `arrays["drift_versions"]`.
+          groups: unread groups of any processes. Only groups in this process's slots are used. The
+            ring buffer checks their lags again.
         """
         self.state, self.step = arrays["state"], step
         if self.drift is not None:
             self.drift.start = arrays["drift_start"]
-            kept = arrays.get("drift_versions", [])
-            self.drift.versions = dict(zip(drift_versions, kept, strict=True))
+            stored_params = arrays.get("drift_versions", [])
+            self.drift.versions = dict(zip(drift_versions, stored_params, strict=True))
         self.proximal_params = arrays.get("proximal_params")
         for waiting in groups:
             own_W = np.isin(waiting.slots_W, self.own_slots)
             places_W = np.searchsorted(self.own_slots, waiting.slots_W)
             for version in np.unique(waiting.versions_W[own_W]):
-                chosen = own_W & (waiting.versions_W == version)
-                rollout = jax.tree.map(lambda leaf, rows=chosen: leaf[rows], waiting.rollout)
-                self.buffer.push(waiting.steps_W[chosen], places_W[chosen], int(version), rollout)
+                is_chosen_W = own_W & (waiting.versions_W == version)
+                rollout = jax.tree.map(lambda leaf, rows=is_chosen_W: leaf[rows], waiting.rollout)
+                self.buffer.push(
+                    waiting.steps_W[is_chosen_W], places_W[is_chosen_W], int(version), rollout
+                )
 
     def close(self) -> None:
-        """Ends the processes that judge rewards."""
+        """Ends the worker processes that judge rewards."""
         if self.generator.reward_pool is not None:
             self.generator.reward_pool.close()
 
@@ -176,15 +183,16 @@ def _copied(tree: PyTree) -> PyTree:
 
 
 def build_run(config: ConfigDict, task: Task | None = None) -> Run:
-    """Builds a run from a validated config: mesh, task, policy, optimizer, schedule.
+    """Builds a run from a validated config, with mesh, task, policy, optimizer and schedule.
 
     Args:
       config: a config with the fields of `config.defaults.default_config`.
-      task: a task of your own, in place of the one that `config.task` names. Set
-        `config.warm_start.steps` to 0 with it, unless it has the corpus of a warm start.
+      task: your own task, which replaces the task that `config.task` names. If your task has no
+        corpus for a warm start, set `config.warm_start.steps` to 0.
 
     Raises:
-      FieldError: for what only reading a checkpoint's weights can show.
+      FieldError: the weights of `policy.checkpoint` cannot be used. Validation does not read the
+        weights.
     """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
     if task is None:
@@ -197,7 +205,7 @@ def build_run(config: ConfigDict, task: Task | None = None) -> Run:
         raise FieldError("policy.checkpoint", str(error), checkpoint) from error
     key = jax.random.key(config.seed)
     state = learner.init_state(programs.policy, programs.make_optimizer(None), mesh, key, params)
-    pool = reward_pool(task, config)
+    judge_pool = reward_pool(task, config)
     schedule = lag_schedule(config)
     return Run(
         config=config,
@@ -210,7 +218,7 @@ def build_run(config: ConfigDict, task: Task | None = None) -> Run:
             num_prompts=config.num_prompts,
             group_size=config.group_size,
             updates_per_batch=config.updates_per_batch,
-            reward_pool=pool,
+            reward_pool=judge_pool,
         ),
         schedule=schedule,
         update=programs.compiled_update(state, mesh),
@@ -225,7 +233,7 @@ def build_run(config: ConfigDict, task: Task | None = None) -> Run:
 
 
 def reward_pool(task: Task, config: ConfigDict) -> RewardPool | None:
-    """Makes the processes that judge a text task; None for a task that judges arrays.
+    """Makes the pool of worker processes for a text task; None for a task that judges arrays.
 
     Raises:
       FieldError: the task's verifier cannot be sent to another process.
@@ -239,9 +247,10 @@ def reward_pool(task: Task, config: ConfigDict) -> RewardPool | None:
 
 
 def starting_params(programs: Programs, config: ConfigDict, mesh: Mesh) -> PyTree | None:
-    """Returns the parameters that a run starts from; None for random ones.
+    """Returns the start parameters of a run: the checkpoint's, or else the warm start's.
 
-    They are the checkpoint's, sharded, if there is one, and otherwise the warm start's.
+    The checkpoint's parameters are sharded. The result is None if the run has neither a checkpoint
+    nor a warm start. It then starts from random parameters.
     """
     if config.policy.checkpoint is not None:
         from staleness_grpo.policy import huggingface
@@ -251,7 +260,7 @@ def starting_params(programs: Programs, config: ConfigDict, mesh: Mesh) -> PyTre
 
 
 def lag_schedule(config: ConfigDict) -> Schedule:
-    """Returns the schedule that `config.lag` names, a trace among them."""
+    """Returns the schedule that `config.lag` describes, which may be a recorded trace."""
     lag, num_groups = config.lag, config.num_prompts
     if lag.schedule == "trace":
         size: dict[str, Any] = dict(

@@ -1,4 +1,4 @@
-"""Trains on a task's corpus before reinforcement learning, and keeps the result by hash."""
+"""Trains a policy on a task's corpus before reinforcement learning, and caches the result."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ FRACTIONS = ("fraction_correct", "fraction_no_carry", "fraction_difference")
 
 
 def check_warm_start(fields: Mapping[str, Any]) -> None:
-    """Raises FieldError for what `config.warm_start` cannot hold."""
+    """Raises FieldError if a field of `config.warm_start` has a value that cannot be used."""
     require_at_least(fields, {"steps": 0, "batch_size": 1, "seed": 0})
     require_positive(fields, ("learning_rate",))
     largest = 2**31 - 1
@@ -31,28 +31,29 @@ def check_warm_start(fields: Mapping[str, Any]) -> None:
     for name in FRACTIONS:
         require(0 <= fields[name] <= 1, name, "give a fraction in [0, 1]", fields[name])
     total = sum(fields[name] for name in FRACTIONS)
-    hint = f"with {FRACTIONS[1]} and {FRACTIONS[2]} it sums to {total:g}: make that 1"
+    hint = f"the sum with {FRACTIONS[1]} and {FRACTIONS[2]} is {total:g}: make the sum 1"
     require(abs(total - 1) < 1e-6, FRACTIONS[0], hint, fields[FRACTIONS[0]])
 
 
 def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
     """Returns the parameters after `config.warm_start.steps` Adam steps on the task's corpus.
 
-    The learning rate falls to 0 by a cosine. A share of the corpus may be wrong on purpose (the
-    fractions of the config). A policy that is mostly right leaves reinforcement learning nothing to
-    raise.
+    The learning rate falls to 0 by a cosine. The fractions of the config set which shares of the
+    corpus have wrong answers on purpose. A policy with mostly right answers would leave nothing to
+    improve for reinforcement learning.
 
-    The bytes are the same every time. They are kept in the user's cache folder under a hash of:
+    The result is the same every time, to the last bit. It is cached in the user's cache folder,
+    under a hash of:
       the settings of policy, task and warm start;
       JAX's version and backend, XLA's flags, and the number of cores;
       the code of policies, tasks, random numbers and this module.
-    Another order of sums changes the last bits. Near the edge of stability, those change a whole
-    run.
+    JAX, the flags and the cores are in the hash because they can change the order of sums, and with
+    it the last bits of the result. Near the edge of stability, these bits can change a whole run.
 
     Args:
       policy: the policy to train.
       task: a task with the method `corpus_batch` of ArithmeticTask.
-      config: the run's config; its sections `task` and `warm_start` are read.
+      config: the run's config, of which the sections `task` and `warm_start` are used.
     """
     settings = {
         "code": code_digest(),
@@ -79,7 +80,7 @@ def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
 
 
 def code_digest() -> str:
-    """Hashes the sources that a warm start depends on: policies, tasks, and random numbers."""
+    """Returns a hash of the code of policies, tasks, random numbers and this module."""
     package = pathlib.Path(__file__).parents[1]
     sources = [*package.glob("policy/*.py"), *package.glob("tasks/*.py")]
     sources += [package / "runtime" / "hashing.py", pathlib.Path(__file__)]
@@ -87,15 +88,16 @@ def code_digest() -> str:
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns $XDG_CACHE_HOME/staleness_grpo, by default under ~/.cache."""
+    """Returns $XDG_CACHE_HOME/staleness_grpo; without the variable, ~/.cache/staleness_grpo."""
     folder = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
     return pathlib.Path(folder) / "staleness_grpo"
 
 
 def train_supervised(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
-    """Minimizes the mean negative log-likelihood of corpus responses, given their prompts.
+    """Trains a policy to minimize the negative log-likelihood of corpus responses.
 
-    The mean is over the response tokens of a batch. `config` is the section `warm_start`.
+    The loss is the mean over the response tokens of a batch, given their prompts. `config` is the
+    section `warm_start`.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
@@ -117,6 +119,6 @@ def train_supervised(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
     for i in range(config.steps):
         batch = task.corpus_batch(config.seed, i, config.batch_size, fractions)
         params, opt_state = step(params, opt_state, batch)
-        if i % 8 == 7:  # a long queue of steps nobody waits for deadlocks on simulated devices
+        if i % 8 == 7:  # a long queue of unfinished steps can deadlock on simulated devices
             jax.block_until_ready(opt_state)
     return params

@@ -186,7 +186,7 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         (
             {"metrics.paired_every": 1, "mesh.fsdp": 2},
             "metrics.paired_blocks=0",
-            "has 1 .* multiple of .* = 2",
+            "block of 1 groups .* multiple of .* = 2",
         ),
         (
             {"metrics.paired_every": 9, "metrics.paired_blocks": 16, "mesh.data": 8},
@@ -230,17 +230,17 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         (
             {"correction.name": "none", "surrogate.clip_high": 0.3},
             "surrogate.clip_high=0.3",
-            "leave it at its default",
+            "keep the default value",
         ),
         (
             {"correction.name": "dr_grpo"},
             "surrogate.length_normalization=response",
-            "constant: give that",
+            "constant: give constant",
         ),
         (
             {"correction.name": "dr_grpo", "surrogate.length_normalization": "constant"},
             "surrogate.normalize_std=True",
-            "False: give that",
+            "False: give False",
         ),
         (
             {"policy.attention": "splash"},

@@ -19,6 +19,7 @@ from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import read_json, write_json, write_jsonl
 from tests.conftest import ROOT
+from tests.helpers.pages import described_fields
 
 # The measurements at fixed policies.
 IDENTITIES = (
@@ -261,6 +262,8 @@ def test_tiny_run_writes_what_it_promises_and_skips_what_is_finished(tmp_path):
         assert (tmp_path / name).stat().st_size > 0
 
     cells = (tmp_path / "cells.jsonl").read_bytes()
+    fields = json.loads(cells.splitlines()[0])
+    assert set(fields) == described_fields("cells.jsonl of `experiments.bias`")
     lines = cells.decode().splitlines()
     assert len(lines) == 2 * 2 * 3 * 2 * (6 + 3)
     # A run broken off in the middle of its cells goes on, and ends with the same records.

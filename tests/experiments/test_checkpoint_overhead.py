@@ -37,6 +37,6 @@ def test_waits_are_counted(monkeypatch, tmp_path):
 
 
 def test_a_run_too_short_is_refused():
-    hint = "^steps=15: give at least 16, for 3 saves after lag.max_lag"
+    hint = "^steps=15: give at least 16, so that there are 3 saves after step lag.max_lag"
     with pytest.raises(FieldError, match=hint):
         checkpoint_overhead.validate(tiny_config(**SETTINGS, steps=15))

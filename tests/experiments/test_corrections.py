@@ -13,7 +13,7 @@ from experiments.common import claims as common_claims
 from experiments.common import cli
 from experiments.configs import corrections, corrections_full
 from experiments.corrections import __main__ as command
-from experiments.corrections import analysis, claims, exact, figures, stability, validation
+from experiments.corrections import analysis, claims, figures, stability, surrogates, validation
 from experiments.reproduce import report
 from experiments.reproduce.corrections_table import corrections_table
 from staleness_grpo.errors import FieldError, FlagError
@@ -182,7 +182,7 @@ def test_a_boundary_outside_the_grid_is_half_a_step_outside():
     config = corrections.get_config()
     rates = np.array(config.stability.sweep.learning_rates)
     records = [r for r in cell_records(config, {"none": 1.0}) if r["method"] == "none"]
-    cells = analysis.of_lag(records, 8, 300)
+    cells = analysis.cells_at_lag(records, 8, 300)
     step = np.diff(np.log(rates)).mean()
     assert analysis.clipped_log_eta_max(cells, rates) == pytest.approx(np.log(4e-3) + step / 2)
 
@@ -231,7 +231,7 @@ def test_the_report_has_a_row_for_each_correction(summary, tmp_path):
 
 def test_each_correction_gets_the_surrogate_it_is_defined_with():
     config = corrections_full.get_config()
-    methods = stability.methods(config)
+    methods = stability.sweep_configs(config)
     assert set(methods) == {*CORRECTIONS, "vcpo", "gac", "gac_after_optimizer"}
     assert methods["dr_grpo"].surrogate.length_normalization == "constant"
     assert methods["dr_grpo"].surrogate.normalize_std is False
@@ -239,7 +239,7 @@ def test_each_correction_gets_the_surrogate_it_is_defined_with():
         methods["vcpo"].correction.name == "grpo_clip"
         and methods["vcpo"].correction.update_rule == "vcpo"
     )
-    groups = exact.by_surrogate(config)
+    groups = surrogates.by_surrogate(config)
     assert sorted(name for names in groups.values() for name in names) == sorted(CORRECTIONS)
 
 

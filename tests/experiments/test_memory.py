@@ -116,7 +116,7 @@ def test_what_was_measured_on_another_mesh_is_another_result(tmp_path):
     write_run_files(tmp_path, config)
     config.mesh.fsdp = 4
     assert check_workdir(str(tmp_path), config) == tmp_path
-    with pytest.raises(FlagError, match=r"mesh.fsdp is 1 there, 4 here"):
+    with pytest.raises(FlagError, match=r"mesh.fsdp is 1 in the folder, 4 in this call"):
         check_workdir(str(tmp_path), config, mesh_may_differ=False)
 
 

@@ -12,6 +12,7 @@ from experiments.paired_bias import __main__ as paired_bias
 from experiments.paired_bias import analysis, claims, figures, grid, measure
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import read_json, read_jsonl
+from tests.helpers.pages import described_fields
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
 
@@ -43,6 +44,7 @@ def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_
     assert line.endswith("finished already; its figures are drawn again from its records")
     assert sorted(paths) == [str(tmp_path / name) for name in ("paired_bias.png", "summary.json")]
     synchronous, stale = read_jsonl(tmp_path / "cells.jsonl")
+    assert set(stale) == described_fields("cells.jsonl of `experiments.paired_bias`")
     assert synchronous["bias_norm"] == 0 and synchronous["bias_norm_interval"] == [0, 0]
     assert (synchronous["num_comparisons"], synchronous["first_step"]) == (6, 0)
     assert (stale["num_comparisons"], stale["first_step"], stale["num_groups"]) == (4, 4, 16)

@@ -44,10 +44,10 @@ def _step(value: Any, rest: str, key: str) -> tuple[str, Any]:
     head, _, tail = rest.partition(".")
     if head.isdigit():
         return tail, value[int(head)]
-    for entry in value:
-        if entry["name"] == head:
-            return tail, entry
-    raise KeyError(f"{key}: no claim {head!r}")
+    for entry in sorted(value, key=lambda entry: len(entry["name"]), reverse=True):
+        if rest.startswith(entry["name"] + "."):
+            return rest[len(entry["name"]) + 1 :], entry
+    raise KeyError(f"{key}: no claim for {rest!r}")
 
 
 def agrees(written: str, value: float) -> bool:

@@ -15,8 +15,12 @@ def test_bind_refuses_by_name():
     surrogate = SurrogateConfig()
     for name, overrides, words in (
         ("telepathy", {}, "correction=telepathy: choose one of grpo_clip, "),
-        ("none", {"cap": 2.0}, "cap: leave it out: the correction none reads no parameter"),
-        ("grpo_clip", {"clip_low": 0.1}, "clip_low: leave it out"),
+        (
+            "none",
+            {"cap": 2.0},
+            "cap: remove this parameter: the correction none reads no parameter",
+        ),
+        ("grpo_clip", {"clip_low": 0.1}, "clip_low: remove this parameter"),
         ("aipo", {"delta": 0.1}, "aipo reads cap"),
         ("dr_grpo", {}, "length_normalization=response: .* dr_grpo is defined with constant"),
     ):

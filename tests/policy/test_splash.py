@@ -107,6 +107,6 @@ def test_on_eight_devices_it_is_the_same(run_on_devices):
 
 def test_refuses_a_dtype_that_the_kernel_has_not():
     config = dataclasses.replace(CONFIG, attention="splash")
-    words = "dtype=float64: attention=splash computes in float32 or bfloat16: choose one"
+    words = "dtype=float64: attention=splash computes in float32 or bfloat16: choose one of these"
     with pytest.raises(FieldError, match=words):
         dataclasses.replace(config, dtype="float64")

@@ -94,7 +94,7 @@ def test_hosts_are_found(flags, environment, expected):
         (
             dict(coordinator="auto", num_processes=2),
             {},
-            "--num_processes=2: --coordinator=auto finds it",
+            "--num_processes=2: --coordinator=auto finds num_processes by itself",
         ),
         (
             {},

@@ -36,6 +36,26 @@ def test_records_of_a_broken_run_are_kept(tmp_path):
     assert kept == [[{"run": 0}], [{"run": 1}]]
 
 
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"", []),
+        (b'{"a": 1}\n', [{"a": 1}]),
+        (b'{"a": 1}\n{"a": 2}', [{"a": 1}, {"a": 2}]),  # complete but for its newline
+        (b'{"a": 1}\n{"a": ', [{"a": 1}]),
+        (b'{"a"', []),
+    ],
+)
+def test_a_file_that_a_kill_left_goes_on_after_its_last_complete_record(tmp_path, content, kept):
+    path = tmp_path / "cells.jsonl"
+    path.write_bytes(content)
+    assert read_jsonl(path) == kept
+    with Appender(path) as file:
+        file.append({"b": 3})
+    assert read_jsonl(path) == [*kept, {"b": 3}]
+    assert path.read_bytes().count(b"\n") == len(kept) + 1
+
+
 def test_json_is_replaced_whole(tmp_path):
     write_json(tmp_path / "summary.json", {"a": 1})
     with pytest.raises(TypeError):

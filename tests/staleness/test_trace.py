@@ -43,9 +43,9 @@ def test_a_file_in_any_order_gives_its_lags(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 5: not JSON"),
-        ("", "line 5: not JSON"),
-        ("[1]", "line 5: not an object"),
+        ("{", "line 5: the line is not JSON"),
+        ("", "line 5: the line is not JSON"),
+        ("[1]", "line 5: the line is not a JSON object"),
         ('{"step": 1, "slot": 0}', "line 5: behavior_version is 'absent', not an integer"),
         ('{"step": 1.0, "slot": 0, "behavior_version": 0}', "line 5: step is 1.0, not an integer"),
         ('{"step": true, "slot": 0, "behavior_version": 0}', "line 5: step is True"),
@@ -94,7 +94,7 @@ def test_converters_on_the_same_four_samples(tmp_path, capsys):
     assert trace.main(["ages", str(written(tmp_path, sources["versions"]))]) == 2
     assert "line 1: age is 'absent'" in capsys.readouterr().err
     assert trace.main(["run", str(written(tmp_path, sources["ages"]))]) == 2
-    assert "line 1: no list of integers named lags" in capsys.readouterr().err
+    assert "line 1: the field lags is not a list of integers" in capsys.readouterr().err
     for arguments in (["telepathy", "x"], ["ages"], ["ages", str(tmp_path / "absent")]):
         assert trace.main(arguments) == 2
 
@@ -121,7 +121,7 @@ def test_config_refuses_a_trace_that_does_not_cover_the_run(tmp_path):
     path = str(written(tmp_path, GOOD))
     refused: list[tuple[dict[str, Any], str]] = [
         ({"lag.schedule": "trace"}, "lag.trace=None: lag.schedule=trace replays a file"),
-        ({"lag.trace": path}, f"lag.trace={path}: lag.schedule=constant does not read it"),
+        ({"lag.trace": path}, f"lag.trace={path}: lag.schedule=constant does not read a trace"),
         (
             {"lag.schedule": "trace", "lag.trace": path},
             f"lag.trace={path}: line 1: lag 1 is above max_lag=0",

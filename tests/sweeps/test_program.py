@@ -14,6 +14,7 @@ from staleness_grpo.sweeps.records import CellFile, cell_record
 from staleness_grpo.tasks import make_task
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.run import build_run
+from tests.helpers.pages import described_fields
 
 MAX_LAG = 4
 FREEZE_AFTER = 5
@@ -115,7 +116,12 @@ def test_a_cell_whose_parameters_overflow_is_frozen():
     config = tiny_config(**{"optimizer.learning_rate": 1e38})
     traces = jax.device_get(program("adam")(cell_program.cell_inputs(config)))
     assert traces["steps_run"] < 12
-    assert not cell_record("cell", config, traces)["finite"]
+    record = cell_record("cell", config, traces)
+    assert not record["finite"]
+    # `time_cell` is added by the worker, `method` by the corrections.
+    described = described_fields("cells.jsonl of `experiments.sweep`")
+    assert {*record, "time_cell", "method"} == described
+    assert set(record["traces"]) <= described_fields("metrics.jsonl of `experiments.train`")
 
 
 def test_uniform_lags_are_refused():
@@ -200,6 +206,6 @@ def test_a_record_that_a_kill_cut_short_is_dropped(tmp_path):
     again = CellFile(path)
     assert set(again.records) == {"a", "b"}
     again.append({"cell": "c", "peak": 1.0})
-    again.sort(["a", "b", "c"])
-    assert list(CellFile(path).records) == ["a", "b", "c"]
+    again.sort(["c", "b"])
+    assert list(CellFile(path).records) == ["c", "b", "a"]  # a name that is not asked for stays
     assert CellFile(path).records["a"]["peak"] is None

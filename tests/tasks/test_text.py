@@ -25,10 +25,12 @@ from staleness_grpo.training.run import build_run
 
 tokenizers = pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.policy import huggingface  # noqa: E402
+from staleness_grpo.policy.architecture import TransformerConfig  # noqa: E402
 from staleness_grpo.policy.huggingface import tokenizer  # noqa: E402
-from staleness_grpo.policy.transformer import Policy, TransformerConfig  # noqa: E402
+from staleness_grpo.policy.transformer import Policy  # noqa: E402
 from staleness_grpo.tasks import text  # noqa: E402
 from tests.helpers import byte_tokenizer  # noqa: E402
+from tests.helpers.pages import described_fields  # noqa: E402
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
 
@@ -121,8 +123,8 @@ def test_problems_that_cannot_be_asked_or_judged_are_refused(letters, tmp_path):
         letters, tokenizer=tokenizers.Tokenizer(letters.tokenizer.model)
     )
     for problems, message in (
-        ([], "there are none"),
-        ([text.TextProblem(p, "1") for p in ("a", "")], "problem 2 has no tok"),
+        ([], "there are no problems"),
+        ([text.TextProblem(p, "1") for p in ("a", "")], "problem 2 is empty"),
     ):
         with pytest.raises(FieldError, match=message):
             text.PromptedTask(plain_letters, problems, verifiers.exact, max_response_length=8)
@@ -270,12 +272,12 @@ def test_a_run_goes_on_only_with_its_own_problems(folder, tmp_path, monkeypatch)
         problems_file(tmp_path, *changed)
         with pytest.raises(
             FieldError,
-            match="^task.path=.*jsonl: .*are not those that .*out was started with",
+            match="^task.path=.*jsonl: the results in .*out were made with other problems",
         ):
             measure.measure(config, tmp_path / "out")
     problems_file(tmp_path, *lines)
     (tmp_path / "copy" / "generation_config.json").write_text('{"eos_token_id": 7}')
-    with pytest.raises(FieldError, match="or their tokens"):
+    with pytest.raises(FieldError, match="or with other tokens"):
         measure.measure(config, tmp_path / "out")
     assert (tmp_path / "out" / "environment.json").read_bytes() == record
     (tmp_path / "out" / "environment.json").write_text("{")
@@ -343,6 +345,7 @@ def test_a_training_counts_the_rewards_that_failed(folder, monkeypatch):
         step % 5 == 0 for step in range(8)
     ]
     assert "eval_reward_failures" in records[4] and records[4]["lag_max"] == 2
+    assert set(records[0]) <= described_fields("metrics.jsonl of `experiments.train`")
 
 
 class Held:

@@ -142,9 +142,9 @@ DAMAGES = {
     "buffer_0.npz is missing": lambda folder: (folder / "buffer_0.npz").unlink(),
     "buffer_0.npz is damaged": lambda folder: os.truncate(folder / "buffer_0.npz", 100),
     "manifest.json cannot be read": lambda folder: os.truncate(folder / "manifest.json", 100),
-    "config_hash is 0, this run has": edit_manifest(config_hash="0"),
-    "format is 0, this run has": edit_manifest(format=0),
-    "absent there": edit_manifest(arrays={}),
+    "config_hash is 0, but this run has": edit_manifest(config_hash="0"),
+    "format is 0, but this run has": edit_manifest(format=0),
+    "is absent, but this run needs": edit_manifest(arrays={}),
 }
 
 
@@ -162,7 +162,7 @@ def test_an_unusable_checkpoint_is_refused_with_the_step_to_fall_back_to(fault, 
     assert str(error.value).endswith("add --config.checkpoint.fallback to go on from step 4")
     assert before == {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
     shutil.rmtree(unfinished / "checkpoints" / "step_00000004")
-    with pytest.raises(FlagError, match="from step 0, as no other can be used$"):
+    with pytest.raises(FlagError, match=r"from step 0 \(no usable checkpoint\)$"):
         resume(built, checkpoints, unfinished)
 
 

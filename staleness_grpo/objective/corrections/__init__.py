@@ -1,1 +1,1 @@
-"""Holds published corrections for stale rollouts: functions of a TokenBatch, by name."""
+"""Implements published corrections for stale rollouts, as functions of a TokenBatch."""

@@ -1,11 +1,11 @@
-"""Defines corrections that drop tokens or responses that are too far off-policy.
+"""Defines corrections that drop tokens or responses which are too far off-policy.
 
-Each returns the per-token objective [..., R], to be maximized. The symbols are those of
-`objective.tokens`, and clip(x) stands for clip(x, 1 - clip_low, 1 + clip_high). 1[c] is 1 where the
-condition c holds, else 0.
+Each function returns the objective of each token, [..., R], which is maximized. `objective.tokens`
+defines the symbols. clip(x) means clip(x, 1 - clip_low, 1 + clip_high). 1[c] is 1 if condition c
+holds, else 0.
 
-Dropped tokens still count in the length normalization. Dropping is a bias of its own, on top of the
-bias of the objective inside: it takes away what has moved most.
+The length normalization still includes the dropped tokens. Dropping adds a bias to the bias of the
+objective that is applied to the kept tokens, because it removes the tokens that have moved most.
 """
 
 import jax
@@ -15,8 +15,8 @@ from staleness_grpo.objective.tokens import TokenBatch, clamped_exp, clipped_obj
 from staleness_grpo.types import Array
 
 
-def _inside(weight: Array, low: float, high: float) -> jax.Array:
-    """Keeps the weights in [low, high] and sets the others to 0."""
+def _zero_outside(weight: Array, low: float, high: float) -> jax.Array:
+    """Returns each weight that is in [low, high], and 0 for all other weights."""
     return jnp.where((weight >= low) & (weight <= high), weight, 0.0)
 
 
@@ -31,12 +31,12 @@ def token_mis(
     """Drops the tokens whose importance weight is outside a range.
 
     Formula: w 1[ratio_low <= w <= ratio_high] min(r A, clip(r) A).
-    Source: masked importance sampling of IcePop, as TRL documents it.
-    Verified: the gradient equals that of verl's code in float64.
-    Bias: that of `token_is`, and that of the dropped tokens.
-    Variance: the range bounds the weight.
+    Source: the masked importance sampling of IcePop, as documented by TRL.
+    Verified: the gradient equals the gradient of verl's code in float64.
+    Bias: the bias of `token_is`, and an additional bias from the dropped tokens.
+    Variance: bounded, because no kept weight exceeds ratio_high.
     """
-    weight = _inside(clamped_exp(tokens.proximal_log_weight()), ratio_low, ratio_high)
+    weight = _zero_outside(clamped_exp(tokens.proximal_log_weight()), ratio_low, ratio_high)
     return weight * clipped_objective(
         tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high
     )
@@ -53,13 +53,13 @@ def sequence_mis(
     """Drops the responses whose importance weight is outside a range.
 
     Formula: W 1[ratio_low <= W <= ratio_high] min(r A, clip(r) A) with W = prod_t w.
-    Source: masked importance sampling of IcePop, as TRL documents it. IcePop's range is for tokens;
-    none is published for whole responses.
-    Verified: the gradient equals that of verl's code in float64.
-    Bias: that of `sequence_is`, and that of the dropped responses.
-    Variance: the range bounds the weight.
+    Source: the masked importance sampling of IcePop, as documented by TRL. IcePop's range is for
+    tokens. No range for whole responses is published.
+    Verified: the gradient equals the gradient of verl's code in float64.
+    Bias: the bias of `sequence_is`, and an additional bias from the dropped responses.
+    Variance: bounded, because no kept weight exceeds ratio_high.
     """
-    weight = _inside(
+    weight = _zero_outside(
         clamped_exp(tokens.response_sum(tokens.proximal_log_weight())), ratio_low, ratio_high
     )
     return weight * clipped_objective(
@@ -70,65 +70,73 @@ def sequence_mis(
 def negative_mask(
     tokens: TokenBatch, *, clip_low: float, clip_high: float, delta: float = 0.5
 ) -> Array:
-    """Drops the bad responses that the policy has already moved away from.
+    """Drops responses with A < 0 that have already become much less probable.
 
     Formula: 0 where A < 0 and mean_t log(pi_phi / pi_theta) > delta, else min(rho A, clip(rho) A).
-    Source: DeepSeek-V3.2, as TRL documents it. delta is not published; 0.5 is TRL's suggestion.
-    Verified: read in TRL's documentation.
-    Bias and variance: as for `grpo_clip`. Dropping adds a bias, and dropped responses no longer
-    push.
+    Source: DeepSeek-V3.2, as documented by TRL. delta is not published; TRL suggests 0.5.
+    Verified: compared by reading TRL's documentation.
+    Bias and variance: as with `grpo_clip`, with an additional bias from the dropped responses. They
+    no longer push the policy away from themselves.
     """
-    left_behind = tokens.response_mean(jax.lax.stop_gradient(-tokens.log_ratio())) > delta
-    keep = jnp.where(left_behind & (tokens.advantages < 0), 0.0, 1.0)
+    much_less_probable = tokens.response_mean(jax.lax.stop_gradient(-tokens.log_ratio())) > delta
+    keep = jnp.where(much_less_probable & (tokens.advantages < 0), 0.0, 1.0)
     return keep * clipped_objective(tokens.ratio(), tokens.advantages, clip_low, clip_high)
 
 
 def dppo_tv(tokens: TokenBatch, *, probability_change: float = 0.2, penalty: float = 1e-3) -> Array:
-    """Drops the tokens whose probability has moved outward by too much, and adds a penalty.
+    """Drops tokens whose probability has moved too far in the direction of A, and adds a penalty.
 
-    Formula: m rho A - penalty (log rho)^2, where m is 0 if A > 0 and pi_theta - pi_phi >
-    probability_change, 0 if A < 0 and pi_theta - pi_phi < -probability_change, and 1 otherwise.
+    Formula: m rho A - penalty (log rho)^2, with
+
+        m = 0 if A > 0 and pi_theta - pi_phi > probability_change
+        m = 0 if A < 0 and pi_theta - pi_phi < -probability_change
+        m = 1 otherwise
+
     Source: DPPO, as in the loss of prime-rl.
-    Verified: read in prime-rl's code; not run against it.
-    Bias: the change is absolute, so rare tokens may move by any ratio. The penalty stays on every
-    token and does not depend on A.
-    Variance: the ratio of kept tokens is not bounded.
+    Verified: compared by reading prime-rl's code, but not by running it.
+    Bias: the limit is on the difference of probabilities, so the ratio of a rare token may become
+    large. The penalty acts on every token and does not depend on A.
+    Variance: not bounded, because the ratios of the kept tokens are not bounded.
     """
     change = jax.lax.stop_gradient(
         jnp.exp(tokens.policy_logprobs) - jnp.exp(tokens.behavior_logprobs)
     )
     outward = jnp.where(tokens.advantages > 0, change, -change) > probability_change
-    gain = jnp.where(outward & (tokens.advantages != 0), 0.0, tokens.ratio()) * tokens.advantages
-    return gain - penalty * tokens.log_ratio() ** 2
+    masked_gain = (
+        jnp.where(outward & (tokens.advantages != 0), 0.0, tokens.ratio()) * tokens.advantages
+    )
+    return masked_gain - penalty * tokens.log_ratio() ** 2
 
 
 def m2po_areal(tokens: TokenBatch, *, second_moment: float = 0.04) -> Array:
-    """Drops the tokens of largest (log w)^2 until the mean of the others is below a bound.
+    """Drops the tokens with the largest (log w)^2 until the mean (log w)^2 is below a bound.
 
-    Formula: 1[token kept] rho A. The kept tokens have the smallest (log w)^2 of the batch. Their
-    number is the largest whose mean stays below `second_moment`. Equal squares are dropped
-    together.
-    Source: M2PO, arXiv 2510.01161, as AReaL implements it; `m2po_authors` is the authors' code.
-    Verified: read in AReaL's code; not run against it. AReaL multiplies its own loss by the mask.
-    With its decoupled weight and one optimizer step per batch the gradient is the one here.
-    Bias and variance: those of `token_is` among the kept tokens. The mask depends on the batch.
+    Formula: 1[token kept] rho A. The tokens with the smallest (log w)^2 of the batch are kept: as
+    many as possible with a mean (log w)^2 below `second_moment`. Tokens with equal (log w)^2 are
+    kept or dropped together.
+    Source: M2PO, arXiv 2510.01161, as implemented by AReaL. `m2po_authors` is the authors' code.
+    Verified: compared by reading AReaL's code, but not by running it. AReaL multiplies its own loss
+    by the mask. With AReaL's decoupled weight and one optimizer step per batch, its gradient is the
+    same as here.
+    Bias and variance: as with `token_is` on the kept tokens. The mask depends on the batch.
     """
     weights = tokens.token_weights(tokens.mask)
     square = tokens.proximal_log_weight() ** 2
-    flat = jnp.where(weights > 0, square.ravel(), 0.0)
-    order = jnp.argsort(flat)
-    flat, weights = flat[order], weights[order]
-    count = jnp.cumsum(weights)
-    within = jnp.cumsum(weights * flat) < second_moment * count
-    # The kept tokens are a prefix of the ascending squares. Means of ascending prefixes ascend, so
-    # the longest prefix within the bound is kept. It ends where the next square differs.
-    largest = jnp.max(jnp.where(within & _next_differs(flat), flat, -1.0))
+    ascending = jnp.where(weights > 0, square.ravel(), 0.0)
+    order = jnp.argsort(ascending)
+    ascending, weights = ascending[order], weights[order]
+    cumulated_weight = jnp.cumsum(weights)
+    below_bound = jnp.cumsum(weights * ascending) < second_moment * cumulated_weight
+    # The kept tokens come first in the ascending order of squares. With more tokens the mean grows.
+    # So the largest number of tokens with a mean below the bound is kept. The last kept square must
+    # differ from the next one, because equal squares are kept or dropped together.
+    largest = jnp.max(jnp.where(below_bound & _next_differs(ascending), ascending, -1.0))
     keep = jnp.where(square <= largest, 1.0, 0.0)
     return keep * tokens.ratio() * tokens.advantages
 
 
 def _next_differs(ascending: Array) -> jax.Array:
-    """Tells where a value of an ascending vector [n] differs from the next; True at the end."""
+    """Returns where a value of an ascending vector [n] differs from the next; True at the end."""
     return jnp.append(ascending[1:] > ascending[:-1], True)
 
 
@@ -140,14 +148,18 @@ def mu_grpo(
     veto_low: float = 0.0,
     veto_high: float = 2.0,
 ) -> Array:
-    """Clips widely, and drops the suffix after a veto in responses with negative advantage.
+    """Clips with a wide range, and drops the tokens after an extreme ratio in bad responses.
 
     Formula: 0 where A < 0 and an earlier rho of the response is outside [veto_low, veto_high], else
-    min(rho A, clip(rho) A). PPO's clip leaves exactly these suffixes unbounded.
+    min(rho A, clip(rho) A). With A < 0, PPO's clip does not bound the objective of these tokens.
     Source: mu-GRPO, arXiv 2605.17570.
-    Verified: second-hand. These could not be verified: the veto's direction (0 switches the lower
-    side off), its threshold, the relaxed clip range, and whether the veto's own token stays.
-    Bias and variance: as for `grpo_clip` with a wide range; the dropped suffixes add a bias.
+    Verified: second-hand. The following could not be verified:
+      - the direction of the veto (veto_low = 0 disables the lower side);
+      - the threshold of the veto;
+      - the wide clip range;
+      - whether the token with the extreme ratio is kept (here: it is kept).
+    Bias and variance: as with `grpo_clip` with a wide range, with an additional bias from the
+    dropped tokens.
     """
     ratio = tokens.ratio()
     vetoes = jnp.where(tokens.mask & ((ratio < veto_low) | (ratio > veto_high)), 1, 0)
@@ -165,15 +177,16 @@ def r1_reward_stable_reinforce(
     ratio_high: float = 1e3,
     sigmas: float = 3.0,
 ) -> Array:
-    """Clips the ratio before exponentiation, and drops responses with outlying advantages.
+    """Clips the log-ratio before exponentiation, and drops responses with extreme advantages.
 
     Formula: 0 where |A - mean(A)| > sigmas std(A), else min(rho' A, clip(rho') A) with rho' =
     exp(clip(log rho, log ratio_low, log ratio_high)). mean and std run over the batch's responses.
-    Source: StableReinforce of R1-Reward, arXiv 2505.02835. Its consistency reward is no part of the
-    loss. Another public system gives this name to a different rule.
+    Source: StableReinforce of R1-Reward, arXiv 2505.02835. The paper's consistency reward is not
+    part of the loss. Another public system uses the name StableReinforce for a different rule.
     Verified: second-hand.
-    Bias and variance: as for `grpo_clip`; the dropped responses add a bias. The filter reads the
-    advantages' size and not only their sign, so `bias.corrected` has no exact gradient of it.
+    Bias and variance: as with `grpo_clip`, with an additional bias from the dropped responses. The
+    filter depends on the size of the advantages and not only on their sign. Therefore
+    `bias.corrected` cannot compute the exact gradient of this correction.
     """
     log_ratio = jnp.clip(tokens.log_ratio(), jnp.log(ratio_low), jnp.log(ratio_high))
     weights = tokens.weights / jnp.maximum(

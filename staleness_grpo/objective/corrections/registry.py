@@ -1,6 +1,6 @@
 """Lists the corrections by name, with their parameters.
 
-To add a correction of your own, write a function of a TokenBatch and put it into CORRECTIONS.
+To add your own correction, write a function of a TokenBatch and add it to CORRECTIONS.
 """
 
 import dataclasses
@@ -16,30 +16,31 @@ from staleness_grpo.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """A token objective, where it comes from, and what its definition fixes.
+    """Holds a token objective, its source, and the settings that its definition requires.
 
-    The keyword arguments of `token_objective` are its parameters. They are floats, with the
-    published values as defaults. Those without a default, clip_low and clip_high, are taken from
-    the surrogate's configuration.
+    The keyword arguments of `token_objective` are the parameters of the correction. They are
+    floats, and their defaults are the published values. clip_low and clip_high may have no default.
+    Then they are taken from the config of the surrogate.
     """
 
-    # Maps (TokenBatch, *, parameters) to the objective [..., R], to be maximized.
+    # Maps (TokenBatch, *, parameters) to the objective [..., R], which is maximized.
     token_objective: Callable[..., Array]
-    # The next three are for the documentation. The formula has the symbols of `objective.tokens`,
-    # and clip(x) stands for clip(x, 1 - clip_low, 1 + clip_high).
+    # The next three fields are used only in the documentation. `objective.tokens` defines the
+    # symbols of the formula. clip(x) means clip(x, 1 - clip_low, 1 + clip_high).
     formula: str = ""  # the objective of one token, in one line
-    source: str = ""  # paper or code
-    verified: str = ""  # how sure it is that this is the published rule
-    length_normalization: str | None = None  # the only one that the definition allows; None: any
-    normalize_std: bool | None = None  # likewise
-    reads_advantage_size: bool = False  # uses more of A than its sign and a factor |A|
-    # Whether a response's slope may depend on other responses' log-probabilities. If not,
-    # microbatches take one pass over the policy in place of two; see
+    source: str = ""  # the paper or code
+    verified: str = ""  # how the agreement with the published rule was checked
+    length_normalization: str | None = None  # the required value; None: every value is allowed
+    normalize_std: bool | None = None  # the required value; None: every value is allowed
+    # True if the objective depends on A in another way than by the sign of A and a factor |A|.
+    reads_advantage_size: bool = False
+    # False if the slope of a response does not depend on the log-probabilities of other responses.
+    # Then microbatches need one pass over the policy instead of two; see
     # `training.microbatches.accumulated`.
     reads_other_responses: bool = True
 
 
-# A correction in which the slope of a response depends on no other response.
+# Makes a Correction in which the slope of a response does not depend on other responses.
 _per_response = functools.partial(Correction, reads_other_responses=False)
 
 _EQUALS_VERL = "compared with verl's code in float64, not in a test here"
@@ -223,34 +224,34 @@ CORRECTIONS: dict[str, Correction] = {
     ),
 }
 
-# Former names, and those that replaced them.
+# Former name -> current name.
 RENAMED = {"stable_reinforce": "r1_reward_stable_reinforce"}
 
 
 def parameters(name: str) -> dict[str, float]:
-    """Returns the correction's own parameters with their defaults."""
+    """Returns the parameters of a correction that have defaults, with the defaults."""
     return own_parameters(CORRECTIONS[name].token_objective)
 
 
 def uses_surrogate_clip(name: str) -> bool:
-    """Tells whether the correction clips at surrogate.clip_low and surrogate.clip_high."""
-    return inspect.Parameter.empty in _keywords(CORRECTIONS[name].token_objective).values()
+    """Returns whether the correction reads surrogate.clip_low and surrogate.clip_high."""
+    return inspect.Parameter.empty in _keyword_arguments(CORRECTIONS[name].token_objective).values()
 
 
 def own_parameters(function: Callable) -> dict[str, float]:
-    """Maps a function's own parameters to their defaults.
+    """Returns the names and defaults of a function's own parameters.
 
-    Its own parameters are the keyword-only arguments with a default.
+    These are the keyword-only arguments that have a default.
     """
     return {
         key: value
-        for key, value in _keywords(function).items()
+        for key, value in _keyword_arguments(function).items()
         if value is not inspect.Parameter.empty
     }
 
 
 def chosen_parameters(function: Callable, correction_config: Any) -> dict[str, float]:
-    """Returns the values that `config.correction` sets for the function's own parameters."""
+    """Returns the values in `config.correction` of the function's own parameters, except None."""
     return {
         key: correction_config[key]
         for key in own_parameters(function)
@@ -258,8 +259,8 @@ def chosen_parameters(function: Callable, correction_config: Any) -> dict[str, f
     }
 
 
-def _keywords(function: Callable) -> dict[str, Any]:
-    """Maps the keyword-only arguments to their defaults, or to inspect.Parameter.empty."""
+def _keyword_arguments(function: Callable) -> dict[str, Any]:
+    """Returns the keyword-only arguments with their defaults, or with inspect.Parameter.empty."""
     return {
         key: parameter.default
         for key, parameter in inspect.signature(function).parameters.items()
@@ -268,23 +269,24 @@ def _keywords(function: Callable) -> dict[str, Any]:
 
 
 def name_hint(name: Any) -> str:
-    """Says what to give in place of a name that is not a key of CORRECTIONS."""
+    """Returns the hint for a name that is not a key of CORRECTIONS."""
     if name in RENAMED:
-        return f"this correction is called {RENAMED[name]} now: give that"
+        return f"this correction is called {RENAMED[name]} now: give the new name"
     return f"choose one of {', '.join(CORRECTIONS)}"
 
 
 def bind(name: str, surrogate: SurrogateConfig, overrides: Mapping[str, float]) -> TokenObjective:
-    """Returns the token objective of a correction with all its parameters fixed.
+    """Returns the token objective of a correction, with values for all its parameters.
 
     Args:
       name: a key of CORRECTIONS.
-      surrogate: the surrogate's choices. Its clip range is that of corrections without one of their
-        own.
-      overrides: values of parameters, in place of their defaults.
+      surrogate: the settings of the surrogate. Its clip range is used by corrections that have no
+        clip range of their own.
+      overrides: values of parameters that replace the defaults.
 
     Raises:
-      ValueError: for an unknown name or parameter, or a surrogate that the definition excludes.
+      ValueError: the name or a parameter is unknown, or the definition of the correction requires
+        another setting of the surrogate.
     """
     if name not in CORRECTIONS:
         raise ValueError(f"correction={name}: {name_hint(name)}")
@@ -292,12 +294,12 @@ def bind(name: str, surrogate: SurrogateConfig, overrides: Mapping[str, float]) 
     for field in ("length_normalization", "normalize_std"):
         required, given = getattr(correction, field), getattr(surrogate, field)
         if required is not None and given != required:
-            hint = f"the correction {name} is defined with {required}: give that"
+            hint = f"the correction {name} is defined with {required}: give {required}"
             raise ValueError(f"{field}={given}: {hint}")
     values = dict(overrides)
     if unknown := set(values) - set(parameters(name)):
-        known = ", ".join(parameters(name)) or "no parameter"
-        hint = f"leave it out: the correction {name} reads {known}"
+        known_names = ", ".join(parameters(name)) or "no parameter"
+        hint = f"remove this parameter: the correction {name} reads {known_names}"
         raise ValueError(f"{', '.join(sorted(unknown))}: {hint}")
     if uses_surrogate_clip(name):
         values |= {"clip_low": surrogate.clip_low, "clip_high": surrogate.clip_high}

@@ -1,16 +1,16 @@
-"""Refuses settings that contradict the chosen correction, by the fields of its section."""
+"""Checks the settings of the chosen correction in a config."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from staleness_grpo.errors import FieldError, require
 
-# The parameters of all corrections. Each makes a flag. Its meaning and its published value stand
-# where the correction is defined.
+# The parameters of all corrections. Each of them has a flag. The docstring and the signature of a
+# correction give the meaning and the published value of its parameters.
 PARAMETERS = (
     "alignment_threshold",  # gac, gac_after_optimizer
     "cap",  # token_tis, sequence_tis, geometric_tis, aipo
-    # Corrections with a clip range of their own: clip_higher, gspo, cispo, m2po_authors, mu_grpo.
+    # The corrections with their own clip range: clip_higher, gspo, cispo, m2po_authors, mu_grpo.
     "clip_high",
     "clip_low",
     "delta",  # negative_mask
@@ -30,6 +30,7 @@ PARAMETERS = (
     "veto_high",  # mu_grpo
     "veto_low",
 )
+# Parameters that must be <= 1.
 _AT_MOST_ONE = ("clip_low", "hill_at_quantile", "quantile", "removed_fraction", "skip_threshold")
 
 
@@ -38,20 +39,21 @@ def check_correction(
     surrogate: Mapping[str, Any],
     default_surrogate: Mapping[str, Any],
 ) -> None:
-    """Refuses a correction that cannot be run, and settings that it would not read.
+    """Raises FieldError for an unknown correction, or for settings that the correction cannot use.
 
-    Field names in the error are those of the whole config, such as 'correction.cap'.
+    The error has the name of the field in the whole config, such as 'correction.cap'.
 
     Args:
-      correction_config: `config.correction`: a name, an update rule or None, and each of PARAMETERS
-        or None.
+      correction_config: `config.correction`. It has `name`, `update_rule` (or None), and a value or
+        None for each of PARAMETERS.
       surrogate: `config.surrogate`.
       default_surrogate: `config.surrogate` of the default configuration.
 
     Raises:
-      FieldError: for the first field that cannot be used.
+      FieldError: the first field that cannot be used.
     """
-    # Imported here because these bring in JAX. A command needs it only once its flags are in order.
+    # These modules import JAX, which takes a while. So they are imported only when they are needed,
+    # and wrong flags are reported sooner.
     from staleness_grpo.objective.corrections import registry
     from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
 
@@ -74,19 +76,19 @@ def check_correction(
         if parameter in known:
             continue
         if parameter.startswith("clip_") and registry.uses_surrogate_clip(name):
-            hint = f"set surrogate.{parameter}: correction.name={name} reads that"
+            hint = f"set surrogate.{parameter} instead: correction.name={name} reads that field"
         else:
-            chosen = " and ".join(filter(None, (name, update_rule)))
-            reads = ", ".join(known) or "no parameter"
-            hint = f"leave it unset: the corrections {chosen} read {reads}"
+            chosen_names = " and ".join(filter(None, (name, update_rule)))
+            known_names = ", ".join(known) or "no parameter"
+            hint = f"remove this parameter: the corrections {chosen_names} read {known_names}"
         raise FieldError(field, hint, value)
     for field in ("length_normalization", "normalize_std"):
         required = getattr(registry.CORRECTIONS[name], field)
         if required is not None and surrogate[field] != required:
-            hint = f"correction.name={name} is defined with {required}: give that"
+            hint = f"correction.name={name} is defined with {required}: give {required}"
             raise FieldError(f"surrogate.{field}", hint, surrogate[field])
     for field in ("clip_low", "clip_high"):
         if not registry.uses_surrogate_clip(name) and surrogate[field] != default_surrogate[field]:
-            hint = f"set correction.{field}" if field in known else "leave it at its default"
-            hint = f"correction.name={name} does not read it: {hint}"
+            hint = f"set correction.{field} instead" if field in known else "keep the default value"
+            hint = f"correction.name={name} does not read this field: {hint}"
             raise FieldError(f"surrogate.{field}", hint, surrogate[field])

@@ -1,6 +1,7 @@
-"""Loads and saves policies as model folders of the Hugging Face layout.
+"""Loads and saves policies as model folders in the Hugging Face layout.
 
-The contract is `load(folder, dtype=...) -> (policy, params)` and `save(folder, policy, params)`.
+The main functions are `load(folder, dtype=...) -> (policy, params)` and
+`save(folder, policy, params)`.
 """
 
 from staleness_grpo.policy.huggingface.config import ModelFolderError, read_config

@@ -1,4 +1,4 @@
-"""Turns a config.json of the Llama and Qwen family into a TransformerConfig, and back."""
+"""Converts the config.json of a Llama or Qwen model to a TransformerConfig, and back."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ from staleness_grpo.policy.architecture import RopeScaling, TransformerConfig
 class ModelFolderError(ValueError):
     """A model folder cannot be used.
 
-    The message names the file, the field or tensor, and what to do.
+    The message names the file and the field or tensor, and says how to fix the problem.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Holds what the name of an architecture decides, and its config.json does not say."""
+    """Holds settings that follow from an architecture's name and are not in its config.json."""
 
     model_type: str
     qkv_bias: bool = False
@@ -36,10 +36,10 @@ FAMILIES = {
     "Qwen3ForCausalLM": Family("qwen3", qk_norm=True, head_dim=128),
 }
 
-# Fields that change the computation, with the one value that this decoder computes. Absent fields
-# are taken to have that value.
-REQUIRED = {
-    "attention_bias": False,  # would put a bias on the output projection too
+# Fields that change the computation, with the only value that this decoder supports. An absent
+# field is taken to have this value.
+ONLY_SUPPORTED_VALUES = {
+    "attention_bias": False,  # True would add a bias to the output projection too
     "hidden_act": "silu",
     "is_causal": True,
     "mlp_bias": False,
@@ -49,42 +49,45 @@ REQUIRED = {
 }
 
 
-class Kind(NamedTuple):
-    """Says what a field may hold, in words and as a test."""
+class FieldType(NamedTuple):
+    """Describes the values that a field may have, in words and as a function."""
 
-    words: str
-    accepts: Callable[[Any], bool]
-
-
-def or_null(kind: Kind) -> Kind:
-    """Returns the kind of a field that may also be null, which means the same as absent."""
-    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.accepts(value))
+    description: str
+    is_valid: Callable[[Any], bool]
 
 
-COUNT = Kind("a whole number above 0", lambda value: type(value) is int and value > 0)
-POSITIVE = Kind(
+def or_null(field_type: FieldType) -> FieldType:
+    """Returns the type of a field that may also be null. A null field counts as absent."""
+    return FieldType(
+        f"{field_type.description}, or null",
+        lambda value: value is None or field_type.is_valid(value),
+    )
+
+
+COUNT = FieldType("a whole number above 0", lambda value: type(value) is int and value > 0)
+POSITIVE = FieldType(
     "a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf
 )
-SWITCH = Kind("true or false", lambda value: isinstance(value, bool))
-NAMES = Kind(
+SWITCH = FieldType("true or false", lambda value: isinstance(value, bool))
+NAMES = FieldType(
     "a list of names",
     lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
 )
-RECORD = Kind("an object of fields", lambda value: isinstance(value, dict))
-FILES = Kind(
+RECORD = FieldType("an object of fields", lambda value: isinstance(value, dict))
+FILES = FieldType(
     "the file of each tensor",
-    lambda value: isinstance(value, dict) and NAMES.accepts([*value.values()]),
+    lambda value: isinstance(value, dict) and NAMES.is_valid([*value.values()]),
 )
-TOKEN = Kind("a token's number", lambda value: type(value) is int)
-TOKENS = Kind(
+TOKEN = FieldType("a token's number", lambda value: type(value) is int)
+TOKENS = FieldType(
     "a token's number, or a list of them",
     lambda value: (
-        TOKEN.accepts(value) or isinstance(value, list) and all(map(TOKEN.accepts, value))
+        TOKEN.is_valid(value) or isinstance(value, list) and all(map(TOKEN.is_valid, value))
     ),
 )
-# The fields whose values are used, in any JSON file of a model folder and in the records of rotary
-# positions within config.json.
-FIELDS = {
+# The type of every field that this package reads, in any JSON file of a model folder and in the
+# objects `rope_parameters` and `rope_scaling` of config.json.
+FIELD_TYPES = {
     "architectures": or_null(NAMES),
     "bos_token_id": or_null(TOKEN),
     "eos_token_id": or_null(TOKENS),
@@ -112,12 +115,12 @@ FIELDS = {
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """Reads the fields in a JSON file of a model folder.
+    """Returns the fields of a JSON file in a model folder.
 
     Raises:
-      ModelFolderError: the file cannot be read, or one of FIELDS holds another kind of value.
+      ModelFolderError: the file cannot be read, or a value does not have the type in FIELD_TYPES.
     """
-    hint = "put the checkpoint's own file there"
+    hint = "replace it with the checkpoint's own file"
     try:
         fields = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -129,9 +132,9 @@ def read_json(path: pathlib.Path) -> dict:
         )
     for record in (fields, fields.get("rope_parameters"), fields.get("rope_scaling")):
         for name, value in record.items() if isinstance(record, dict) else ():
-            if name in FIELDS and not FIELDS[name].accepts(value):
+            if name in FIELD_TYPES and not FIELD_TYPES[name].is_valid(value):
                 raise ModelFolderError(
-                    f"{path}: {name}={json.dumps(value):.60}: give {FIELDS[name].words}"
+                    f"{path}: {name}={json.dumps(value):.60}: give {FIELD_TYPES[name].description}"
                 )
     return fields
 
@@ -144,12 +147,12 @@ def read_config(folder: str | pathlib.Path, **choices: Any) -> TransformerConfig
       choices: the fields of TransformerConfig that config.json does not decide, such as dtype.
 
     Raises:
-      ModelFolderError: an architecture, or a value of a field, that this decoder does not compute.
+      ModelFolderError: the architecture or a value of a field is not supported.
     """
-    if not os.path.isdir(folder):  # pathlib would take "" for the current folder
+    if not os.path.isdir(folder):  # pathlib would read "" as the current folder
         hint = (
             "download a model of the Hub first (hf download NAME --local-dir FOLDER) "
-            "and give its folder"
+            "and give the folder of the download"
         )
         raise ModelFolderError(f"there is no folder {str(folder)!r}: {hint}")
     path = pathlib.Path(folder) / "config.json"
@@ -161,14 +164,14 @@ def read_config(folder: str | pathlib.Path, **choices: Any) -> TransformerConfig
                 f"the architecture {name} is not supported: give one of {', '.join(FAMILIES)}"
             )
         family = FAMILIES[name]
-        for field, value in REQUIRED.items():
+        for field, value in ONLY_SUPPORTED_VALUES.items():
             if fields.get(field, value) != value:
-                hint = f"only {value}: give another checkpoint"
-                raise ModelFolderError(f"{field}={fields[field]} is not supported, {hint}")
-        if any(kind != "full_attention" for kind in fields.get("layer_types") or []):
-            kinds = ", ".join(sorted(set(fields["layer_types"])))
-            hint = "only full_attention: give another checkpoint"
-            raise ModelFolderError(f"layer_types={kinds} is not supported, {hint}")
+                hint = f"only {value} is supported: give another checkpoint"
+                raise ModelFolderError(f"{field}={fields[field]}: {hint}")
+        if any(layer_type != "full_attention" for layer_type in fields.get("layer_types") or []):
+            layer_types = ", ".join(sorted(set(fields["layer_types"])))
+            hint = "only full_attention is supported: give another checkpoint"
+            raise ModelFolderError(f"layer_types={layer_types}: {hint}")
         heads = fields["num_attention_heads"]
         kv_heads = fields.get("num_key_value_heads")
         theta, scaling = read_rope(fields)
@@ -189,15 +192,15 @@ def read_config(folder: str | pathlib.Path, **choices: Any) -> TransformerConfig
             **choices,
         )
     except KeyError as error:
-        raise ModelFolderError(f"{path}: the field {error} is missing: add it") from error
+        raise ModelFolderError(f"{path}: the field {error} is missing: add the field") from error
     except ModelFolderError as error:
         raise ModelFolderError(f"{path}: {error}") from error
-    except FieldError as error:  # a shape that the decoder cannot have
+    except FieldError as error:  # the decoder does not support the architecture
         raise ModelFolderError(f"{path}: {error}, or another checkpoint") from error
 
 
 def max_positions(folder: str | pathlib.Path) -> int | None:
-    """Returns the longest sequence that the checkpoint is made for; None if config.json has none.
+    """Returns the longest sequence of the checkpoint, in tokens; None if config.json has no limit.
 
     Raises:
       ModelFolderError: config.json cannot be used.
@@ -208,33 +211,34 @@ def max_positions(folder: str | pathlib.Path) -> int | None:
 def read_rope(fields: dict) -> tuple[float, RopeScaling | None]:
     """Returns theta and the scaling of the rotary positions.
 
-    They stand in `rope_parameters`, or in the older `rope_theta` and `rope_scaling`.
+    They are read from `rope_parameters`, or from the older fields `rope_theta` and `rope_scaling`.
 
     Raises:
       KeyError: a field of the scaling is missing.
-      ModelFolderError: the two spellings contradict each other, or a kind that is not supported.
+      ModelFolderError: the new and the old fields contradict each other, or the type of scaling is
+        not supported.
     """
-    spellings = [fields[name] for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
-    old_and_new = [
-        {name: value for name, value in rope.items() if name != "rope_theta"} for rope in spellings
+    ropes = [fields[name] for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
+    scalings = [
+        {name: value for name, value in rope.items() if name != "rope_theta"} for rope in ropes
     ]
-    if len(spellings) == 2 and old_and_new[0] != old_and_new[1]:
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
         raise ModelFolderError(
-            "rope_parameters and rope_scaling contradict each other: leave one of them out"
+            "rope_parameters and rope_scaling contradict each other: remove one of them"
         )
-    rope = spellings[0] if spellings else {}
+    rope = ropes[0] if ropes else {}
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         value = rope["partial_rotary_factor"]
         raise ModelFolderError(
-            f"partial_rotary_factor={value} is not supported, only 1.0: give another checkpoint"
+            f"partial_rotary_factor={value}: only 1.0 is supported: give another checkpoint"
         )
-    if kind == "default":
+    if rope_type == "default":
         return theta, None
-    if kind != "llama3":
+    if rope_type != "llama3":
         raise ModelFolderError(
-            f"rope_type={kind} is not supported: give a checkpoint with default or llama3"
+            f"rope_type={rope_type} is not supported: give a checkpoint with default or llama3"
         )
     return theta, RopeScaling(
         factor=rope["factor"],
@@ -247,15 +251,16 @@ def read_rope(fields: dict) -> tuple[float, RopeScaling | None]:
 def write_config(config: TransformerConfig, base: dict) -> dict:
     """Returns the fields of a config.json for this architecture.
 
-    Fields of `base` that the architecture does not decide are kept.
+    The fields of `base` are kept, except the fields that the architecture decides.
 
     Raises:
-      ModelFolderError: the policy has both biases and norms, as no supported architecture has.
+      ModelFolderError: the policy has both biases and norms of q/k. No supported architecture has
+        both.
     """
     families = {(family.qkv_bias, family.qk_norm): name for name, family in FAMILIES.items()}
     name = families.get((config.qkv_bias, config.qk_norm))
     if name is None:
-        hint = "give False for one of them"
+        hint = "set one of them to False"
         raise ModelFolderError(f"no known architecture has both qkv_bias and qk_norm: {hint}")
     fields = {
         "architectures": [name],
@@ -267,7 +272,7 @@ def write_config(config: TransformerConfig, base: dict) -> dict:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.d_ff,
-        # The older spelling, which every version of transformers reads.
+        # The older fields, which every version of `transformers` reads.
         "rope_theta": config.rope_theta,
         "rope_scaling": None,
         "rms_norm_eps": config.norm_epsilon,

@@ -2,8 +2,8 @@
 
 Needs the package `safetensors` (the `hf` extra).
 
-Tensors are read one by one, each into its sharding. Of each tensor a host reads the parts that its
-devices hold. So it holds one tensor at a time, besides the parameters.
+Tensors are read one after another and sharded at once. Of each tensor, a host reads only the parts
+that its own devices hold. So besides the parameters, a host has at most one tensor in memory.
 """
 
 import functools
@@ -27,8 +27,8 @@ from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.types import PyTree
 
-# Files that are copied from the folder that a policy came from: its tokenizer and its settings.
-COMPANIONS = (
+# The tokenizer and settings that `save` copies from the folder from which a policy was loaded.
+COPIED_FILES = (
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -37,7 +37,7 @@ COMPANIONS = (
     "merges.txt",
     "added_tokens.json",
 )
-MAX_LISTED = 8  # names of tensors in one error message
+MAX_LISTED_NAMES = 8  # most names of tensors in one error message
 
 
 def load(
@@ -51,40 +51,40 @@ def load(
 
     Args:
       folder: has config.json, and model.safetensors or the index of several files.
-      dtype: of activations; with any of them, log-probabilities are float32 or better.
-      param_dtype: of the parameters, whatever type the file has.
-      mesh: over which the parameters are sharded; by default the first device.
+      dtype: of activations. With any dtype, log-probabilities have at least float32 precision.
+      param_dtype: of the parameters. The tensors in the file are converted to this type.
+      mesh: the mesh over which the parameters are sharded; by default the first device.
 
     Raises:
-      ModelFolderError: an architecture that is not supported, or tensors that are missing, extra,
-        misshapen, not floating or not finite, by name.
+      ModelFolderError: the architecture is not supported. Or tensors are missing, unexpected, of
+        the wrong shape, not of a floating-point type, or not finite. The message names them.
     """
     policy = Policy(read_config(folder, dtype=dtype, param_dtype=param_dtype))
     return policy, load_params(folder, policy, mesh_lib.make_mesh() if mesh is None else mesh)
 
 
 def load_params(folder: str | pathlib.Path, policy: Policy, mesh: Mesh) -> PyTree:
-    """Reads the parameters of `policy` in `param_dtype`, sharded over `mesh`.
+    """Returns the parameters of `policy` in `param_dtype`, sharded over `mesh`.
 
     Raises:
-      ModelFolderError: as `check_tensors`, and for tensors that are not finite in `param_dtype`.
+      ModelFolderError: `check_tensors` raises it, or tensors are not finite in `param_dtype`.
     """
     files = check_tensors(folder, policy.config)
     abstract = layout.abstract_params(policy)
     shardings = mesh_lib.parameter_shardings(abstract, mesh)
-    finite = dict.fromkeys(files, True)
+    is_finite = dict.fromkeys(files, True)
 
-    def read(path, leaf, sharding):
+    def read_leaf(path, leaf, sharding):
         name, shape = layout.stored_name(path), sharding.shard_shape(leaf.shape)
 
         @functools.cache  # several devices may hold the same part
         def read_part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
             index = tuple(slice(*bound) for bound in bounds)
             tensor = weights.read_tensor(files[name], name, index)
-            with np.errstate(over="ignore"):  # refused below
-                host = layout.from_stored(path, tensor, shape).astype(leaf.dtype)
-            finite[name] &= bool(np.isfinite(host).all())
-            return host
+            with np.errstate(over="ignore"):  # overflow gives inf, which raises an error below
+                part = layout.from_stored(path, tensor, shape).astype(leaf.dtype)
+            is_finite[name] &= bool(np.isfinite(part).all())
+            return part
 
         return jax.make_array_from_callback(
             leaf.shape,
@@ -92,12 +92,13 @@ def load_params(folder: str | pathlib.Path, policy: Policy, mesh: Mesh) -> PyTre
             lambda index: read_part(layout.stored_bounds(path, leaf.shape, index or ())),
         )
 
-    params = jax.tree_util.tree_map_with_path(read, abstract, shardings)
-    # Each process has seen its own parts. They agree on the result, so that all of them end.
-    counts = mesh_lib.sum_over_processes(~np.array([*finite.values()]))
-    if names := [name for name, count in zip(finite, counts, strict=True) if count]:
+    params = jax.tree_util.tree_map_with_path(read_leaf, abstract, shardings)
+    # Each process checked only its own parts. The processes add up their results, so that all of
+    # them raise the same error.
+    counts = mesh_lib.sum_over_processes(~np.array([*is_finite.values()]))
+    if names := [name for name, count in zip(is_finite, counts, strict=True) if count]:
         problem = f"{len(names)} tensors are not finite in {policy.config.param_dtype}"
-        listed = ", ".join(names[:MAX_LISTED])
+        listed = ", ".join(names[:MAX_LISTED_NAMES])
         raise ModelFolderError(f"{folder}: {problem}: {listed}: give another checkpoint")
     return params
 
@@ -111,36 +112,37 @@ def save(
     end_token: int | tuple[int, ...] | None = None,
     pad_token: int | None = None,
 ) -> None:
-    """Writes a folder that `load` and the library `transformers` read as the same policy.
+    """Writes a model folder, which `load` and the library `transformers` can read.
 
-    The weights are in `param_dtype`. The folder is made if needed. Weights that it holds already
-    are replaced, in however many files they are. With several processes, all of them call this, and
-    the first one writes.
+    The weights are written in `param_dtype`. The folder is made if needed. All weight files that
+    are already in the folder are replaced. With several processes, all of them must call this
+    function. Only the first process writes.
 
     Args:
       folder: the folder to write.
       policy: the policy that the parameters belong to.
       params: the parameters, sharded or not.
       source: the model folder that the policy was loaded from, if any. Its tokenizer, its
-        generation settings and the rest of its config.json are copied.
-      end_token: what ends a response of a policy without `source`; None: nothing does.
-      pad_token: what fills the positions after the end, of a policy without `source`.
+        generation settings and the other fields of its config.json are copied.
+      end_token: the token or tokens that end a response; None if no token does. Used without
+        `source`.
+      pad_token: the token that fills the positions after the end. Used without `source`.
 
     Raises:
-      ModelFolderError: the source cannot be read, which is found before anything is written; or no
-        known architecture has the policy's shape.
-      OSError: for example for a full disk.
+      ModelFolderError: the source cannot be read, or no known architecture has the policy's
+        settings. In both cases nothing is written.
+      OSError: a file cannot be written, for example because the disk is full.
     """
-    first = jax.process_index() == 0
+    is_first_process = jax.process_index() == 0
     folder = pathlib.Path(folder)
-    # Explicit nulls, because transformers puts its own numbers where these fields are absent.
+    # None is written as null, because `transformers` uses its own default tokens for absent fields.
     base = dict(bos_token_id=None, eos_token_id=end_token, pad_token_id=pad_token)
     config = write_config(
         policy.config, base if source is None else read_json(pathlib.Path(source) / "config.json")
     )
     folder.mkdir(parents=True, exist_ok=True)
-    if first and source is not None and not folder.samefile(source):
-        for pattern in COMPANIONS:
+    if is_first_process and source is not None and not folder.samefile(source):
+        for pattern in COPIED_FILES:
             for path in pathlib.Path(source).glob(pattern):
                 shutil.copyfile(path, folder / path.name)
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -152,10 +154,10 @@ def save(
             layout.stored_name(path): layout.to_stored(path, mesh_lib.get_whole(leaf))
             for path, leaf in shard
         }
-        if first:
+        if is_first_process:
             weights.write_tensors(tensors, folder / file)
         weight_map |= dict.fromkeys(tensors, file)
-    if not first:
+    if not is_first_process:
         return
     weights.remove_other_weights(folder, files)
     if len(shards) > 1:
@@ -164,14 +166,14 @@ def save(
 
 
 def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict[str, pathlib.Path]:
-    """Returns the file of each tensor, after comparing names and shapes with the architecture.
+    """Returns the file of each tensor, and checks names and shapes against the architecture.
 
-    Only headers are read. With tied embeddings a file may hold the head as well, if it equals the
-    embedding. Then both are read and compared.
+    Only headers are read, with one exception. With tied embeddings, the folder may also have the
+    head, if it equals the embedding. Then both tensors are read and compared.
 
     Raises:
-      ModelFolderError: names what is missing, extra, misshapen or not floating, or the file that
-        cannot be read.
+      ModelFolderError: a file cannot be read. Or tensors are missing, unexpected, of the wrong
+        shape, or not of a floating-point type. The message names the file or the tensors.
     """
     stored = weights.stored_tensors(pathlib.Path(folder))
     abstract = layout.abstract_params(Policy(config))
@@ -186,21 +188,22 @@ def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict
         weights.read_tensor(stored[head][0], head),
     ):
         raise ModelFolderError(
-            f"{folder}: {head} differs from {embedding}: set tie_word_embeddings to false"
+            f"{folder}: {head} differs from {embedding}: "
+            "set tie_word_embeddings to false in config.json"
         )
     extra = set(stored) - set(expected) - ({head} if copied_head else set())
-    hint = "put the config.json and all weights of one checkpoint there"
+    hint = "copy config.json and all weights of one checkpoint into this folder"
     for problem, names in (
         ("missing", set(expected) - set(stored)),
         ("not of this architecture", extra),
     ):
         if names:
-            listed = ", ".join(sorted(names)[:MAX_LISTED])
+            listed = ", ".join(sorted(names)[:MAX_LISTED_NAMES])
             raise ModelFolderError(
                 f"{folder}: {len(names)} tensors are {problem}: {listed}: {hint}"
             )
     for name, shape in expected.items():
         if (stored_shape := stored[name][1]) != shape:
-            problem = f"{name} has shape {stored_shape}, config.json makes it {shape}"
+            problem = f"{name} has shape {stored_shape}, but config.json requires {shape}"
             raise ModelFolderError(f"{folder}: {problem}: {hint}")
     return {name: stored[name][0] for name in expected}

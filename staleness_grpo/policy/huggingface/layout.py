@@ -1,6 +1,6 @@
 """Maps the parameters of a policy to the tensors of a model folder: names, axes and shapes.
 
-`path` is a leaf's path of keys in the tree of parameters, as JAX gives it.
+`path` is the tuple of keys that leads to a leaf in the tree of parameters, as returned by JAX.
 """
 
 import math
@@ -12,7 +12,8 @@ import numpy as np
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import PyTree
 
-NAMES = {  # path of a leaf, from below its layer, to the name in the file
+# Path of a leaf below its layer -> name of the tensor in the file below its layer.
+NAMES = {
     "embedding": "model.embed_tokens.weight",
     "final_norm/scale": "model.norm.weight",
     "head": "lm_head.weight",
@@ -39,26 +40,26 @@ def abstract_params(policy: Policy) -> PyTree:
 
 
 def leaf_name(path: tuple) -> str:
-    """Joins the keys of a path, as in 'layer_0_mlp/gate/kernel'."""
+    """Returns the keys of a path joined by slashes, such as 'layer_0_mlp/gate/kernel'."""
     return "/".join(key.key for key in path)
 
 
 def stored_name(path: tuple) -> str:
-    """Returns the name that a leaf has in the file."""
+    """Returns the name of a leaf's tensor in the file."""
     if layer := re.fullmatch(r"layer_(\d+)_(.+)", leaf_name(path)):
         return f"model.layers.{layer[1]}.{NAMES[layer[2]]}"
     return NAMES[leaf_name(path)]
 
 
 def transposed(path: tuple) -> bool:
-    """Says whether the leaf is a linear map whose outputs come first in the file."""
+    """Returns whether the leaf is a linear map, which the file stores with the outputs first."""
     return path[-1].key in ("kernel", "head")
 
 
 def stored_axes(path: tuple, ndim: int) -> list[range]:
-    """Returns, for each axis in the file, the axes of the leaf that make it.
+    """Returns, for each axis of the tensor in the file, the axes of the leaf that are joined to it.
 
-    Heads and their features are two axes of a leaf and one axis in the file.
+    For example, heads and features are two axes of a leaf and one axis of the tensor.
     """
     if not transposed(path):
         return [range(1), range(1, 2)] if path[-1].key == "embedding" else [range(ndim)]
@@ -67,27 +68,27 @@ def stored_axes(path: tuple, ndim: int) -> list[range]:
 
 
 def stored_shape(path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape that a leaf of this shape has in the file."""
+    """Returns the shape in the file of a leaf with this shape."""
     return tuple(math.prod(shape[axis] for axis in axes) for axes in stored_axes(path, len(shape)))
 
 
 def stored_bounds(
     path: tuple, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> tuple[tuple[int, int], ...]:
-    """Returns (start, stop) on each axis in the file for the part `index` of a leaf.
+    """Returns the part `index` of a leaf as (start, stop) on each axis of the tensor in the file.
 
-    A part may be some of the heads, but has all features of each.
+    The part may have only some of the heads, but has all features of each head.
     """
     bounds = []
-    for first, *rest in stored_axes(path, len(shape)):
-        start, stop, _ = index[first].indices(shape[first])
-        size = math.prod(shape[axis] for axis in rest)
+    for first_axis, *other_axes in stored_axes(path, len(shape)):
+        start, stop, _ = index[first_axis].indices(shape[first_axis])
+        size = math.prod(shape[axis] for axis in other_axes)
         bounds.append((start * size, stop * size))
     return tuple(bounds)
 
 
 def to_stored(path: tuple, leaf: np.ndarray) -> np.ndarray:
-    """Turns a leaf into the tensor in the file."""
+    """Converts a leaf to the tensor that the file stores."""
     shape = stored_shape(path, leaf.shape)
     return np.ascontiguousarray(
         leaf.reshape(shape[::-1]).T if transposed(path) else leaf.reshape(shape)
@@ -95,5 +96,5 @@ def to_stored(path: tuple, leaf: np.ndarray) -> np.ndarray:
 
 
 def from_stored(path: tuple, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Turns a tensor in the file, or a part of it, into the leaf or part with this shape."""
+    """Converts a tensor of the file, or a part of one, to the leaf, or part, with this shape."""
     return (tensor.T if transposed(path) else tensor).reshape(shape)

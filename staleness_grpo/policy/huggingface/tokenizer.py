@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a model folder: text to tokens and back, chat template, stop tokens.
+"""Reads the tokenizer of a model folder, with its chat template and its stop tokens.
 
 Needs the packages `tokenizers` and, for chat templates, `jinja2` (the `hf` extra).
 """
@@ -21,54 +21,56 @@ SPECIAL_TOKENS = (
     "cls_token",
     "mask_token",
 )
-# The date that chat templates are told. With the real date, a prompt would be another one tomorrow.
-# Llama 3's own template falls back on this day.
-TODAY = datetime.datetime(2024, 7, 26)
+# The date that chat templates get. With the real date, prompts would change from day to day. The
+# template of Llama 3 also uses this date by default.
+TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Holds tokenizer.json, and what the other files of the folder say about its use."""
+    """Holds the tokenizer of tokenizer.json, and settings from the other files of the folder."""
 
     tokenizer: Any  # tokenizers.Tokenizer
     bos_token: int | None
     stop_tokens: tuple[int, ...]  # each of them ends a response
     pad_token: int  # the first stop token, if the folder names no pad token
     chat_template: str | None
-    template_file: pathlib.Path  # has the chat template
-    special_tokens: dict[str, str]  # bos_token and the like as text, for the chat template
+    template_file: pathlib.Path  # the file that has the chat template
+    special_tokens: dict[str, str]  # text of SPECIAL_TOKENS by name, for the chat template
 
     @property
     def vocab_size(self) -> int:
         """Returns the largest token plus one.
 
-        A model's vocabulary may be larger, because it is filled up to a round number.
+        The vocabulary of the model may be larger, because models pad it to a round number.
         """
-        return max(self.tokenizer.get_vocab().values()) + 1  # tokens may leave numbers out
+        # Not the number of tokens, because a tokenizer may skip some token ids.
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the tokens of a text.
 
-        With `add_special_tokens` they include those that tokenizer.json puts around a text.
+        With `add_special_tokens`, the special tokens that tokenizer.json defines for the beginning
+        and the end of a text are included.
         """
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Returns the text of tokens; those beyond the tokenizer's vocabulary are left out."""
+        """Returns the text of the tokens. Tokens outside the tokenizer's vocabulary are skipped."""
         return self.tokenizer.decode(
             [int(token) for token in tokens], skip_special_tokens=skip_special_tokens
         )
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Returns the tokens of a conversation, up to where the assistant answers.
+        """Returns the tokens of a conversation, up to the point where the assistant answers.
 
         Args:
           messages: the messages, each with "role" and "content".
 
         Raises:
-          ModelFolderError: the folder has no chat template, or one that fails.
+          ModelFolderError: the folder has no chat template, or its chat template fails.
         """
-        # Without special tokens, because the template writes them itself.
+        # No special tokens are added, because the template contains them.
         return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
@@ -79,7 +81,7 @@ class Tokenizer:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Generation(Extension):
-            """Renders what is inside {% generation %} blocks, which mark the assistant's part."""
+            """Renders the contents of {% generation %} blocks, which mark the assistant's part."""
 
             tags = {"generation"}
 
@@ -87,15 +89,15 @@ class Tokenizer:
                 next(parser.stream)
                 return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
-        # Chat templates are written for these settings, and for these names beyond Jinja's own.
+        # Chat templates expect these settings, and these names in addition to Jinja's own.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(
             value, ensure_ascii=False, **options
         )
-        environment.globals["raise_exception"] = _refuse_conversation
-        environment.globals["strftime_now"] = TODAY.strftime
+        environment.globals["raise_exception"] = _raise_from_template
+        environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
         names = dict(
             messages=list(messages), tools=None, documents=None, add_generation_prompt=True
         )
@@ -105,7 +107,7 @@ class Tokenizer:
             )
         except ModelFolderError:
             raise
-        except Exception as error:  # a template is a program, and can fail as any other
+        except Exception as error:  # a template is a program, and can raise any error
             reason = f"{type(error).__name__}: {error}"
             raise ModelFolderError(
                 f"the chat template in {self.template_file} fails ({reason})"
@@ -115,8 +117,7 @@ class Tokenizer:
 def load(folder: str | pathlib.Path) -> Tokenizer:
     """Returns the tokenizer of a model folder.
 
-    Stop tokens are the `eos_token_id` of generation_config.json. If that has none, config.json is
-    asked.
+    The stop tokens are the `eos_token_id` of generation_config.json, or else of config.json.
 
     Raises:
       ModelFolderError: tokenizer.json is missing or cannot be read, or no file names a stop token.
@@ -127,16 +128,16 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise ModelFolderError(
-            f"{folder} has no tokenizer.json: put the checkpoint's own file there"
+            f"{folder} has no tokenizer.json: copy the checkpoint's tokenizer.json into this folder"
         )
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no more special class
-        hint = "put the checkpoint's own file there"
+    except Exception as error:  # the library raises plain Exception
+        hint = "replace it with the checkpoint's own file"
         raise ModelFolderError(f"{path} cannot be read ({error}): {hint}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    special_map, texts, generation, config = (
+    special_map, tokenizer_config, generation, config = (
         read_json(folder / name) if (folder / name).exists() else {}
         for name in (
             "special_tokens_map.json",
@@ -145,14 +146,20 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
             "config.json",
         )
     )
-    named = special_map | {name: token for name, token in texts.items() if token is not None}
-    special = {name: _text(named[name]) for name in SPECIAL_TOKENS if named.get(name) is not None}
+    given_tokens = special_map | {
+        name: token for name, token in tokenizer_config.items() if token is not None
+    }
+    special = {
+        name: _special_text(given_tokens[name])
+        for name in SPECIAL_TOKENS
+        if given_tokens.get(name) is not None
+    }
     ids = {name: tokenizer.token_to_id(text) for name, text in special.items()}
     stop = _first_given(generation.get("eos_token_id"), config.get("eos_token_id"))
     if stop is None or stop == []:
         raise ModelFolderError(
             f"{folder}: neither generation_config.json nor config.json has an eos_token_id: "
-            "add the token that ends a response"
+            "add the number of the token that ends a response to one of them"
         )
     stop_tokens = (stop,) if isinstance(stop, int) else tuple(stop)
     pad = _first_given(generation.get("pad_token_id"), ids.get("pad_token"))
@@ -161,7 +168,7 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         template: str | None = template_file.read_text()
     else:
         template_file = folder / "tokenizer_config.json"
-        template = _default_template(texts.get("chat_template"))
+        template = _default_template(tokenizer_config.get("chat_template"))
     return Tokenizer(
         tokenizer=tokenizer,
         bos_token=generation.get("bos_token_id", config.get("bos_token_id", ids.get("bos_token"))),
@@ -178,18 +185,18 @@ def _first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _text(token: str | dict) -> str:
-    """Returns the text of a special token, which some files wrap in a record."""
+def _special_text(token: str | dict) -> str:
+    """Returns the text of a special token. Some files store it in the field "content" of a dict."""
     return token["content"] if isinstance(token, dict) else token
 
 
 def _default_template(template: str | list | None) -> str | None:
-    """Returns the default chat template; some files have a list of named templates."""
+    """Returns the default chat template. Some files have a list of named templates."""
     if isinstance(template, list):
         return next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
 
 
-def _refuse_conversation(message: str) -> None:
-    """Raises ModelFolderError. A chat template calls this to refuse a conversation."""
+def _raise_from_template(message: str) -> None:
+    """Raises ModelFolderError. A chat template calls this to reject a conversation."""
     raise ModelFolderError(f"the chat template refuses the conversation: {message}")

@@ -186,11 +186,11 @@ def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
     assert check_workdir(str(tmp_path), config) == tmp_path  # its own: a resume
     config.lag.max_lag = 16
     with pytest.raises(
-        FlagError, match=r"another config.*lag\.max_lag is 0 there, 16 here"
+        FlagError, match=r"another config.*lag\.max_lag is 0 in the folder, 16 in this call"
     ) as error:
         check_workdir(str(tmp_path), config)
     one_line(error)
-    with pytest.raises(FlagError, match=r"extra is absent there, 3 here"):
+    with pytest.raises(FlagError, match=r"extra is absent in the folder, 3 in this call"):
         check_workdir(str(tmp_path), type(config)({"extra": 3} | default_config().to_dict()))
     assert (tmp_path / "config.json").read_bytes() == before
 
@@ -202,7 +202,9 @@ def test_an_unset_field_that_older_results_do_not_have_is_no_difference(tmp_path
     write_json(tmp_path / "config.json", older)
     assert check_workdir(str(tmp_path), config) == tmp_path
     config.correction.update({"name": "aipo", "cap": 3.0})
-    with pytest.raises(FlagError, match=r"correction\.cap is absent there, 3\.0 here"):
+    with pytest.raises(
+        FlagError, match=r"correction\.cap is absent in the folder, 3\.0 in this call"
+    ):
         check_workdir(str(tmp_path), config)
 
 
@@ -230,7 +232,7 @@ def test_nothing_runs_and_nothing_is_written_when_the_config_is_refused(tmp_path
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs Linux's /proc")
 def test_a_workdir_where_no_folder_can_be_made_is_refused():
-    with pytest.raises(FlagError, match="--workdir=/proc/results: no folder can be made there"):
+    with pytest.raises(FlagError, match="--workdir=/proc/results: no folder can be created"):
         execute(lambda *args: None, default_config(), "/proc/results")
 
 
@@ -253,7 +255,7 @@ def test_a_workdir_in_use_is_refused_and_free_again_afterwards(tmp_path):
     def run_there(main):
         execute(main, default_config(), str(tmp_path))
 
-    with pytest.raises(FlagError, match="another process is at work there"):
+    with pytest.raises(FlagError, match="another process uses this folder"):
         run_there(lambda *args: run_there(lambda *args: None))
     run_there(lambda *args: None)
 
@@ -264,8 +266,8 @@ def test_ctrl_c_ends_in_one_line(tmp_path, capsys):
     assert end.value.code == 130
     line = capsys.readouterr().err
     assert (
-        line
-        == f"--workdir={tmp_path}: interrupted; the same command goes on from what is saved there\n"
+        line == f"--workdir={tmp_path}: interrupted; "
+        "run the same command again to continue from the saved results\n"
     )
 
 
@@ -301,7 +303,7 @@ def test_command_with_a_config_of_another_experiment(tmp_path):
     other.write_text(GOOD + "def get_config(c=get_config()):\n    del c.lag\n    return c\n")
     result = start(f"--workdir={tmp_path / 'out'}", f"--config={other}")
     assert result.returncode == 2
-    assert result.stderr == f"--config={other}: has no section lag: give one like {DEFAULT}\n"
+    assert result.stderr == f"--config={other}: has no section lag: give a config like {DEFAULT}\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -71,11 +71,11 @@ def test_configs_that_contradict_the_checkpoint_are_refused(tmp_path):
     config = config_from_checkpoint(tmp_path / "start")
     for flag, value, words in (
         ("policy.d_model", 16, "policy.checkpoint has 8: leave the flag out"),
-        ("policy.vocab_chunks", 5, "divisor of the checkpoint's vocabulary 12"),
+        ("policy.vocab_chunks", 5, "divisor of the checkpoint's vocabulary size 12"),
         ("policy.checkpoint", str(tmp_path / "none"), "there is no folder .*hf download"),
         ("policy.checkpoint", "meta-llama/Llama-3.2-1B", "download a model of the Hub first"),
         ("policy.checkpoint", "", "there is no folder ''"),
-        ("task.vocab_size", 13, "the task has 13 tokens, the checkpoint 12"),
+        ("task.vocab_size", 13, "the task has 13 tokens, but the checkpoint has only 12"),
         ("microbatch_prompts", 3, "divisor of num_prompts"),
         ("mesh.tensor", 4, "divisor of the checkpoint's 2 key/value heads"),
     ):
@@ -88,13 +88,13 @@ def test_configs_that_contradict_the_checkpoint_are_refused(tmp_path):
     smaller = config.copy_and_resolve_references()
     smaller.task.vocab_size = 11  # the task's own tokens, which are no words of the checkpoint
     with pytest.raises(
-        FieldError, match=r"task\.name=enumerable: it has 11 tokens of its own, .* give a config"
+        FieldError, match=r"task\.name=enumerable: the task has its own 11 tokens, .* give a config"
     ):
         validation.validate(smaller, 1)
     write_checkpoint(tmp_path / "short", max_position_embeddings=2)
     config.policy.checkpoint = str(tmp_path / "short")
     with pytest.raises(
-        FieldError, match="max_response_length=2: with a prompt's 1 tokens .* 2 positions"
+        FieldError, match=r"max_response_length=2: prompt \(1 tokens\) .* 2 positions"
     ):
         validation.validate(config, 1)
     write_checkpoint(tmp_path / "short", max_position_embeddings=3)
