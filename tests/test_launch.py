@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from experiments.common import cli
+from experiments.common.flag_parsing import load_config
 from staleness_grpo.config import validation
 from staleness_grpo.runtime.records import read_jsonl
 from tests.helpers import killing, slurm
@@ -64,7 +64,7 @@ def test_the_jobset_starts_one_process_on_each_host_of_the_slice():
     overrides = dict(
         flag[len("--config.") :].split("=") for flag in flags if flag.startswith("--config.")
     )
-    config = cli.load_config(ROOT / "experiments/configs/arithmetic.py")
+    config = load_config(ROOT / "experiments/configs/arithmetic.py")
     config.update_from_flattened_dict({name: int(value) for name, value in overrides.items()})
     validation.validate(config, num_devices=chips)
 

@@ -10,6 +10,7 @@ import numpy as np
 from experiments.bias import identities
 from experiments.bias.cells import Draws
 from experiments.bias.claim_kinds import Bootstrap, bias_claim, zero_claim
+from experiments.bias.sampled_gradients import sampled_deviation
 from experiments.common.claims import Claim
 
 STALE_STEP = 0.05  # S * eta of the SGD step that separates the two policies of a stale pair
@@ -149,7 +150,7 @@ def sampling_claims(draws: Draws) -> list[Claim]:
     The sampled gradients are computed by the code that also computes them in training.
     """
     claims = []
-    for name, statistics in identities.sampled_deviation(draws, STALE_STEP).items():
+    for name, statistics in sampled_deviation(draws, STALE_STEP).items():
         batches: dict[str, Any] = {
             "interval": None,
             "n": statistics["num_batches"],

@@ -10,6 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from experiments.common import cli
+from experiments.common.flag_parsing import load_config
 from experiments.performance import benchmark, machine
 from experiments.performance.random_tokens import RandomTokens
 from staleness_grpo.errors import FieldError
@@ -85,7 +86,7 @@ def test_work_is_that_of_the_products_of_the_forward_pass():
     ],
 )
 def test_what_cannot_be_timed_is_refused(field, value, hint):
-    config = cli.load_config(CONFIG)
+    config = load_config(CONFIG)
     benchmark.validate(config)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(FieldError, match=rf"^{re.escape(field)}={value}: .*{hint}"):
@@ -101,8 +102,8 @@ def test_the_vocabulary_is_that_of_the_checkpoint(tmp_path):
         )
     )
     huggingface.save(tmp_path, policy, policy.init(jax.random.key(0)))
-    config = cli.load_config(CONFIG)
-    config.policy = cli.load_config(cli.ROOT / "experiments/configs/arithmetic.py").policy
+    config = load_config(CONFIG)
+    config.policy = load_config(cli.ROOT / "experiments/configs/arithmetic.py").policy
     config.policy.update(dict(checkpoint=str(tmp_path), vocab_chunks=2))
     refused = r"^benchmark\.vocab_size=512: .* has 16 tokens: give 16"
     with pytest.raises(FieldError, match=refused):

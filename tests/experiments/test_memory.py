@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from experiments.common import cli
+from experiments.common.flag_parsing import load_config
 from experiments.common.workdir import check_workdir, write_run_files
 from experiments.performance import memory
 from staleness_grpo.errors import FieldError, FlagError
@@ -37,7 +38,7 @@ SEVERAL_UPDATES = {"updates_per_batch": 2, "lag.max_lag": 3, "metrics.parameter_
 
 
 def small(**fields):
-    config = cli.load_config(LLAMA_1B)
+    config = load_config(LLAMA_1B)
     config.update_from_flattened_dict(SMALL | fields)
     return config
 
@@ -112,7 +113,7 @@ def test_copies_of_parameters_are_those_that_a_training_keeps(fields, monkeypatc
 
 def test_what_was_measured_on_another_mesh_is_another_result(tmp_path):
     """A training may go on on other devices, but a measurement is of one mesh."""
-    config = cli.load_config(LLAMA_1B)
+    config = load_config(LLAMA_1B)
     write_run_files(tmp_path, config)
     config.mesh.fsdp = 4
     assert check_workdir(str(tmp_path), config) == tmp_path
@@ -122,7 +123,7 @@ def test_what_was_measured_on_another_mesh_is_another_result(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_topology_without_its_compiler_is_refused():
-    config = cli.load_config(LLAMA_1B)
+    config = load_config(LLAMA_1B)
     config.topology = "v5p:2x2x1"
     with pytest.raises(FieldError, match=r"^topology=v5p:2x2x1: pip install 'jax\[tpu\]'"):
         memory.validate(config)

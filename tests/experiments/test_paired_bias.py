@@ -8,6 +8,7 @@ import pytest
 
 from experiments.common import claims as common_claims
 from experiments.common import cli
+from experiments.common.flag_parsing import load_config
 from experiments.paired_bias import __main__ as paired_bias
 from experiments.paired_bias import analysis, claims, figures, grid, measure
 from staleness_grpo.errors import FieldError, FlagError
@@ -18,7 +19,7 @@ CONFIGS = cli.ROOT / "experiments" / "configs"
 
 
 def tiny():
-    config = cli.load_config(CONFIGS / "paired_bias.py")
+    config = load_config(CONFIGS / "paired_bias.py")
     config.update(dict(steps=12, num_prompts=4, group_size=4, eval_every=6))
     config.warm_start.steps = 0
     config.metrics.update(dict(paired_every=2, paired_blocks=0))

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from experiments.common import cli
+from experiments.common.flag_parsing import load_config
 from experiments.paired_bias.measure import trainings
 from staleness_grpo.config import validation
 from staleness_grpo.policy.architecture import TransformerConfig
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
     "name", ["stories260k_cpu", "gsm8k_llama32_1b", "gsm8k_llama32_3b", "reasoning_gym_qwen"]
 )
 def test_shipped_configs_are_valid(name, folder, tmp_path):
-    config = cli.load_config(CONFIGS / f"{name}.py")
+    config = load_config(CONFIGS / f"{name}.py")
     config.policy.checkpoint = str(folder)
     if config.task.name == "jsonl":
         pytest.importorskip("math_verify", reason="the extra tasks is not installed")

@@ -16,6 +16,7 @@ import tempfile
 import jax
 
 from experiments.common import cli
+from experiments.common.flag_parsing import load_config
 from experiments.performance import benchmark, machine
 from staleness_grpo.training import run as run_lib
 
@@ -24,7 +25,7 @@ CONFIG = "experiments/configs/benchmark.py"
 
 def measure(workdir: pathlib.Path) -> dict:
     """Measures a small step, and notes where updates and timed calls ran."""
-    config = cli.load_config(cli.ROOT / CONFIG)
+    config = load_config(cli.ROOT / CONFIG)
     config.steps = 1
     config.policy.update(
         dict(num_layers=1, d_model=8, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16)

@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.flag_parsing import check_sections, parse
 from experiments.common.workdir import check_workdir
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, FlagError
@@ -34,7 +35,7 @@ def config_file(tmp_path):
 
 def parsed(*args, default_config):
     flag_values = flags.FlagValues()
-    cli.parse(["prog", *map(str, args)], flag_values, default_config)
+    parse(["prog", *map(str, args)], flag_values, default_config)
     return flag_values
 
 
@@ -148,10 +149,10 @@ def test_the_config_of_another_experiment_is_refused(default, section):
     configs = cli.ROOT / "experiments" / "configs"
     default_config, path = configs / f"{default}.py", configs / "arithmetic.py"
     own = parsed(default_config=default_config)
-    cli.check_sections(own["config"], default_config)
+    check_sections(own["config"], default_config)
     others = parsed(f"--config={path}", default_config=default_config)
     with pytest.raises(FlagError, match=f"^--config={path}: has no section {section}: ") as error:
-        cli.check_sections(others["config"], default_config, optional=("variants",))
+        check_sections(others["config"], default_config, optional=("variants",))
     one_line(error)
 
 

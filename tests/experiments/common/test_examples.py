@@ -4,6 +4,7 @@ import pytest
 
 from experiments.common import cli
 from experiments.common.examples import EXAMPLES, example_config, with_example
+from experiments.common.flag_parsing import load_config
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError
 from staleness_grpo.tasks import TASKS
@@ -11,7 +12,7 @@ from staleness_grpo.tasks import TASKS
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_each_task_has_an_example(name):
-    assert cli.load_config(cli.ROOT / example_config(name)).task.name == name
+    assert load_config(cli.ROOT / example_config(name)).task.name == name
 
 
 @pytest.mark.parametrize(
