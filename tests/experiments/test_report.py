@@ -151,7 +151,7 @@ def test_a_figure_that_a_job_left_out_is_named_with_the_reason(workdir):
 
 
 def test_two_claims_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="two claims have one name"):
+    with pytest.raises(ValueError, match="two claims have the same name"):
         claims_lib.records([claim("a"), claim("a")])
 
 
