@@ -9,22 +9,34 @@ from typing import Any
 from experiments.common.claims import Claim
 
 STYLE = """
-* { box-sizing: border-box; } body { font: 16px/1.5 Georgia, serif; max-width: 60em; margin: 0 auto;
-padding: 1em; color: #222; } h1, h2, h3, nav, .badge, th { font-family: Helvetica, Arial,
-sans-serif; line-height: 1.25; } h2 { margin-top: 2em; border-top: 2px solid #eee; padding-top:
-.8em; } nav ol { columns: 2; padding-left: 1.4em; } @media (max-width: 40em) { nav ol { columns: 1;
-} } .card { border: 1px solid #ddd; border-left: 5px solid #999; padding: .6em .9em; margin: .6em 0;
-} .card p { margin: .2em 0; } .holds { border-left-color: #00694b; } .part { border-left-color:
-#b07d00; } .fails { border-left-color: #a33b00; } .open { border-left-color: #999; } .badge {
-font-size: 13px; font-weight: bold; padding: .1em .5em; border-radius: .3em; color: #fff; }
-.badge.holds { background: #00694b; } .badge.part { background: #8a6100; } .badge.fails {
-background: #a33b00; } .badge.open { background: #666; } .wide { overflow-x: auto; } table {
-border-collapse: collapse; width: 100%; font-size: 14px; margin: 1em 0; } th, td { text-align: left;
-vertical-align: top; padding: .35em .6em; border-bottom: 1px solid #ddd; } td.number {
-font-variant-numeric: tabular-nums; white-space: nowrap; } .note { font-size: 13px; color: #555; }
-img { max-width: 100%; height: auto; } figure { margin: 1.5em 0; } figcaption { font-size: 14px;
-color: #444; } code { font-size: 13px; background: #f4f4f4; padding: .1em .3em; overflow-wrap:
-anywhere; } summary { cursor: pointer; } @media (max-width: 40em) {
+* { box-sizing: border-box; }
+body { font: 16px/1.5 Georgia, serif; max-width: 60em; margin: 0 auto; padding: 1em; color: #222; }
+h1, h2, h3, nav, .badge, th { font-family: Helvetica, Arial, sans-serif; line-height: 1.25; }
+h2 { margin-top: 2em; border-top: 2px solid #eee; padding-top: .8em; }
+nav ol { columns: 2; column-gap: 2.5em; padding-left: 1.4em; }
+.card { border: 1px solid #ddd; border-left: 5px solid #999; padding: .6em .9em; margin: .6em 0; }
+.card p { margin: .2em 0; }
+.holds { border-left-color: #00694b; }
+.part { border-left-color: #b07d00; }
+.fails { border-left-color: #a33b00; }
+.open { border-left-color: #999; }
+.badge { font-size: 13px; font-weight: bold; padding: .1em .5em; color: #fff; }
+.badge.holds { background: #00694b; }
+.badge.part { background: #8a6100; }
+.badge.fails { background: #a33b00; }
+.badge.open { background: #666; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; margin: 1em 0; }
+th, td { text-align: left; vertical-align: top; padding: .35em .6em; }
+th, td { border-bottom: 1px solid #ddd; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.note { font-size: 13px; color: #555; }
+img { max-width: 100%; height: auto; }
+figure { margin: 1.5em 0; }
+figcaption { font-size: 14px; color: #444; }
+code { font-size: 13px; background: #f4f4f4; padding: .1em .3em; overflow-wrap: anywhere; }
+@media (max-width: 40em) {
+  nav ol { columns: 1; }
   table.claims thead { display: none; }
   table.claims tr { display: block; border-bottom: 2px solid #ddd; padding: .4em 0; }
   table.claims td { display: block; border: 0; padding: .1em 0; }
@@ -113,11 +125,6 @@ def figure(path: pathlib.Path, caption: str) -> str:
         f'<figure><img alt="{text(caption)}" src="{source}">'
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
-
-
-def details(summary: str, body: str) -> str:
-    """Returns a block that shows its summary, and its body after a click."""
-    return f"<details><summary>{text(summary)}</summary>{body}</details>"
 
 
 def page(title: str, body: str) -> str:

@@ -108,9 +108,9 @@ PAPER_CLAIMS = (
         "bound.",
         job="scaling_laws",
         evidence=("smaller_bound_is_best",),
-        finding="Fitted to half of the seeds and judged on the other half, the smaller of the two "
-        "bounds describes the outcomes worse than the best rule, by {smaller_bound_is_best} in "
-        "log-likelihood.",
+        finding="Fitted to half of the seeds and judged on the other half, the smaller of the "
+        "two bounds is not the best rule. Its log-likelihood minus that of the best rule is "
+        "{smaller_bound_is_best}.",
         beside=("boundary_classifies_other_seeds",),
     ),
     PaperClaim(
