@@ -2,7 +2,8 @@
 
     python -m experiments.corrections --workdir=results/corrections
 
-Hardware: 2 CPU cores. The numbers to expect are in docs/log/2026-11-24-corrections.md.
+Hardware: 2 CPU cores, about half an hour. An earlier and longer run is described in
+docs/log/2026-11-24-corrections.md.
 """
 
 from ml_collections import ConfigDict

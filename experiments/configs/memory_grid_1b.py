@@ -4,8 +4,8 @@
         --config.topology=v5p:2x2x2
 
 Hardware: a CPU.
-Outcome: not known. On two busy cores, compiling was stopped after more than 18 minutes and 17 GB.
-With --config.policy.attention=splash it was stopped after more than 8 minutes.
+Outcome: not known. Compiling was stopped before its end, on two busy cores: see
+docs/log/2026-11-25-attention-at-1024-tokens.md.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
     python -m experiments.memory --workdir=results/memory_llama_1b --config.topology=v5p:2x2x1
 
-Hardware: a CPU. It takes 2 minutes and 4 GB. The programs are compiled for one chip of the slice.
+Hardware: a CPU, some minutes. The programs are compiled for one chip of the slice.
 `mesh.fsdp` makes them use more chips.
 Outcome: in experiments/results/memory_llama_1b_v5p. Other settings were compared with it. Their
 outcomes are in the folders memory_llama_1b_v5p_blocks, memory_llama_1b_v5p_none and

@@ -5,7 +5,7 @@ The variants change the lag schedule, the optimizer, the start of the lag, or th
     python -m experiments.sweep --config=experiments/configs/scaling_laws_full.py \
         --workdir=results/scaling_laws_full
 
-Hardware: 2 CPU cores. It took 52 min while other jobs ran. The numbers to expect are in
+Hardware: 2 CPU cores, about an hour. No record of it is kept; an earlier run is described in
 docs/log/2026-11-24-scaling-maps-over-600-steps.md.
 """
 

@@ -9,8 +9,8 @@ the tinyllamas family (MIT license).
 The model continues the openings of stories. It is rewarded for each of four words that it uses.
 `experiments.train` runs one of these trainings with the same config.
 
-Hardware: 2 CPU cores. Two runs took 6 min 5 s and 7 min 20 s. The reward rises from 0.16 to 0.75
-(S = 0), 0.68 (S = 8) and 0.36 (S = 32). docs/log/2026-11-24-stories260k-bias.md has all numbers.
+Hardware: 2 CPU cores, some minutes. The numbers to expect are in
+experiments/results/stories260k/summary.json.
 """
 
 from ml_collections import ConfigDict

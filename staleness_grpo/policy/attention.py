@@ -23,8 +23,8 @@ from staleness_grpo.types import Array
 
 MASKED_SCORE = -1e30  # finite, because a row of -inf scores alone would give NaN
 # A group with at most this many response positions goes through `attend_as_one`. On a CPU core this
-# saves 30 % of the attention's time at 24 and 56 positions, but doubles the time at 120 positions
-# (docs/log/).
+# is faster up to here, and slower for longer responses: see
+# docs/log/2026-11-24-attention-for-short-responses.md.
 ONE_PRODUCT_POSITIONS = 64
 # `attend_causally` splits the queries into at most this many blocks of a multiple of `TILE`.
 CAUSAL_BLOCKS = 4
