@@ -14,11 +14,21 @@ from tests.helpers.pages import (
     number_links,
 )
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "experiments").glob("*/README.md")),
+]
+
+
+def page_name(page):
+    return str(page.relative_to(ROOT))
+
+
 WITH_RECORDS = [page for page in PAGES if number_links(page.read_text())]
 
 
-@pytest.mark.parametrize("page", WITH_RECORDS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_RECORDS, ids=page_name)
 def test_every_number_with_a_record_is_that_of_the_record(page):
     for written, path, key in number_links(page.read_text()):
         value = look_up((page.parent / path).resolve(), key)
@@ -87,7 +97,7 @@ def test_the_readme_keeps_to_its_outline():
         assert len(sentence.split()) <= 30, sentence
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)", page.read_text()):
         if not re.match(r"https?:|#", target):
