@@ -27,8 +27,13 @@ print(sys.version_info[:2], os.getcwd(), *(hashlib.sha256(open(f, "rb").read()).
   # The folder is in the stamp because neither a venv nor an editable install survives being moved.
   [ "$(cat .venv/stamp 2>/dev/null)" = "$stamp" ] && return
 
+  if [ -e .venv ] && [ ! -e .venv/stamp ] && [ ! -e .venv/made_by_launch ]; then
+    echo "$PWD/.venv was not made by launch/: move it away, or delete it, and run this again." >&2
+    return 1
+  fi
   echo "Making .venv from $lock with $python" >&2
   "$python" -m venv --clear .venv &&
+    touch .venv/made_by_launch &&
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$lock" &&
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . &&
     echo "$stamp" > .venv/stamp

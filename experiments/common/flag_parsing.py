@@ -96,10 +96,12 @@ def _flag_error(error: flags.Error, argv: Sequence[str], config: ConfigDict) -> 
     if name.startswith("config."):
         *sections, last = name.split(".")[1:]
         section = field_value(config, ".".join(sections)) if sections else config
-        hint = f"give {describe_type(section.get_type(last), section[last])}, after --config"
+        hint = f"give {describe_type(section.get_type(last), section[last])}"
     reason = str(error).split(": ", 1)[-1]
     # For a boolean flag, the message is the text of a tuple; its first item is the reason.
     reason = re.sub(r"\('(.*)', .*\)", r"\1", reason)
+    if re.match("invalid literal|could not convert", reason):
+        reason = "is not a number"  # the words are those of int() and float()
     # If a flag is given several times, absl uses the last value.
     return FlagError(name, values[-1] if values else "", f"{reason}: {hint}")
 

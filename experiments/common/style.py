@@ -37,6 +37,8 @@ def context() -> Any:
 def save(figure: plt.Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes `path`.png and `path`.pdf, closes the figure, and returns the path of the PNG."""
     for suffix in (".png", ".pdf"):
-        figure.savefig(path.with_name(path.name + suffix))
+        # Without a date, the same figure is the same bytes.
+        metadata = {"CreationDate": None} if suffix == ".pdf" else None
+        figure.savefig(path.with_name(path.name + suffix), metadata=metadata)
     plt.close(figure)
     return path.with_name(path.name + ".png")

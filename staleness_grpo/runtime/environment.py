@@ -6,6 +6,8 @@ import platform
 import subprocess
 from typing import Any
 
+import staleness_grpo
+
 
 def describe_environment() -> dict[str, Any]:
     """Returns the versions, commit, platform and devices, for environment.json.
@@ -14,7 +16,8 @@ def describe_environment() -> dict[str, Any]:
     """
     import jax
 
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "staleness_grpo")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=pathlib.Path(__file__).parent,
@@ -24,7 +27,8 @@ def describe_environment() -> dict[str, Any]:
     )
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        # The version of the code that runs, which need not be that of the installed metadata.
+        "versions": versions | {"staleness_grpo": staleness_grpo.__version__},
         "commit": git.stdout.strip() or None,
         "platform": platform.platform(),
         "backend": jax.default_backend(),
