@@ -95,6 +95,8 @@ def test_there_is_no_circle_of_imports():
 
 
 def test_no_file_is_longer_than_350_lines():
-    files = [*MODULES, *(ROOT / "experiments").rglob("*.py")]
+    files = [
+        f for top in ("staleness_grpo", "experiments", "tests") for f in (ROOT / top).rglob("*.py")
+    ]
     long = {dotted(f): len(f.read_text().splitlines()) for f in files}
     assert {name: lines for name, lines in long.items() if lines > 350} == {}

@@ -126,5 +126,5 @@ def test_the_metrics_page_has_every_field_of_a_training():
     }
     described = described_fields("metrics.jsonl of `experiments.train`")
     assert described - text_tasks == recorded_by_a_training()
-    # Text tasks write four more; tests/tasks/test_text.py compares their records with this page.
+    # Text tasks write four more. tests/tasks/test_text_training.py compares those records.
     assert text_tasks <= described

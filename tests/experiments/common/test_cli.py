@@ -13,10 +13,9 @@ from absl import flags
 
 from experiments.common import cli
 from experiments.common.flag_parsing import check_sections, parse
-from experiments.common.workdir import check_workdir
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, FlagError
-from staleness_grpo.runtime.records import read_jsonl, write_json
+from staleness_grpo.runtime.records import read_jsonl
 
 GOOD = "from staleness_grpo.config.defaults import default_config as get_config\n"
 DEFAULT = cli.ROOT / "tests" / "programs" / "default_config.py"
@@ -160,60 +159,6 @@ def test_a_folder_or_a_missing_default_is_no_config_file(tmp_path):
     for path in (tmp_path, tmp_path / "absent.py"):
         with pytest.raises(FlagError, match="no such file"):
             parsed(default_config=path)
-
-
-def test_workdir_must_be_given_and_a_folder(tmp_path):
-    config = default_config()
-    file = tmp_path / "file"
-    file.touch()
-    for workdir in (None, "", file, file / "below"):
-        with pytest.raises(FlagError, match="^--workdir=.*: .*give a folder"):
-            check_workdir(workdir and str(workdir), config)
-    assert check_workdir(str(tmp_path / "a" / "b"), config) == tmp_path / "a" / "b"
-    assert list(tmp_path.iterdir()) == [file]  # checking makes nothing
-
-
-def test_unwritable_workdir_is_refused(tmp_path, monkeypatch):
-    # Root may write anywhere, so the system's answer is stood in for.
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    with pytest.raises(FlagError, match=f"^--workdir=.*: {tmp_path} is not writable: give another"):
-        check_workdir(str(tmp_path / "new"), default_config())
-
-
-def test_workdir_of_another_config_is_refused_and_kept(tmp_path):
-    config = default_config()
-    write_json(tmp_path / "config.json", config.to_dict())
-    before = (tmp_path / "config.json").read_bytes()
-    assert check_workdir(str(tmp_path), config) == tmp_path  # its own: a resume
-    config.lag.max_lag = 16
-    with pytest.raises(
-        FlagError, match=r"another config.*lag\.max_lag is 0 in the folder, 16 in this call"
-    ) as error:
-        check_workdir(str(tmp_path), config)
-    one_line(error)
-    with pytest.raises(FlagError, match=r"extra is absent in the folder, 3 in this call"):
-        check_workdir(str(tmp_path), type(config)({"extra": 3} | default_config().to_dict()))
-    assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_an_unset_field_that_older_results_do_not_have_is_no_difference(tmp_path):
-    config = default_config()
-    older = config.to_dict()
-    older["correction"] = {"name": "grpo_clip"}
-    write_json(tmp_path / "config.json", older)
-    assert check_workdir(str(tmp_path), config) == tmp_path
-    config.correction.update({"name": "aipo", "cap": 3.0})
-    with pytest.raises(
-        FlagError, match=r"correction\.cap is absent in the folder, 3\.0 in this call"
-    ):
-        check_workdir(str(tmp_path), config)
-
-
-@pytest.mark.parametrize("text", ["", "{", "\udcff"])
-def test_workdir_with_an_unreadable_config_is_refused(tmp_path, text):
-    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(FlagError, match="config.json cannot be read"):
-        check_workdir(str(tmp_path), default_config())
 
 
 def test_nothing_runs_and_nothing_is_written_when_the_config_is_refused(tmp_path):

@@ -1,0 +1,52 @@
+"""The learner's optimizers, and the ceiling of a gradient's cosine."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from staleness_grpo.config.defaults import default_config
+from staleness_grpo.training import learner
+from staleness_grpo.training.diagnostics import make_cosine_ceiling
+
+
+def test_optimizers_against_literal_steps():
+    def steps(config, gradients):
+        optimizer = learner.make_optimizer(config)
+        params = jnp.array([1.0, -2.0])
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(jnp.array(gradient), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    config = default_config().optimizer
+    config.learning_rate = 0.1
+    config.name = "sgd"
+    np.testing.assert_allclose(steps(config, [[3.0, 4.0]]), [0.7, -2.4], rtol=1e-6)
+    config.max_grad_norm = 1.0  # the global norm is 5
+    np.testing.assert_allclose(steps(config, [[3.0, 4.0]]), [0.94, -2.08], rtol=1e-6)
+    config.max_grad_norm = 0.0
+    config.warmup_steps = 2  # half the rate, then all of it
+    np.testing.assert_allclose(steps(config, [[3.0, 4.0], [1.0, 1.0]]), [0.75, -2.3], rtol=1e-6)
+    config.warmup_steps = 0
+    config.name = "adam"  # the first step is learning_rate * sign
+    np.testing.assert_allclose(steps(config, [[3.0, -4.0]]), [0.9, -1.9], rtol=1e-5)
+    config.name, config.weight_decay = "adamw", 0.5
+    np.testing.assert_allclose(steps(config, [[3.0, -4.0]]), [0.9 - 0.05, -1.9 + 0.1], rtol=1e-5)
+
+
+def test_cosine_ceiling_tells_signal_from_noise():
+    """Gradients are mu + noise: the ceiling is |mu|^2 / (|mu|^2 + sigma^2 D / N)."""
+    n, d = 4096, 64
+    noise = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    ceiling = make_cosine_ceiling(
+        lambda params, batch: (jnp.mean(batch @ params), {}), num_prompts=n
+    )
+    mu = np.full(d, 1 / 64, np.float32)  # |mu|^2 = 1/64 = sigma^2 D / N
+    params = jnp.zeros(d)
+    assert ceiling(params, jnp.asarray(mu + noise)) == pytest.approx(0.5, abs=0.12)
+    assert ceiling(params, jnp.asarray(np.broadcast_to(mu, noise.shape))) == pytest.approx(
+        1.0, abs=1e-4
+    )
+    assert abs(ceiling(params, jnp.asarray(noise))) < 0.4
