@@ -80,7 +80,7 @@ def test_balanced_accuracy_weighs_both_kinds_alike():
     cells = synthetic(min, range(2), noise=0.0)
     fit = stability.fit_rule("min", cells)
     assert stability.balanced_accuracy("min", fit, cells) == 1.0
-    with pytest.raises(ValueError, match="stable and collapsing"):
+    with pytest.raises(ValueError, match="all stable or all collapsing"):
         stability.balanced_accuracy("min", fit, cells[cells.collapsed])
 
 
