@@ -1,21 +1,33 @@
 """Makes the config of each cell of a sweep, and checks the sweep's config."""
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from staleness_grpo.config import validation
-from staleness_grpo.config.defaults import field_value
+from staleness_grpo.config.defaults import describe_type, field_value
 from staleness_grpo.errors import FieldError, require
 
 MAIN = "main"  # name of the main map, with which the variants are compared
+# field of a cell -> field of the sweep that sets it
+SWEPT = {
+    "seed": "sweep.seeds",
+    "warm_start.seed": "sweep.seeds",
+    "lag.max_lag": "sweep.max_lags",
+    "optimizer.learning_rate": "sweep.learning_rates",
+}
 
 
 def variant_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     """Returns the config of each map by name: the main map and its variants.
 
-    The returned configs have no section `variants`.
+    The returned configs have no section `variants`, and no field can be added to those of variants.
+
+    Raises:
+      FieldError: a variant names a field that does not exist, or gives a value of another type.
     """
     config = config.copy_and_resolve_references()
     variants = config.get("variants", {})
@@ -25,8 +37,38 @@ def variant_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     configs = {MAIN: config}
     for name, differences in variants.items():
         configs[name] = config.copy_and_resolve_references()
-        configs[name].update(differences)
+        configs[name].lock()
+        for field, value in _leaves(differences):
+            _set(configs[name], field, value, section=f"variants.{name}")
     return configs
+
+
+def _leaves(differences: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of each field, through all sections."""
+    for name, value in differences.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _set(config: ConfigDict, field: str, value: Any, section: str) -> None:
+    """Sets a field of a locked config. An error has the section in front of the field's name.
+
+    Raises:
+      FieldError: there is no such field, or the value is of another type.
+    """
+    try:
+        config.update_from_flattened_dict({field: value})
+    except KeyError as error:
+        hint = "there is no field of this name: correct or remove it"
+        raise FieldError(f"{section}.{field}", hint, value) from error
+    except TypeError as error:
+        expected = field_value(config, field)
+        hint = "this is a section: give its fields"
+        if not isinstance(expected, ConfigDict):
+            hint = f"give {describe_type(type(expected), expected)}"
+        raise FieldError(f"{section}.{field}", hint, value) from error
 
 
 def cells(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -107,4 +149,9 @@ def _validate_map(config: ConfigDict) -> None:
     hint = f"give a number >= eval_every={config.eval_every}"
     check(freezes_after_evaluation, "sweep.freeze_after", hint)
     for cell in cells(config).values():
-        validation.validate(cell, jax.device_count())
+        try:
+            validation.validate(cell, jax.device_count())
+        except FieldError as error:
+            if error.field not in SWEPT:
+                raise
+            raise FieldError(SWEPT[error.field], error.hint, error.value) from error

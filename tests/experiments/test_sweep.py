@@ -254,7 +254,10 @@ def test_shipped_configs_are_valid_and_their_cells_have_names_of_their_own(confi
         ("lag.schedule", "uniform", "lag.schedule"),
         ("variants.cyclic.lag.schedule", "uniform", "variants.cyclic.lag.schedule"),
         ("optimizer.b1", 1.5, "optimizer.b1"),
-        ("variants.cyclic.sweep.seeds", (-1,), "variants.cyclic.seed"),
+        ("sweep.seeds", (-1,), "sweep.seeds"),
+        ("sweep.learning_rates", (0.0,), "sweep.learning_rates"),
+        ("variants.cyclic.sweep.seeds", (-1,), "variants.cyclic.sweep.seeds"),
+        ("variants.cyclic.sweep.chunk_size", 0, "variants.cyclic.sweep.chunk_size"),
     ],
 )
 def test_bad_sweeps_are_refused_by_field(field, value, named):
@@ -264,6 +267,22 @@ def test_bad_sweeps_are_refused_by_field(field, value, named):
         grid.validate(config)
     assert refused.value.field == named
     assert str(FlagError.of_field(refused.value)).startswith(f"--config.{named}=")
+
+
+@pytest.mark.parametrize(
+    ("differences", "line"),
+    [
+        (dict(lagg=dict(start="full")), "lagg.start=full: there is no field of this name"),
+        (dict(lag=dict(stat="full")), "lag.stat=full: there is no field of this name"),
+        (dict(steps="many"), "steps=many: give a value of type int, as in 600"),
+        (dict(lag=3), "lag=3: this is a section: give its fields"),
+    ],
+)
+def test_a_variant_of_fields_that_do_not_exist_is_refused(differences, line):
+    config = scaling_laws.get_config()
+    config.variants.other = differences
+    with pytest.raises(FieldError, match=f"^variants.other.{line}"):
+        grid.validate(config)
 
 
 @pytest.mark.parametrize("value", ["", "3", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b"])
