@@ -13,10 +13,10 @@ INTRODUCTION = """\
 These names may be relied on: `from staleness_grpo import NAME`. Everything else may change without
 notice. [Words](words.md) explains the terms and the shape letters.
 
-Two more entry points have a package of their own:
+Two more modules may be relied on:
 
-- `staleness_grpo.policy.huggingface.load(folder, dtype=...) -> (policy, params)` and `save`, see
-  [models](models.md);
+- `staleness_grpo.policy.huggingface` has `load(folder, dtype=...) -> (policy, params)` and `save`:
+  see [models](models.md).
 - `staleness_grpo.tasks.base` has the protocols of a task, `ArrayTask` and `TextTask`.
 """
 
@@ -49,7 +49,7 @@ def _signature(name: str, value: Any) -> str:
     arguments = [
         re.sub(r"\b(?:[A-Za-z_]\w*\.)+([A-Za-z_])", r"\1", argument) for argument in arguments
     ]
-    arguments = [argument.replace("'", "") for argument in arguments]
+    arguments = [_without_quotes_in_annotation(argument) for argument in arguments]
     if dataclasses.is_dataclass(value) and isinstance(value, type):
         arguments = [re.sub(r" = <factory>", " = ...", argument) for argument in arguments]
     # Addresses in memory differ from process to process, so they must not reach the page.
@@ -61,6 +61,12 @@ def _signature(name: str, value: Any) -> str:
     if len(one_line) <= 90:
         return one_line
     return f"{name}(\n" + "".join(f"    {argument},\n" for argument in arguments) + ")"
+
+
+def _without_quotes_in_annotation(argument: str) -> str:
+    """Returns an argument with the quotes of its annotation removed, and its default unchanged."""
+    annotated, equals, default = argument.partition(" = ")
+    return annotated.replace("'", "") + equals + default
 
 
 def _public_methods(value: type) -> list[str]:

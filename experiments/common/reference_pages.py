@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments.common.api_page import api_page
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.objective.corrections import registry
-from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+from staleness_grpo.objective.update_rules import UPDATE_RULES
 from staleness_grpo.runtime.records import replacing
 from staleness_grpo.tasks import TASKS, task_fields
 
@@ -65,7 +65,7 @@ def corrections_page() -> str:
                 notes.append(f"needs `surrogate.{field}={required}`")
         rows.append([*_described(name, correction), "; ".join(filter(None, notes))])
     updates = []
-    for name, update in UPDATE_CORRECTIONS.items():
+    for name, update in UPDATE_RULES.items():
         place = "the optimizer's update" if update.after_optimizer else "the gradient"
         parameters = _parameters(registry.own_parameters(update.transformation))
         updates.append([*_described(name, update), place, parameters])
@@ -190,7 +190,7 @@ def _parameter_meanings() -> dict[str, str]:
     for name in registry.CORRECTIONS:
         for parameter in registry.parameters(name):
             readers.setdefault(parameter, []).append(name)
-    for name, update in UPDATE_CORRECTIONS.items():
+    for name, update in UPDATE_RULES.items():
         for parameter in registry.own_parameters(update.transformation):
             readers.setdefault(parameter, []).append(name)
     return {

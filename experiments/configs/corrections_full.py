@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from experiments.configs import corrections
 from staleness_grpo.objective.corrections.registry import CORRECTIONS
-from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+from staleness_grpo.objective.update_rules import UPDATE_RULES
 
 
 def get_config() -> ConfigDict:
     """Returns the default config, with all corrections and all update rules trained."""
     config = corrections.get_config()
     config.trained = tuple(CORRECTIONS)
-    config.trained_update_rules = tuple(UPDATE_CORRECTIONS)
+    config.trained_update_rules = tuple(UPDATE_RULES)
     return config

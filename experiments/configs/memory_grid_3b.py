@@ -15,7 +15,7 @@ from experiments.configs import gsm8k_llama32_3b, memory_grid_1b
 
 
 def get_config() -> ConfigDict:
-    """Returns the config of the trainings, without their checkpoint."""
+    """Returns the config of gsm8k_llama32_3b.py, with random weights and random tokens."""
     return memory_grid_1b.without_checkpoint(
         gsm8k_llama32_3b.get_config(), llama_shapes.LLAMA_32_3B
     )

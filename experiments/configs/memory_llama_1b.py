@@ -4,9 +4,9 @@
 
 Hardware: a CPU, some minutes. The programs are compiled for one chip of the slice.
 `mesh.fsdp` makes them use more chips.
-Outcome: in experiments/results/memory_llama_1b_v5p. Other settings were compared with it. Their
-outcomes are in the folders memory_llama_1b_v5p_blocks, memory_llama_1b_v5p_none and
-memory_llama_1b_v5p_splash.
+Outcome: in experiments/results/memory_llama_1b_v5p. Beside it, memory_llama_1b_v5p_blocks and
+memory_llama_1b_v5p_none are the outcomes with these values of `policy.remat`. For
+memory_llama_1b_v5p_splash, `policy.remat` was none and `policy.attention` splash.
 """
 
 from ml_collections import ConfigDict, config_dict

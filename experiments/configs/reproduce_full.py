@@ -1,4 +1,4 @@
-"""Runs the main experiments in full: every map over 600 steps, and every correction.
+"""Runs the bias law, full-size variants of the map with four seeds, and every correction.
 
     bash launch/reproduce.sh --preset=full
 

@@ -1,4 +1,4 @@
-"""Trains the grid of `scaling_laws`, and five full-size variants of it.
+"""Trains the grid of `scaling_laws` with four seeds, and five full-size variants of it.
 
 The variants change the lag schedule, the optimizer, the start of the lag, or the task.
 

@@ -15,6 +15,7 @@ Records = list[dict]
 def measure(config: ConfigDict, workdir: pathlib.Path) -> tuple[Records, Records, Records, Records]:
     """Returns the records of (bias, variance, cost, cells).
 
+    The module `stability` trains the cells.
     Parts whose records are in the workdir are not measured again. Only the trainings can be
     continued after an interruption: the other parts start again.
     """

@@ -27,7 +27,7 @@ def validate(config: ConfigDict) -> None:
     from experiments.corrections.analysis import S_ETA_AFTER_CLIPPING, S_ETA_BEFORE_CLIPPING
     from experiments.corrections.stability import BASELINE, sweep_configs
     from staleness_grpo.objective.corrections.registry import CORRECTIONS
-    from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+    from staleness_grpo.objective.update_rules import UPDATE_RULES
 
     for field, bound in AT_LEAST.items():
         value = field_value(config, field)
@@ -35,7 +35,7 @@ def validate(config: ConfigDict) -> None:
     for field, known in (
         ("corrections", CORRECTIONS),
         ("trained", CORRECTIONS),
-        ("trained_update_rules", UPDATE_CORRECTIONS),
+        ("trained_update_rules", UPDATE_RULES),
     ):
         for name in config[field]:
             require(name in known, field, f"choose from {', '.join(known)}", name)

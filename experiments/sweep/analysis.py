@@ -20,7 +20,7 @@ def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict[str, Any]
     """Returns the contents of summary.json without the claims.
 
     The top level is the summary of the main map. The field `variants` has the summaries of the
-    other maps, each with a comparison to the same cells of the main map.
+    other maps, each compared with the cells of the main map that have the same settings, if any.
 
     Args:
       maps: the records of each map, by name.
@@ -33,7 +33,8 @@ def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict[str, Any]
         for name, records in maps.items()
         if name != MAIN
     }
-    fitted = {name: is_fitted(summary["variants"].get(name, summary)) for name in maps}
+    by_name = summary["variants"] | {MAIN: summary}
+    fitted = {name: is_fitted(by_name[name]) for name in maps}
     summary["figures_left_out"] = [
         f"{figure_prefix(name)}_{figure}: {reason}"
         for name, records in maps.items()
@@ -85,14 +86,16 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
 def side_by_side(records: list[dict], main: list[dict]) -> dict[str, dict]:
     """Compares a map with the same cells of the main map.
 
-    Two cells are the same if they have the same S, learning rate and seed.
+    Two cells are the same if they have the same S, learning rate and seed. A map with other
+    learning rates has none in common with the main map.
 
     Args:
       records: the records of the map.
       main: the records of the main map.
 
     Returns:
-      How many cells collapse and when, under 'variant' and under 'main'.
+      The number of cells, the number that collapse, and the mean of collapse step times eta: under
+      'variant' and under 'main'.
     """
     cells = {(r["max_lag"], r["learning_rate"], r["seed"]) for r in records}
     same_cells = [r for r in main if (r["max_lag"], r["learning_rate"], r["seed"]) in cells]
@@ -112,18 +115,18 @@ def can_be_fitted(cells: stability.Cells) -> bool:
     """Says whether the laws can be fitted to the cells.
 
     Each half of the seeds needs stable cells and collapsing cells. The cells need at least MIN_LAGS
-    different lags, on both sides of `laws.LONG_LAG`.
+    different lags. Two of them must be at most `laws.LONG_LAG`, and one must be above it.
     """
     half = laws.seed_halves(cells)
-    shares = [cells.collapsed[half == i].mean() for i in (0, 1) if (half == i).any()]
+    fractions = [cells.collapsed[half == i].mean() for i in (0, 1) if (half == i).any()]
     lags = np.unique(cells.max_lag)
-    both_outcomes = len(shares) == 2 and all(0 < share < 1 for share in shares)
+    both_outcomes = len(fractions) == 2 and all(0 < fraction < 1 for fraction in fractions)
     return bool(both_outcomes and len(lags) >= MIN_LAGS and lags[1] <= laws.LONG_LAG < lags[-1])
 
 
 def is_fitted(summary: dict[str, Any]) -> bool:
     """Says whether the summary of a map has the fitted laws."""
-    return "rules" in summary
+    return "rules" in summary  # `summarize_map` adds all laws or none
 
 
 def figure_prefix(name: str) -> str:
@@ -144,7 +147,7 @@ def figures_left_out(records: list[dict], fitted: bool) -> dict[str, str]:
     if not fitted:
         requirement = (
             f"No boundary can be fitted. Each half of the seeds needs stable and collapsing cells, "
-            f"at {MIN_LAGS} lags or more on both sides of S = {laws.LONG_LAG}."
+            f"at {MIN_LAGS} lags or more: two or more up to S = {laws.LONG_LAG}, one or more above."
         )
         reasons |= dict.fromkeys(FIGURES_WITH_FITS, requirement)
     elif not any(record["stayed_down"] for record in records):

@@ -43,6 +43,9 @@ def run_map(
 ) -> list[dict]:
     """Runs the cells of one map that have no record yet, or only those of one share.
 
+    A share skips the cells that the main file or its own file has. Files of other shares may still
+    be growing, perhaps on other machines, so they are read only when the whole map is gathered.
+
     Args:
       name: the map's name. The file of its records is `grid.cells_file(name)`.
       config: the map's config.
@@ -54,14 +57,14 @@ def run_map(
     """
     cells = grid.cells(config)
     path = workdir / grid.cells_file(name)
-    finished: set[str] = set()  # names of the cells that are recorded
+    finished: set[str] = set()  # names of cells that are not run again
     if share is not None:
         finished = set(CellFile(path).records)
         cells = {cell: cells[cell] for cell in share.of(list(cells))}
         path = path.with_suffix(f".share-{share.index}-of-{share.count}.jsonl")
     file = CellFile(path)
     if share is None:
-        for share_path in sorted(workdir.glob(f"{path.stem}.share-*.jsonl")):
+        for share_path in share_files(path):
             file.merge(share_path)
     finished |= set(file.records)
     missing = {cell: settings for cell, settings in cells.items() if cell not in finished}
@@ -87,3 +90,9 @@ def run_map(
     if recorded:
         file.sort(recorded)
     return [file.records[cell] for cell in recorded]
+
+
+def share_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files of shares beside a map's file of records, without half-written ones."""
+    name = re.compile(re.escape(path.stem) + r"\.share-\d+-of-\d+\.jsonl")
+    return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))

@@ -15,7 +15,8 @@ import numpy as np
 def plain(value: Any) -> Any:
     """Converts a value to JSON's types.
 
-    NumPy and JAX scalars and arrays become numbers and lists, and numbers that are not finite null.
+    NumPy and JAX scalars and arrays become numbers and lists. NaN and infinities become null. The
+    keys of dicts stay as they are.
     """
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -30,9 +31,10 @@ def plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a file to write, which takes the place of `path` when the block ends without an error.
+    """Yields the path of a temporary file to write. The file replaces `path` when the block ends.
 
-    A reader sees the old file or the new one, never a part. Several jobs may share the folder.
+    After an error in the block, `path` stays as it was. A reader sees the old file or the new one,
+    never a part. Several jobs may share the folder.
     """
     writer = f"{platform.node()}-{os.getpid()}"
     temporary = path.with_name(f"{path.stem}.{writer}.partial{path.suffix}")
@@ -83,16 +85,16 @@ def _is_json(line: bytes) -> bool:
 
 
 class Appender:
-    """Appends records to a JSON-lines file, each on disk before the next is taken.
+    """Appends records to a JSON-lines file, each written whole before the next is taken.
 
     Opening removes an incomplete last line, left by a killed process. A complete record whose
     newline is missing gets it.
 
     Args:
       path: the file; it is made if it does not exist.
-      num_kept: how many records of the file stay, by default all. Records after them are moved to a
-        file of a new name, since no record is ever overwritten.
-      durable: whether `append` returns only when the record is on the disk itself. The record then
+      num_kept: how many records of the file stay, by default all. Later records are moved to
+        NAME.interrupted-N, so nothing is lost.
+      durable: whether `append` also waits until the record is on the disk itself. The record then
         survives a loss of power.
     """
 
@@ -111,7 +113,11 @@ class Appender:
         self._file.close()
 
     def append(self, record: dict) -> None:
-        """Adds one record. Raises OSError (a full disk) with the records before it intact."""
+        """Adds one record.
+
+        Raises:
+          OSError: the record cannot be written, as on a full disk. Earlier records stay intact.
+        """
         line = json_line(record)
         start, written = self._file.tell(), 0
         try:
@@ -120,6 +126,7 @@ class Appender:
         except OSError:
             # A part of a record would leave the whole file unreadable.
             self._file.truncate(start)
+            self._file.seek(start)
             raise
         if self._durable:
             os.fsync(self._file.fileno())

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
-from staleness_grpo.objective.update_corrections import sequence_ess
+from staleness_grpo.objective.update_rules import sequence_ess
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.training.microbatches import accumulated, in_microbatches

@@ -8,7 +8,7 @@ from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError
 from staleness_grpo.objective.corrections import registry, settings
 from staleness_grpo.objective.surrogate import SurrogateConfig
-from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+from staleness_grpo.objective.update_rules import UPDATE_RULES
 
 
 def test_bind_refuses_by_name():
@@ -33,7 +33,7 @@ def test_bind_refuses_by_name():
 
 def test_every_parameter_has_its_flag():
     update_parameters = [
-        registry.own_parameters(rule.transformation) for rule in UPDATE_CORRECTIONS.values()
+        registry.own_parameters(rule.transformation) for rule in UPDATE_RULES.values()
     ]
     known = set().union(*map(registry.parameters, registry.CORRECTIONS), *update_parameters)
     assert known == set(settings.PARAMETERS)
@@ -59,8 +59,8 @@ def test_the_rule_of_r1_reward_has_a_name_that_no_other_rule_has():
 
 @pytest.mark.parametrize(
     "correction",
-    [*registry.CORRECTIONS.values(), *UPDATE_CORRECTIONS.values()],
-    ids=[*registry.CORRECTIONS, *UPDATE_CORRECTIONS],
+    [*registry.CORRECTIONS.values(), *UPDATE_RULES.values()],
+    ids=[*registry.CORRECTIONS, *UPDATE_RULES],
 )
 def test_every_entry_describes_itself_in_single_lines(correction):
     for text in (correction.formula, correction.source, correction.verified):

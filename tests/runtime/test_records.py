@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import sys
 
 import jax.numpy as jnp
@@ -54,6 +55,23 @@ def test_a_file_that_a_kill_left_goes_on_after_its_last_complete_record(tmp_path
         file.append({"b": 3})
     assert read_jsonl(path) == [*kept, {"b": 3}]
     assert path.read_bytes().count(b"\n") == len(kept) + 1
+
+
+def test_appends_that_fail_leave_whole_records(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Appender(path) as file:
+        file.append({"a": 1})
+        # The file may grow by 4 bytes, so a part of each record is written before the error.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 4, unlimited[1]))
+        try:
+            for _ in range(2):
+                with pytest.raises(OSError):
+                    file.append({"b": 2})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        file.append({"c": 3})
+    assert path.read_bytes() == b'{"a": 1}\n{"c": 3}\n'
 
 
 def test_json_is_replaced_whole(tmp_path):

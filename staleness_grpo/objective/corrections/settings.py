@@ -55,16 +55,16 @@ def check_correction(
     # These modules import JAX, which takes a while. So they are imported only when they are needed,
     # and wrong flags are reported sooner.
     from staleness_grpo.objective.corrections import registry
-    from staleness_grpo.objective.update_corrections import UPDATE_CORRECTIONS
+    from staleness_grpo.objective.update_rules import UPDATE_RULES
 
     name, update_rule = correction_config["name"], correction_config["update_rule"]
     require(name in registry.CORRECTIONS, "correction.name", registry.name_hint(name), name)
-    hint = f"choose one of {', '.join(UPDATE_CORRECTIONS)}"
-    known_rule = update_rule is None or update_rule in UPDATE_CORRECTIONS
+    hint = f"choose one of {', '.join(UPDATE_RULES)}"
+    known_rule = update_rule is None or update_rule in UPDATE_RULES
     require(known_rule, "correction.update_rule", hint, update_rule)
     known = list(registry.parameters(name))
     if update_rule is not None:
-        known += registry.own_parameters(UPDATE_CORRECTIONS[update_rule].transformation)
+        known += registry.own_parameters(UPDATE_RULES[update_rule].transformation)
     for parameter in PARAMETERS:
         value, field = correction_config[parameter], f"correction.{parameter}"
         if value is None:

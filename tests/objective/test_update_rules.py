@@ -8,7 +8,7 @@ import pytest
 
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import default_config
-from staleness_grpo.objective.update_corrections import gac, sequence_ess, vcpo
+from staleness_grpo.objective.update_rules import gac, sequence_ess, vcpo
 from staleness_grpo.training import learner
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.run import build_run

@@ -1,4 +1,4 @@
-"""Defines corrections that change the update instead of the loss, as optax transformations.
+"""Defines update rules, which correct the update instead of the loss, as optax transformations.
 
 They can be combined with any correction of the loss. Neither VCPO nor GAC has a population gradient
 of its own. VCPO scales the update of a batch, and GAC depends on the previous batch.
@@ -129,10 +129,10 @@ def gac(
 
 
 @dataclasses.dataclass(frozen=True)
-class UpdateCorrection:
+class UpdateRule:
     """Holds a gradient transformation, its source, and whether it acts before or after Adam.
 
-    The keyword arguments of `transformation` are the parameters of the correction.
+    The keyword arguments of `transformation` are the parameters of the rule.
     """
 
     transformation: Callable[..., optax.GradientTransformation]
@@ -154,8 +154,8 @@ _GAC_NOT_VERIFIED = (
     "before or after Adam"
 )
 
-UPDATE_CORRECTIONS: dict[str, UpdateCorrection] = {
-    "vcpo": UpdateCorrection(
+UPDATE_RULES: dict[str, UpdateRule] = {
+    "vcpo": UpdateRule(
         vcpo,
         after_optimizer=True,
         formula=(
@@ -164,14 +164,14 @@ UPDATE_CORRECTIONS: dict[str, UpdateCorrection] = {
         source="VCPO, arXiv 2602.17616",
         verified="read in the authors' code; without its baseline",
     ),
-    "gac": UpdateCorrection(
+    "gac": UpdateRule(
         gac,
         after_optimizer=False,
         formula=_GAC_FORMULA,
         source="GAC, arXiv 2603.01501",
         verified=_GAC_NOT_VERIFIED,
     ),
-    "gac_after_optimizer": UpdateCorrection(
+    "gac_after_optimizer": UpdateRule(
         gac,
         after_optimizer=True,
         formula=f"{_GAC_FORMULA}; g_t is Adam's update",
