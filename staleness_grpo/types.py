@@ -1,4 +1,4 @@
-"""Defines the types of batches and states, and lists the shape letters used in names.
+"""Defines the types of batches and states. Lists the shape letters, as docs/words.md does.
 
     N  prompts, which are the group slots of a learner step
     G  responses to one prompt (the group size)

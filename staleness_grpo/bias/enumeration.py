@@ -25,8 +25,8 @@ class Problem:
     predict token t + 1 and may depend on tokens 0..t only.
     """
 
-    # int32. Each row is a prompt followed by one response prefix of R - 1 tokens. O runs over the
-    # prompts, and over all prefixes of a prompt before the next prompt.
+    # int32. Each row is a prompt followed by one response prefix, so T is P + R - 1 here. Row
+    # n * (number of prefixes) + k has prompt n and prefix k.
     inputs_OxT: Array
     # int32, index of a prefix that begins with the response's first t tokens
     prefix_YxR: Array

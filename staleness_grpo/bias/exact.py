@@ -6,7 +6,7 @@
 with A+ = max(A, 0) and A- = max(-A, 0). w_t is a token's weight in the length normalization. The
 expectations are over the other responses of the group (see `group_statistics`). This is the
 surrogate of arXiv 2607.01083 with an explicit behavior policy phi. The G members of a group are
-exchangeable, so a sum over the responses of one member replaces sampling.
+exchangeable, so it is enough to sum over the responses that one member can give.
 
 H = grad_theta L is one vector-Jacobian product of the log-probabilities with weights
 pi_phi w_t (E[A+] c+ - E[A-] c-), c = df/dlog pi_theta. Another correction has another pair
@@ -180,9 +180,11 @@ def clip_fraction(
     behavior_logprobs_NxYxR: Array,
     objective: SurrogateConfig,
 ) -> jax.Array:
-    """Returns the expected share of tokens, drawn from phi, whose gradient the clip removes.
+    """Returns the probability, under phi, of a token that is clipped for a sign it can have.
 
-    The share is exactly 0 if no token is clipped.
+    A token counts in full if the clip removes its gradient for positive or for negative advantages,
+    and that sign is possible. So the result is at least the expected `clip_fraction` of a sampled
+    batch. It is exactly 0 if no token is clipped.
     """
     probs_NxY, _, (positive_NxY, negative_NxY) = population_weights(
         problem, behavior_logprobs_NxYxR, objective

@@ -1,4 +1,4 @@
-"""Computes a response's expected advantage over the other members of its group, exactly."""
+"""Computes a response's expected advantage exactly, given random other members of its group."""
 
 import itertools
 import math
@@ -85,7 +85,7 @@ def others_and_advantages(
     """Computes the probability of each composition of the other responses, and its advantages.
 
     The result is differentiable in `level_probs`. Powers are computed by repeated multiplication,
-    so that a level of probability 0 has derivative 0. The derivative of q**k would be 0 * inf
+    so that the derivatives at probability 0 are right. The derivative of q**k could give 0 * inf
     there.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Measures how strongly H(theta, phi) depends on phi, which is a constant of the bias theorem.
+"""Measures the Lipschitz constant of H(theta, phi) in phi, which the bias theorem uses.
 
 arXiv 2607.01083 bounds the bias of a step by a Lipschitz constant of H in phi, times the
 displacement of the parameters over the lag. To first order the Lipschitz constant is

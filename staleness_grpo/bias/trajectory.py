@@ -23,7 +23,7 @@ QUANTITIES = (
     "cosine",  # cosine of H(theta_t, phi) and H(theta_t, theta_t)
     "noise",  # ||sampled gradient - H(theta_t, phi)||; 0 without sampling
     "update_norm",  # ||theta_{t+1} - theta_t|| / learning_rate
-    "clip_fraction",  # expected share of tokens whose gradient the clip removes
+    "clip_fraction",  # see `exact.clip_fraction`; of GRPO's clip, whatever the correction
     "log_ratio_max",  # largest |log pi_theta - log pi_phi| of any token
 )
 
@@ -58,28 +58,31 @@ def lagged_trajectory(
       learning_rate: eta.
       key: the random key of the sampled groups. The batch of step t depends on (key, t) only.
       objective: the surrogate.
-      optimizer: computes an update with learning rate 1 from the ascent direction.
+      optimizer: maps the ascent direction to the update that is added, for a learning rate of 1. It
+        must not negate, and it gets no parameters.
       batch_prompts: number of random prompts in a batch. Each has one sampled group. 0: train on
         the exact H without sampling.
       max_lag: the largest lag. The parameters of max_lag + 1 versions are stored.
       coefficients: coefficients of a correction. The correction's gradient G(theta_t, phi) then
-        replaces H(theta_t, phi) in the training and in all quantities. The reference
-        H(theta_t, theta_t) remains GRPO's. Cannot be combined with sampling.
+        replaces H(theta_t, phi) in the training and in all quantities but `clip_fraction`. The
+        reference H(theta_t, theta_t) remains GRPO's. Cannot be combined with sampling.
       synchronous: bool, may be traced. If true, train on H(theta_t, theta_t), and measure the stale
-        gradient without using it.
+        gradient without using it. Cannot be combined with sampling.
 
     Returns:
       (records, last_params). records has an array [I] for each of QUANTITIES, which is 0 from step
       `num_steps` on. last_params are the parameters theta_t of the last recorded step.
 
     Raises:
-      ValueError: both coefficients and batch_prompts are given.
+      ValueError: coefficients or synchronous is given together with batch_prompts.
     """
     if batch_prompts and coefficients is not None:
         raise ValueError(
             "training on sampled groups supports only GRPO's clip: "
             "give batch_prompts=0, or no coefficients"
         )
+    if batch_prompts and synchronous is not False:
+        raise ValueError("synchronous training is on the exact H: give batch_prompts=0")
     start_D, unravel = ravel_pytree(params)
     clip = exact.clip_coefficients(objective)
     coefficients = clip if coefficients is None else coefficients

@@ -46,7 +46,7 @@ class Schedule(abc.ABC):
     num_groups: int  # N
     seed: int = 0
     # Sets the lags of steps below S. "initial_policy": the scheduled lags, but no version before 0.
-    # "synchronous": lag 0.
+    # "synchronous": lag 0. `Minibatched` applies this to the first step of each rollout batch.
     start: str = "initial_policy"
 
     def __post_init__(self):

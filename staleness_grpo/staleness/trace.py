@@ -52,9 +52,9 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
       max_lag: S, the largest lag that is accepted.
 
     Raises:
-      TraceError: a line is malformed, repeats a group, or has a lag that is negative or above
-        max_lag. The message names the line. Or the file has a gap, which is a (step, slot) that the
-        run needs and no line gives. The message names the first gap.
+      TraceError: a line is malformed, repeats a group of the run, or has a lag that is negative or
+        above max_lag. The message names the line. Or the file has a gap, which is a (step, slot)
+        that the run needs and no line gives. The message names the first gap.
       OSError: the file cannot be read.
     """
     lags_IxN = np.full((num_steps, num_groups), -1, np.int64)
@@ -77,7 +77,7 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
     gaps = np.argwhere(lags_IxN < 0)
     if len(gaps):
         step, slot = gaps[0]
-        raise TraceError(f"{len(gaps)} gaps: no line gives step {step}, slot {slot}")
+        raise TraceError(f"{len(gaps)} gaps; the first is step {step}, slot {slot}: add its line")
     return lags_IxN
 
 

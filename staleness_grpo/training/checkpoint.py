@@ -45,14 +45,15 @@ from staleness_grpo.training.run import Run, Snapshot
 
 FORMAT = 2
 PARTIAL, REFUSED = ".partial", ".refused"
-# Sections without an effect on results, such as the devices of a run.
+# Sections that a resumed run may change. Only one field of them can change a result: a reward that
+# takes longer than rewards.time_limit is 0.
 NOT_HASHED = ("mesh", "checkpoint", "rewards")
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 CHECKED_ENTRIES = ("format", "config_hash", "step", "drift_versions", "files", "arrays")
 
 
 def config_hash(config: ConfigDict) -> str:
-    """Returns a hash of all fields that can change a result.
+    """Returns a hash of all fields that a resumed run may not change.
 
     Unset fields are left out. So a new optional field does not change the hash of old configs.
     """
@@ -101,7 +102,8 @@ class Checkpoints:
         with the collectives of the training loop.
 
         If the disk is full, this checkpoint is not written, a line on stderr says so, and the run
-        continues.
+        continues. With several processes the run ends instead, because the others wait for this
+        one.
         """
         self.wait()
         if snapshot.step == self._latest:
@@ -154,7 +156,7 @@ class Checkpoints:
         _barrier("restored")
 
     def _write(self, snapshot: Snapshot) -> None:
-        """Writes a checkpoint, or prints one line if the disk is full."""
+        """Writes a checkpoint. If the disk is full, a single process prints one line instead."""
         partial = self.folder / (step_name(snapshot.step) + PARTIAL)
         try:
             self._write_files(partial, snapshot)
@@ -162,7 +164,8 @@ class Checkpoints:
         except Exception as error:
             shutil.rmtree(partial, ignore_errors=True)
             reason = next((words for words in DISK_FULL if words in str(error)), None)
-            if reason is None:
+            # Other processes wait at a barrier, so this one may not train on without them.
+            if reason is None or jax.process_count() > 1:
                 raise
             kept = f"step {max(self.steps())} is kept" if self.steps() else "no older one exists"
             print(

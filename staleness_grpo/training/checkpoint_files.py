@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(RuntimeError):
-    """Says that a checkpoint is damaged, or belongs to another config, format or code."""
+    """Says that a checkpoint is damaged, or has another config, format or array shape."""
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def read_groups(path: pathlib.Path) -> Groups:
         outcome = dict(reward_outcome_NxG=0) if has_outcomes else {}
         template = dataclasses.replace(_ROLLOUT, **outcome)  # type: ignore[arg-type]  # see _ROLLOUT
         leaves = [saved[name] for name in by_path(template)]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"its file {path.name} cannot be read: {error}") from error
     rollout = jax.tree.unflatten(jax.tree.structure(template), leaves)
     return Groups(*indices_W, rollout=rollout)

@@ -32,7 +32,8 @@ def distance(a: PyTree, b: PyTree) -> jax.Array:
 class ParameterDrift:
     """Measures how far the parameters are from the start and from the batch's behavior versions.
 
-    Every version with rollouts in flight is copied. There are up to S + 1 copies.
+    Every version with rollouts in flight is copied. There are up to S + 1 copies, and
+    one of the start.
     """
 
     def __init__(self, params: PyTree, max_lag: int):
@@ -49,9 +50,9 @@ class ParameterDrift:
     def measure(self, step: int, params: PyTree, lag_N: np.ndarray) -> dict[str, jax.Array]:
         """Returns `drift_from_behavior` and `drift_from_start`, on the device.
 
-        `drift_from_behavior` is a root mean square over the groups of the batch. It averages the
-        distance from the parameters to the version that generated the group. Versions that no later
-        step needs are deleted.
+        `drift_from_behavior` is the root mean square, over the groups of the batch, of the distance
+        from the parameters to the version that generated the group. Versions that are too old for
+        any later step are deleted.
         """
         lags, counts = np.unique(lag_N, return_counts=True)
         square = jnp.zeros(())  # groups of lag 0 add 0
@@ -80,7 +81,7 @@ def make_cosine_ceiling(
     the expected gradient. Divided by |g|^2, this is the estimate of the cosine. The estimate can be
     negative if the gradient is mostly noise.
 
-    Returns None if the batch cannot be cut.
+    Returns None if `num_prompts` is odd.
     """
     num_parts = math.gcd(num_prompts, NOISE_PARTS)
     if num_parts == 1:

@@ -24,7 +24,7 @@ from staleness_grpo.training.rewards import FAILED, TIMED_OUT
 from staleness_grpo.training.run import Run
 from staleness_grpo.types import Rollout
 
-# A run has collapsed if one of these metrics is not finite.
+# A run ends, with `collapsed` true in its record, if one of these metrics is not finite.
 MUST_BE_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
@@ -39,8 +39,9 @@ def train(
 
     Args:
       run: a run from `build_run`, new or restored.
-      checkpoints: saves the run every `checkpoint.save_every` steps and at its end; None to save
-        nothing. A save starts only after all records before the saved step were yielded.
+      checkpoints: saves the run every `checkpoint.save_every` steps, and at its end unless it has
+        collapsed; None to save nothing. A save starts only after all records before the saved step
+        were yielded.
       preemption: is asked before each step whether to stop. If so, the run is saved and ends.
     """
     config, drift = run.config, run.drift
@@ -48,7 +49,7 @@ def train(
         lambda params: jax.tree.map(jnp.copy, params)
     )  # the update donates `params`
     learning_rate = learner.learning_rate_schedule(config.optimizer)
-    pending = None
+    pending, collapsed = None, False
     last_time = time.perf_counter()
     for step in range(run.step, config.steps):
         if preemption is not None and preemption.requested(step):
@@ -77,7 +78,8 @@ def train(
         if pending is not None:
             yield (finished := finish_record(*pending))
             if finished["collapsed"]:
-                return
+                pending, collapsed = None, True
+                break
         run.watch("records", ())
         if checkpoints is not None and snapshot is not None:
             checkpoints.save(snapshot)
@@ -87,10 +89,10 @@ def train(
         last_time = now
     if pending is not None:
         yield (finished := finish_record(*pending))
-        if finished["collapsed"]:
-            return
+        collapsed = finished["collapsed"]
     if checkpoints is not None:
-        checkpoints.save(run.snapshot())
+        if not collapsed:
+            checkpoints.save(run.snapshot())
         checkpoints.wait()
 
 
@@ -112,7 +114,7 @@ def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
     """
     versions_N = run.schedule.behavior_versions(step)
     rollout, _ = run.buffer.pop(step, versions_N[run.own_slots])
-    # The lags of the groups of all processes. `pop` has checked the lags of this process.
+    # The lags of the groups of all processes. `pop` has checked the versions of this process's.
     lag_N = step - versions_N
     record = {
         "step": step,

@@ -58,7 +58,7 @@ def accumulated(
     scored_batch: Callable[[Rollout], tuple],
     microbatch_prompts: int,
 ) -> Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
-    """Returns the loss (params, rollout) -> (loss, diagnostics), with one pass over the policy.
+    """Returns the loss (params, rollout) -> (loss, diagnostics), whose gradient takes one pass.
 
     `in_microbatches` needs two passes. One pass is enough if no response's gradient depends on the
     log-probabilities of another response. For each microbatch, the loss of the whole batch is

@@ -1,7 +1,7 @@
 """Judges responses in worker processes, so that the device does not wait for slow verifiers.
 
 A verifier may raise an error, hang, or end its process. This does not stop the run. The failure is
-reported on stderr, and the sample is marked and gets reward 0.
+reported on stderr, up to a limit, and the sample is marked and gets reward 0.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ from staleness_grpo.errors import FieldError, require_at_least, require_positive
 # (response, reference) -> reward. Worker processes must be able to import a verifier by name.
 Verifier = Callable[[str, Any], float]
 OUTCOMES = JUDGED, FAILED, TIMED_OUT = range(3)
-MAX_REPORTS = 10  # largest number of failures reported on stderr
+MAX_REPORTS = 10  # largest number of different failures that are reported on stderr
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 # Seconds between SIGTERM and SIGKILL when pebble ends a worker. Workers here ignore SIGTERM.
 pebble.CONSTS.term_timeout = 0.1
@@ -67,7 +67,7 @@ class Judging:
         except concurrent.futures.TimeoutError:
             self.report(f"took longer than {self.time_limit:g} s")
             return 0.0, TIMED_OUT
-        except Exception as error:  # ProcessExpired, if the process ended
+        except Exception as error:  # ProcessExpired, or CancelledError after `close`
             reward, failure = 0.0, f"failed: {type(error).__name__}: {error}"
         if failure is None:
             return reward, JUDGED
@@ -153,7 +153,10 @@ class RewardPool:
         self._pool.join()
 
     def _report(self, failure: str) -> None:
-        """Prints each different failure once, because a broken verifier fails on every sample."""
+        """Prints each different failure once, up to MAX_REPORTS of them.
+
+        A broken verifier fails on every sample, and would fill the screen.
+        """
         failure = " ".join(failure.split())
         if failure not in self._reported and len(self._reported) < MAX_REPORTS:
             self._reported.add(failure)

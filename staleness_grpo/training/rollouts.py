@@ -73,7 +73,7 @@ class Generator:
     programs: Programs
     mesh: Mesh
     seed: int
-    num_prompts: int  # N, the groups sampled at once
+    num_prompts: int  # groups sampled at once, which are those of a rollout batch
     group_size: int  # G
     updates_per_batch: int = 1
     reward_pool: RewardPool | None = None  # for tasks that judge text

@@ -45,9 +45,9 @@ def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
     The result is the same every time, to the last bit. It is cached in the user's cache folder,
     under a hash of:
       the settings of policy, task and warm start;
-      JAX's version and backend, XLA's flags, and the number of cores;
+      the versions of JAX, optax and NumPy, JAX's backend, XLA's flags, and the number of cores;
       the code of policies, tasks, random numbers and this module.
-    JAX, the flags and the cores are in the hash because they can change the order of sums, and with
+    Libraries, flags and cores are in the hash because they can change the order of sums, and with
     it the last bits of the result. Near the edge of stability, these bits can change a whole run.
 
     Args:
@@ -61,6 +61,8 @@ def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
         "task": config.task.to_dict(),
         "warm_start": config.warm_start.to_dict(),
         "jax": jax.__version__,
+        "optax": optax.__version__,
+        "numpy": np.__version__,
         "backend": jax.default_backend(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "cores": len(os.sched_getaffinity(0)),
@@ -89,7 +91,7 @@ def code_digest() -> str:
 
 def cache_folder() -> pathlib.Path:
     """Returns $XDG_CACHE_HOME/staleness_grpo; without the variable, ~/.cache/staleness_grpo."""
-    folder = os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+    folder = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(folder) / "staleness_grpo"
 
 

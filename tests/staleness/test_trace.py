@@ -71,7 +71,9 @@ def test_a_bad_line_is_refused_by_number(tmp_path, line, message):
 
 
 def test_gaps_are_counted_and_the_first_is_named(tmp_path):
-    with pytest.raises(trace.TraceError, match="^2 gaps: no line gives step 0, slot 1$"):
+    with pytest.raises(
+        trace.TraceError, match="^2 gaps; the first is step 0, slot 1: add its line$"
+    ):
         trace.read(written(tmp_path, GOOD[:2]), **SIZE)
 
 
