@@ -125,7 +125,10 @@ def test_sampled_noise_depends_on_key_and_step_alone():
     assert np.all(first[1:] != lagged[1:])
 
 
-def test_sampled_groups_train_with_the_clip_alone():
+@pytest.mark.parametrize(
+    "exact_only", [dict(coefficients=plain_importance_weights), dict(synchronous=True)]
+)
+def test_sampled_groups_train_on_stale_rollouts_with_the_clip_alone(exact_only):
     problem, _, policy = problems.make("tabular")
     with pytest.raises(ValueError, match="batch_prompts=0"):
         trajectory.lagged_trajectory(
@@ -139,5 +142,5 @@ def test_sampled_groups_train_with_the_clip_alone():
             optimizer=ADAM,
             batch_prompts=1,
             max_lag=0,
-            coefficients=plain_importance_weights,
+            **exact_only,
         )
