@@ -66,7 +66,8 @@ def run_on_devices() -> Callable[..., str]:
         Raises:
           AssertionError: with the program's stderr, if it failed.
         """
-        cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # made at run time
+        # JAX makes this attribute at run time.
+        cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(num_devices),

@@ -111,14 +111,11 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs the measurement, and writes summary.json."""
-    from experiments.common.workdir import SUMMARY, write_run_files
-    from staleness_grpo.runtime.records import plain, write_json
+    from experiments.common.workdir import write_run_files
+    from experiments.performance.summary import write_and_print
 
     write_run_files(workdir, config)
-    summary = plain(measure(config, workdir)) | {"claims": []}
-    write_json(workdir / SUMMARY, summary)
-    for name, value in summary.items():
-        print(f"{name:22s} {value}")
+    write_and_print(measure(config, workdir), workdir)
 
 
 def command() -> None:

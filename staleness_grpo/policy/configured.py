@@ -44,7 +44,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     require_choice(fields, "param_dtype", PARAM_DTYPES)
     for name in ("dtype", "param_dtype"):
         hint = "set JAX_ENABLE_X64=1 in the environment, or give float32"
-        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # JAX adds this attribute at run time
+        # JAX adds this attribute at run time.
+        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         require(fields[name] != "float64" or x64, name, hint, fields[name])
     # The task decides the size of the vocabulary, which is not known here. Any size that
     # `vocab_chunks` divides serves for checking the other fields.

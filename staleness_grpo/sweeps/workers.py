@@ -57,7 +57,8 @@ def run_cells(
     cores = context.Queue()
     for core in sorted(os.sched_getaffinity(0))[:num_workers]:
         cores.put(core)
-    folder = str(jax.config.jax_compilation_cache_dir or "")  # type: ignore[attr-defined]  # defined at import
+    # JAX adds this attribute at import.
+    folder = str(jax.config.jax_compilation_cache_dir or "")  # type: ignore[attr-defined]
     with concurrent.futures.ProcessPoolExecutor(
         num_workers,
         mp_context=context,

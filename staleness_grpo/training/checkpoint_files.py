@@ -104,7 +104,8 @@ def read_groups(path: pathlib.Path) -> Groups:
             return Groups(*indices_W, rollout=None)
         has_outcomes = ".reward_outcome_NxG" in saved
         outcome = dict(reward_outcome_NxG=0) if has_outcomes else {}
-        template = dataclasses.replace(_ROLLOUT, **outcome)  # type: ignore[arg-type]  # see _ROLLOUT
+        # _ROLLOUT says why its fields have other types.
+        template = dataclasses.replace(_ROLLOUT, **outcome)  # type: ignore[arg-type]
         leaves = [saved[name] for name in by_path(template)]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"its file {path.name} cannot be read: {error}") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -273,3 +274,25 @@ def test_other_faults_of_a_save_are_raised(built, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         checkpoints.wait()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_ends_a_run_of_several_processes(built, tmp_path, monkeypatch):
+    """The others wait at a barrier for this process, so it may not train on without them."""
+
+    def full_disk(partial, snapshot):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = checkpoint.Checkpoints(tmp_path, tiny_config(**FLIGHT))
+    monkeypatch.setattr(checkpoints, "_write_files", full_disk)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints.save(built.snapshot())
+
+
+def test_a_collapsed_run_is_not_saved_at_its_end(tmp_path):
+    config = tiny_config(**{"steps": 20, "optimizer.learning_rate": 1e38, "optimizer.name": "sgd"})
+    config.checkpoint.save_every = 100
+    checkpoints = checkpoint.Checkpoints(tmp_path, config)
+    *_, last = train(build_run(config), checkpoints)
+    checkpoints.wait()
+    assert last["collapsed"] and checkpoints.steps() == []
