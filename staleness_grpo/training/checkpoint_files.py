@@ -104,7 +104,7 @@ def read_groups(path: pathlib.Path) -> Groups:
             return Groups(*indices_W, rollout=None)
         has_outcomes = ".reward_outcome_NxG" in saved
         outcome = dict(reward_outcome_NxG=0) if has_outcomes else {}
-        # _ROLLOUT says why its fields have other types.
+        # Its fields hold 0 in place of arrays, because only the structure is used.
         template = dataclasses.replace(_ROLLOUT, **outcome)  # type: ignore[arg-type]
         leaves = [saved[name] for name in by_path(template)]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
