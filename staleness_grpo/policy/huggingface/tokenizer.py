@@ -10,17 +10,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from staleness_grpo.policy.huggingface import added_tokens
 from staleness_grpo.policy.huggingface.config import ModelFolderError, read_json
 
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "pad_token",
-    "sep_token",
-    "cls_token",
-    "mask_token",
-)
 # The date that chat templates get. With the real date, prompts would change from day to day. The
 # template of Llama 3 also uses this date by default.
 TEMPLATE_DATE = datetime.datetime(2024, 7, 26)
@@ -36,7 +28,7 @@ class Tokenizer:
     pad_token: int  # the first stop token, if the folder names no pad token
     chat_template: str | None
     template_file: pathlib.Path  # the file that has the chat template
-    special_tokens: dict[str, str]  # text of SPECIAL_TOKENS by name, for the chat template
+    special_tokens: dict[str, str]  # name -> text of each special token, for the chat template
 
     @property
     def vocab_size(self) -> int:
@@ -93,9 +85,7 @@ class Tokenizer:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
         )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(
-            value, ensure_ascii=False, **options
-        )
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_from_template
         environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
         names = dict(
@@ -120,7 +110,8 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
     The stop tokens are the `eos_token_id` of generation_config.json, or else of config.json.
 
     Raises:
-      ModelFolderError: tokenizer.json is missing or cannot be read, or no file names a stop token.
+      ModelFolderError: tokenizer.json is missing or cannot be read, no file names a stop token, or
+        a file gives a token another number than tokenizer.json does.
     """
     import tokenizers
 
@@ -137,24 +128,13 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         raise ModelFolderError(f"{path} cannot be read ({error}): {hint}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    special_map, tokenizer_config, generation, config = (
+    named = added_tokens.read(folder)
+    added_tokens.add(tokenizer, named, folder)
+    tokenizer_config, generation, config = (
         read_json(folder / name) if (folder / name).exists() else {}
-        for name in (
-            "special_tokens_map.json",
-            "tokenizer_config.json",
-            "generation_config.json",
-            "config.json",
-        )
+        for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
-    given_tokens = special_map | {
-        name: token for name, token in tokenizer_config.items() if token is not None
-    }
-    special = {
-        name: _special_text(given_tokens[name])
-        for name in SPECIAL_TOKENS
-        if given_tokens.get(name) is not None
-    }
-    ids = {name: tokenizer.token_to_id(text) for name, text in special.items()}
+    ids = {name: tokenizer.token_to_id(text) for name, text in named.special.items()}
     stop = _first_given(generation.get("eos_token_id"), config.get("eos_token_id"))
     if stop is None or stop == []:
         raise ModelFolderError(
@@ -176,7 +156,7 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         pad_token=stop_tokens[0] if pad is None else pad,
         chat_template=template,
         template_file=template_file,
-        special_tokens=special,
+        special_tokens=named.special,
     )
 
 
@@ -185,16 +165,31 @@ def _first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _special_text(token: str | dict) -> str:
-    """Returns the text of a special token. Some files store it in the field "content" of a dict."""
-    return token["content"] if isinstance(token, dict) else token
-
-
 def _default_template(template: str | list | None) -> str | None:
     """Returns the default chat template. Some files have a list of named templates."""
     if isinstance(template, list):
         return next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Returns a value as JSON, for the filter `tojson` of chat templates.
+
+    Jinja's own filter escapes HTML and sorts keys, which changes the prompt.
+    """
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_from_template(message: str) -> None:

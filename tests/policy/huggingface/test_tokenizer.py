@@ -109,12 +109,18 @@ def test_stop_and_pad_tokens_come_from_where_they_are_said(folder):
 
 
 def test_what_is_said_nearer_to_the_use_counts(folder):
-    """generation_config.json overrules tokenizer_config.json, and that special_tokens_map.json."""
+    """special_tokens_map.json overrules tokenizer_config.json, as in the library transformers.
+
+    generation_config.json overrules both.
+    """
     (folder / "special_tokens_map.json").write_text(
         json.dumps(dict(bos_token="<pad>", sep_token="<pad>"))
     )
     ours = tokenizer_lib.load(folder)
-    assert (ours.special_tokens["bos_token"], ours.special_tokens["sep_token"]) == ("<s>", "<pad>")
+    assert (ours.special_tokens["bos_token"], ours.special_tokens["sep_token"]) == (
+        "<pad>",
+        "<pad>",
+    )
     (folder / "generation_config.json").write_text(json.dumps(dict(eos_token_id=1, pad_token_id=0)))
     assert tokenizer_lib.load(folder).pad_token == 0
 
