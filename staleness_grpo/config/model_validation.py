@@ -131,8 +131,10 @@ def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
     prompt, response = task.prompt_length, task.max_response_length
     positions = max_positions(config.policy.checkpoint)
     if positions is not None and prompt + response > positions:
+        longest = getattr(task, "longest_prompt", "the longest problem")
         hint = (
-            f"prompt ({prompt} tokens) and response together exceed the checkpoint's {positions} "
-            f"positions: make their sum at most {positions}"
+            f"with the prompt of {longest}, which has {prompt} tokens, it exceeds the checkpoint's "
+            f"{positions} positions: give at most {max(positions - prompt, 0)}, or remove problems "
+            "with long prompts"
         )
         raise FieldError("task.max_response_length", hint, response)

@@ -19,7 +19,7 @@ import numpy as np
 from staleness_grpo.errors import FieldError, require, require_choice
 from staleness_grpo.policy.huggingface.config import ModelFolderError
 from staleness_grpo.policy.huggingface.tokenizer import Tokenizer
-from staleness_grpo.tasks import verifiers
+from staleness_grpo.tasks import numbers, verifiers
 from staleness_grpo.types import Prompts
 
 PLACEHOLDER = "{prompt}"
@@ -31,6 +31,7 @@ class TextProblem:
 
     prompt: str
     reference: Any  # None if the verifier needs none
+    place: str = ""  # where the problem stands in its file, for error messages: "line 3"
 
 
 class PromptedTask:
@@ -76,12 +77,15 @@ class PromptedTask:
             _encode(tokenizer, prompt.replace(PLACEHOLDER, problem.prompt), chat, system)
             for problem in problems
         ]
-        if [] in self._tokens:
-            number = self._tokens.index([]) + 1
-            hint = f"the prompt of problem {number} is empty: add some text around {PLACEHOLDER}"
+        places = [problem.place or f"problem {i}" for i, problem in enumerate(problems, start=1)]
+        lengths = [len(tokens) for tokens in self._tokens]
+        if 0 in lengths:
+            place = places[lengths.index(0)]
+            hint = f"the prompt of {place} is empty: add some text around {PLACEHOLDER}"
             raise FieldError("prompt", hint)
         self.num_prompts = len(problems)
-        self.prompt_length = max(map(len, self._tokens))
+        self.prompt_length = max(lengths)
+        self.longest_prompt = places[lengths.index(self.prompt_length)]  # for error messages
         self.vocab_size = tokenizer.vocab_size
         self.end_token, self.pad_token = tokenizer.stop_tokens, tokenizer.pad_token
 
@@ -175,10 +179,10 @@ def jsonl_task(
     problems = read_problems(path)
     if verifier == "number":
         for problem in problems:
-            if verifiers.final_number(problem.reference) is None:
-                answer = repr(problem.reference[:40])
-                hint = f"the answer {answer} in path has no number: choose exact or math_verify"
-                raise FieldError("verifier", hint)
+            if numbers.whole_number(problem.reference) is None:
+                reason = f"the answer {problem.reference[:40]!r} on {problem.place} of path"
+                hint = "choose exact, which compares text, or math_verify, which reads formulas"
+                raise FieldError("verifier", f"{reason} is not a number alone: {hint}", verifier)
     return PromptedTask(
         tokenizer,
         problems,
@@ -236,7 +240,7 @@ def _parse_problem(line: str, number: int) -> TextProblem:
         _, marker, answer = answer.rpartition("####")
         if not marker or not answer.strip():  # an empty answer would reward an empty response
             raise line_error("has a question whose answer has nothing after '####'")
-    return TextProblem(fields[prompt_field], answer.strip())
+    return TextProblem(fields[prompt_field], answer.strip(), f"line {number}")
 
 
 def reasoning_gym_task(

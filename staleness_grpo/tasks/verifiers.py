@@ -5,42 +5,13 @@ Verifiers run in worker processes, so this module does not import JAX.
 """
 
 import dataclasses
-import fractions
 import functools
 import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-INTEGER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
-DECIMAL = rf"(?:(?:{INTEGER}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?)"
-NUMBER = re.compile(
-    rf"""
-    # Text before the number that makes it a part of a quotient, a power or a formula.
-    (?P<part>(?:[/^×]|(?<=[A-Za-z])_|(?<=\d)[eE]|\\sqrt|[\]}}]\{{)[({{\s]*)?
-    (?P<sign>(?<![\w)\]}}%-])-)?  # but not the minus sign of a difference or a range
-    (?:(?P<whole>{INTEGER})(?:\ and)?\ +(?={DECIMAL}/))?  # the 2 of 2 1/2
-    (?P<numerator>{DECIMAL})(?:\s*/\s*(?P<denominator>{DECIMAL}))?
-    """,
-    re.VERBOSE,
-)
-BOX = r"\\boxed\s*\{"
-# Typeset text -> its plain form. The replacements are made in this order.
-PLAIN_FORMS = {
-    "\N{MINUS SIGN}": "-",
-    "\\$": "",
-    "$": "",
-    "{,}": ",",
-    "\\,": "",
-    "\\!": "",
-    "\\%": "%",
-    "\\times": "×",
-    "\\cdot": "×",
-    "\N{SUPERSCRIPT TWO}": "^2",
-    "\N{SUPERSCRIPT THREE}": "^3",
-}
-# Matches the argument of a LaTeX command: a number in braces, or a single digit.
-LATEX_ARGUMENT = r"\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))"
+from staleness_grpo.tasks.numbers import final_number
 
 
 def exact(response: str, reference: str) -> float:
@@ -51,86 +22,11 @@ def exact(response: str, reference: str) -> float:
 def number(response: str, reference: str) -> float:
     """Returns 1 if the final numbers of response and reference are equal, else 0.
 
-    `final_number` finds the two numbers. Their values are compared, so 1,200.00 equals 1200, and
-    1/2 equals 0.5.
+    `numbers.final_number` finds the two numbers. Their values are compared, so 1,200.00 equals
+    1200, and 1/2 equals 0.5.
     """
     answer, expected = final_number(response), final_number(reference)
     return float(answer is not None and answer == expected)
-
-
-def final_number(text: str) -> fractions.Fraction | None:
-    """Returns the number that a text gives as its final answer.
-
-    The place of the final number is the first of these that applies:
-      1. If the text has a \\boxed{}: the last number in the last \\boxed{}.
-      2. If the text has a '####', like GSM8K's own answers: the first number after the last '####'.
-      3. Otherwise: the last number of the text.
-
-    The number can be written as 1,200.50, 3/4, 2 1/2, 1e3 or 1.5 x 10^3, in plain text or in LaTeX.
-    Units and their powers, currencies and % are ignored.
-
-    Returns:
-      The number, or None in each of these cases:
-        - There is no number at this place, or the box is not closed.
-        - The number is only a part of an expression that this function does not evaluate: a
-          product, a power, a root or another quotient.
-    """
-    position = -1
-    if re.search(BOX, text):
-        text = last_box(text)
-    elif "####" in text:
-        position, text = 0, text.rpartition("####")[2]
-    numbers = list(NUMBER.finditer(plain_numbers(text)))
-    return _value(numbers[position]) if numbers else None
-
-
-def _value(match: re.Match) -> fractions.Fraction | None:
-    """Returns the value of a match of NUMBER.
-
-    The value is None if the number is a part of another expression, or is not valid: 1/0 or 2 3/2.
-    """
-    parts = match["whole"] or "0", match["numerator"], match["denominator"] or "1"
-    try:
-        whole, numerator, denominator = (
-            fractions.Fraction(part.replace(",", "")) for part in parts
-        )
-    except ValueError:  # Python does not convert numbers with thousands of digits
-        return None
-    if match["part"] or not denominator or (match["whole"] and numerator >= denominator):
-        return None
-    value = whole + numerator / denominator
-    return -value if match["sign"] else value
-
-
-def last_box(text: str) -> str:
-    """Returns the text in the last \\boxed{}, or "" if the box is not closed.
-
-    The text may contain pairs of braces.
-    """
-    after_opening, depth = re.split(BOX, text)[-1], 1
-    for end, character in enumerate(after_opening):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return after_opening[:end]
-    return ""
-
-
-def plain_numbers(text: str) -> str:
-    """Returns the text with typeset numbers in plain form, and without the powers of units.
-
-    The function converts LaTeX such as {,}, \\frac{1}{2}, \\times 10^3 and \\text{}.
-    """
-    for typeset, plain in PLAIN_FORMS.items():
-        text = text.replace(typeset, plain)
-    # A space is added between the 2 and the fraction of 2\frac{1}{2}.
-    text = re.sub(r"(?<=\d)\s*\\([cdt]?frac)", r" \\\1", text)
-    text = re.sub(rf"\\[cdt]?frac{LATEX_ARGUMENT}{LATEX_ARGUMENT}", r"\1\2/\3\4", text)
-    text = re.sub(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"(?<=\d)\s*[×x*]\s*10\s*\^\s*\{?([-+]?\d+)\}?", r"e\1", text)
-    text = re.sub(r"(?<=[A-Za-z])\^(?:\{-?\d+\}|-?\d+)", "", text)
-    # The space in "- 5" is removed only at the start and after '='. Elsewhere "- 5" may be an item
-    # of a list.
-    return re.sub(r"(\A\s*|=\s*)-\s+(?=[\d.])", r"\1-", text)
 
 
 class MathVerify:

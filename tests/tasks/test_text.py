@@ -72,7 +72,7 @@ def test_a_line_may_hold_any_character_of_json(tmp_path):
 
 def test_a_gsm8k_answer_is_the_text_behind_its_last_marker(tmp_path):
     path = problems_file(tmp_path, {"question": "a", "answer": "#### 1, no:\n#### 2"})
-    assert text.read_problems(path) == [text.TextProblem("a", "2")]
+    assert text.read_problems(path) == [text.TextProblem("a", "2", "line 1")]
 
 
 def test_problems_that_cannot_be_asked_or_judged_are_refused(letters, tmp_path):
@@ -85,9 +85,14 @@ def test_problems_that_cannot_be_asked_or_judged_are_refused(letters, tmp_path):
     ):
         with pytest.raises(FieldError, match=message):
             text.PromptedTask(plain_letters, problems, verifiers.exact, max_response_length=8)
-    with pytest.raises(FieldError, match="'yes' in path has no number") as error:
-        jsonl(letters, problems_file(tmp_path, {"prompt": "a", "answer": "yes"}))
-    assert error.value.field == "verifier"
+
+
+@pytest.mark.parametrize("answer", ["yes", "11:30", "1768_9", "3 or 4"])
+def test_an_answer_that_is_more_than_a_number_is_refused_with_its_line(answer, letters, tmp_path):
+    lines = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": answer}]
+    with pytest.raises(FieldError, match=f"'{answer}' on line 2 of path .*exact.*math_verify"):
+        jsonl(letters, problems_file(tmp_path, *lines))
+    jsonl(letters, problems_file(tmp_path, *lines), verifier="exact")
 
 
 def test_stop_and_pad_tokens_outside_the_vocabulary_are_refused(folder, tmp_path):
