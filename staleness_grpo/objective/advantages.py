@@ -16,7 +16,7 @@ def group_advantages(rewards_NxG: Array, *, normalize_std: bool, std_epsilon: fl
       (Dr. GRPO, arXiv 2503.20783).
 
     std is the population standard deviation, with divisor G. If all rewards of a group are equal,
-    its advantages are exactly 0.
+    its advantages are exactly 0. If one of them is not finite, none of its advantages is finite.
 
     Args:
       rewards_NxG: float rewards. The last axis is the group. There may be more leading axes.
@@ -36,7 +36,8 @@ def group_advantages(rewards_NxG: Array, *, normalize_std: bool, std_epsilon: fl
     spread = jnp.max(rewards_NxG, axis=-1, keepdims=True) - jnp.min(
         rewards_NxG, axis=-1, keepdims=True
     )
-    centered = jnp.where(spread > 0, centered, 0.0)
+    # NaN is not equal to 0, so a group with a reward that is not finite keeps NaN.
+    centered = jnp.where(spread == 0, 0.0, centered)
     if normalize_std:
         centered = centered / (
             jnp.sqrt(jnp.mean(centered**2, axis=-1, keepdims=True)) + std_epsilon

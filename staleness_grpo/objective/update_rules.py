@@ -112,10 +112,10 @@ def gac(
         square = optax.tree.norm(state.previous, squared=True)
         length = jnp.sqrt(square) * optax.tree.norm(updates)
         # The cosine of a zero gradient is set to 0. At the first step, the previous one is zero.
-        cosine = jnp.where(length > 0, product / jnp.where(length > 0, length, 1.0), 0.0)
+        cosine = jnp.where(length == 0, 0.0, product / jnp.where(length == 0, 1.0, length))
         aligned = cosine > alignment_threshold
         coefficient = jnp.where(
-            aligned, removed_fraction * product / jnp.where(square > 0, square, 1.0), 0.0
+            aligned, removed_fraction * product / jnp.where(square == 0, 1.0, square), 0.0
         )
         keep = jnp.where(cosine > skip_threshold, 0.0, 1.0)
         controlled = jax.tree.map(

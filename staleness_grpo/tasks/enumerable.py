@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,8 @@ class EnumerableTask:
         require_at_least(vars(self), {"vocab_size": 2, "max_response_length": 1, "num_prompts": 1})
         levels = list(self.reward_levels)
         increasing = len(levels) >= 2 and levels == sorted(set(levels))
-        require(increasing, "reward_levels", "give two or more increasing numbers", levels)
+        increasing &= all(map(math.isfinite, levels))
+        require(increasing, "reward_levels", "give two or more increasing finite numbers", levels)
         in_range = 0 <= self.difficulty < 1
         require(in_range, "difficulty", "give a number in [0, 1)", self.difficulty)
 

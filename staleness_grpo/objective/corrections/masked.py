@@ -16,8 +16,8 @@ from staleness_grpo.types import Array
 
 
 def _zero_outside(weight: Array, low: float, high: float) -> jax.Array:
-    """Returns each weight that is in [low, high], and 0 for all other weights."""
-    return jnp.where((weight >= low) & (weight <= high), weight, 0.0)
+    """Returns each weight that is in [low, high], and 0 for all others. A weight of NaN stays."""
+    return jnp.where((weight < low) | (weight > high), 0.0, weight)
 
 
 def token_mis(

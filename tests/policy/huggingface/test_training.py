@@ -94,7 +94,8 @@ def test_configs_that_contradict_the_checkpoint_are_refused(tmp_path):
     write_checkpoint(tmp_path / "short", max_position_embeddings=2)
     config.policy.checkpoint = str(tmp_path / "short")
     with pytest.raises(
-        FieldError, match=r"max_response_length=2: with the prompt .* 1 tokens.* 2 positions: give at most 1"
+        FieldError,
+        match=r"max_response_length=2: with the prompt .* 1 tokens.* 2 positions: give at most 1",
     ):
         validation.validate(config, 1)
     write_checkpoint(tmp_path / "short", max_position_embeddings=3)
