@@ -63,7 +63,7 @@ def cell_record(config: ConfigDict, records: list[dict], summary: dict) -> dict[
         **dataclasses.asdict(estimates),
         "num_comparisons": len(finite),
         "num_not_finite": len(compared) - len(finite),
-        "num_reward_failures": sum(r.get("paired_reward_failures", 0) for r in finite),
+        "num_reward_failures": sum(r["paired_reward_failures"] for r in finite),
         "first_step": finite[0]["step"] if finite else None,
         "clip_fraction": float(np.mean(clip_fractions)) if finite else math.nan,
         "drift": float(np.sqrt(np.mean(np.square(drift)))) if drift else None,

@@ -22,6 +22,9 @@ def default_config() -> ConfigDict:
             group_size=8,  # G, the number of responses to each prompt
             # Groups per forward and backward pass (gradient accumulation); 0: all groups at once.
             microbatch_prompts=0,
+            # Leave responses that were cut at the length limit out of the loss. Their rewards still
+            # count in the advantages of their group.
+            drop_truncated=False,
             # Optimizer updates per rollout batch. Each update uses its own part of the N groups.
             updates_per_batch=1,
             save_policy=False,  # write the final policy to the model folder WORKDIR/policy

@@ -22,6 +22,7 @@ from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import ArrayTask
 from staleness_grpo.training import learner
 from staleness_grpo.training.programs import make_programs
+from staleness_grpo.training.rewards import FAILED, JUDGED
 from staleness_grpo.training.rollouts import EVALUATION, TRAINING, draw_prompts, purpose_key
 from staleness_grpo.training.run import lag_schedule
 from staleness_grpo.training.warm_start import warm_start
@@ -51,6 +52,7 @@ UPDATE_METRICS = (
     "gradient_cosine",
 )
 DRIFT_METRICS = ("drift_from_behavior", "drift_from_start")
+FAILURES = "reward_errors"  # rewards of a batch that were not finite, scored 0
 EVALUATION_METRICS = ("eval_reward", "gradient_cosine_ceiling")  # one entry for each evaluation
 
 
@@ -123,7 +125,7 @@ def make_cell_program(
     """Returns a whole training as a pure function of CellInputs.
 
     The function returns a dict with these entries:
-      each of UPDATE_METRICS and DRIFT_METRICS: [I], one value for each learner step;
+      each of UPDATE_METRICS and DRIFT_METRICS, and FAILURES: [I], one value for each learner step;
       each of EVALUATION_METRICS: [X], one value for each evaluation;
       `steps_run`: the number of learner steps before the cell was frozen or finished.
     The ceiling of the gradient cosine is measured at every CEILING_EVERY-th evaluation, and is NaN
@@ -156,6 +158,10 @@ def make_cell_program(
         key = purpose_key(key, purpose)
         return prompts, programs.sample(params, prompts, key, steps, slots, group_size)
 
+    def judged(answer_key, responses):
+        rewards = task.judge(answer_key, responses.tokens_NxGxR, responses.mask_NxGxR)
+        return rewards.astype(jnp.float32)
+
     def program(inputs: CellInputs) -> dict[str, jax.Array]:
         optimizer = programs.make_optimizer(inputs.learning_rate)
         update = learner.update_step(programs.loss, optimizer)
@@ -179,11 +185,14 @@ def make_cell_program(
                 step,
                 group_size,
             )
-            rewards = task.judge(
-                inputs.answer_key_IxN[step], responses.tokens_NxGxR, responses.mask_NxGxR
-            )
+            rewards = judged(inputs.answer_key_IxN[step], responses)
+            outcome = jnp.where(jnp.isfinite(rewards), JUDGED, FAILED).astype(jnp.int8)
             rollout = Rollout(
-                prompts, responses, rewards.astype(jnp.float32), jnp.full(len(rewards), version)
+                prompts,
+                responses,
+                jnp.where(outcome == JUDGED, rewards, 0),
+                jnp.full(len(rewards), version),
+                reward_outcome_NxG=outcome,
             )
             return rollout, phi_D, ring_OxD
 
@@ -193,6 +202,7 @@ def make_cell_program(
             rollout, phi_D, ring_OxD = stale_rollout(theta_D, ring_OxD, step)
             state, metrics = update(state, rollout)
             record = {name: metrics[name] for name in UPDATE_METRICS}
+            record[FAILURES] = jnp.count_nonzero(rollout.reward_outcome_NxG).astype(jnp.float32)
             record["drift_from_behavior"] = jnp.linalg.norm(theta_D - phi_D)
             record["drift_from_start"] = jnp.linalg.norm(theta_D - start_D)
             return (state, ring_OxD), record
@@ -207,10 +217,8 @@ def make_cell_program(
                 step,
                 1,
             )
-            rewards = task.judge(
-                inputs.eval_answer_key_B, responses.tokens_NxGxR, responses.mask_NxGxR
-            )
-            return jnp.mean(rewards.astype(jnp.float32))
+            rewards = judged(inputs.eval_answer_key_B, responses)
+            return jnp.mean(jnp.where(jnp.isfinite(rewards), rewards, 0))
 
         def measured_ceiling(ceiling_of, carry, step):
             state, ring_OxD = carry
@@ -255,7 +263,7 @@ def make_cell_program(
                 & ((block_index - last_high_block) * eval_every <= freeze_after)
             )
 
-        names = (*UPDATE_METRICS, *DRIFT_METRICS)
+        names = (*UPDATE_METRICS, *DRIFT_METRICS, FAILURES)
         traces = {name: jnp.full(num_blocks * eval_every, jnp.nan) for name in names}
         traces |= {name: jnp.full(num_blocks, jnp.nan) for name in EVALUATION_METRICS}
         carry = (

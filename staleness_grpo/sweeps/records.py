@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_jsonl
 from staleness_grpo.scaling.collapse import detect_collapse
-from staleness_grpo.sweeps.program import EVALUATION_METRICS
+from staleness_grpo.sweeps.program import EVALUATION_METRICS, FAILURES
 
 SIGNIFICANT_DIGITS = 6  # kept of each trace value
 
@@ -71,7 +71,7 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
         if metric in EVALUATION_METRICS
         else values.reshape(-1, block_steps).mean(axis=1)
         for metric, values in traces.items()
-        if metric != "steps_run"
+        if metric not in ("steps_run", FAILURES)
     }
     # The first step has no previous gradient, so its cosine is NaN. A plain mean would be NaN for
     # its whole block.
@@ -105,6 +105,7 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
         "steps": config.steps,
         "steps_run": steps_run,
         "finite": bool(is_finite),
+        "reward_errors": int(np.nansum(traces[FAILURES])),
         "first": float(reward[0]),
         "peak": float(reward.max()),
         "final": float(reward[-1]),

@@ -43,7 +43,7 @@ from staleness_grpo.training.checkpoint_files import (
 )
 from staleness_grpo.training.run import Run, Snapshot
 
-FORMAT = 2
+FORMAT = 3
 PARTIAL, REFUSED = ".partial", ".refused"
 # Sections that a resumed run may change. Only one field of them can change a result: a reward that
 # takes longer than rewards.time_limit is 0.

@@ -1,6 +1,5 @@
 """Reads and writes the arrays and unread groups of a checkpoint, and digests its files."""
 
-import dataclasses
 import hashlib
 import os
 import pathlib
@@ -80,16 +79,16 @@ _ROLLOUT = Rollout(
     responses=Responses(0, 0, 0),  # type: ignore[arg-type]  # only names are used
     rewards_NxG=0,  # type: ignore[arg-type]  # only names are used
     behavior_version_N=0,  # type: ignore[arg-type]  # only names are used
+    reward_outcome_NxG=0,  # type: ignore[arg-type]  # only names are used
 )
 
 
 def write_groups(path: pathlib.Path, groups: Groups) -> None:
     """Writes unread groups as named arrays [W, ...]."""
-    # Format 2 prescribes these names.
     index_arrays = {
-        "steps_K": groups.steps_W,
-        "slots_K": groups.slots_W,
-        "versions_K": groups.versions_W,
+        "steps_W": groups.steps_W,
+        "slots_W": groups.slots_W,
+        "versions_W": groups.versions_W,
     }
     np.savez(path, **index_arrays | by_path(groups.rollout))
 
@@ -99,17 +98,13 @@ def read_groups(path: pathlib.Path) -> Groups:
     try:
         with np.load(path) as stored:
             saved = dict(stored)
-        indices_W = saved["steps_K"], saved["slots_K"], saved["versions_K"]
+        indices_W = saved["steps_W"], saved["slots_W"], saved["versions_W"]
         if not indices_W[0].size:
             return Groups(*indices_W, rollout=None)
-        has_outcomes = ".reward_outcome_NxG" in saved
-        outcome = dict(reward_outcome_NxG=0) if has_outcomes else {}
-        # Its fields hold 0 in place of arrays, because only the structure is used.
-        template = dataclasses.replace(_ROLLOUT, **outcome)  # type: ignore[arg-type]
-        leaves = [saved[name] for name in by_path(template)]
+        leaves = [saved[name] for name in by_path(_ROLLOUT)]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"its file {path.name} cannot be read: {error}") from error
-    rollout = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    rollout = jax.tree.unflatten(jax.tree.structure(_ROLLOUT), leaves)
     return Groups(*indices_W, rollout=rollout)
 
 

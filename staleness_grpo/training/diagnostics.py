@@ -2,17 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from staleness_grpo.objective.surrogate import SurrogateConfig
-from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.runtime import mesh as mesh_lib
-from staleness_grpo.training.loss import Loss, logprobs_function, logprobs_loss, scored_batch
+from staleness_grpo.training.loss import Loss, scored_batch
 from staleness_grpo.training.microbatches import in_parts
 from staleness_grpo.types import Array, PyTree, Rollout
 
@@ -103,11 +100,8 @@ def make_cosine_ceiling(
 
 
 def make_paired_gram(
-    policy: Policy,
-    surrogate: SurrogateConfig,
-    temperature: float,
-    correction: Any,
-    microbatch_prompts: int,
+    logprobs_of: Callable[..., tuple[jax.Array, jax.Array]],
+    loss_of_logprobs: Callable[[Array, Array, Rollout], tuple[jax.Array, dict]],
     num_blocks: int,
 ) -> Callable[[PyTree, Rollout, Rollout], Array]:
     """Returns jitted (params, stale rollout, fresh rollout) -> inner products [4, J, J].
@@ -123,9 +117,12 @@ def make_paired_gram(
       f_i . f_j;
       s_i . f_j.
     The computation holds 3 J gradients in memory.
+
+    Args:
+      logprobs_of: a `loss.logprobs_function`.
+      loss_of_logprobs: a `loss.logprobs_loss`.
+      num_blocks: J.
     """
-    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts)
-    loss_of_logprobs = logprobs_loss(surrogate, correction)
 
     def block_gradients(params, rollout):
         batch = scored_batch(rollout)

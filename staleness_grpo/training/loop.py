@@ -124,12 +124,11 @@ def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
     }
     if run.config.metrics.lags:
         record["lags"] = lag_N
-    if rollout.reward_outcome_NxG is not None:
-        outcomes = [
-            np.count_nonzero(rollout.reward_outcome_NxG == kind) for kind in (FAILED, TIMED_OUT)
-        ]
-        counts = mesh_lib.sum_over_processes(np.array(outcomes)).astype(int)
-        record |= zip(("reward_errors", "reward_timeouts"), counts, strict=True)
+    outcomes = [
+        np.count_nonzero(rollout.reward_outcome_NxG == kind) for kind in (FAILED, TIMED_OUT)
+    ]
+    counts = mesh_lib.sum_over_processes(np.array(outcomes)).astype(int)
+    record |= zip(("reward_errors", "reward_timeouts"), counts, strict=True)
     return record, rollout, lag_N
 
 
@@ -144,8 +143,8 @@ def _evaluate(run: Run, step: int, batch: Rollout) -> dict:
     if run.programs.paired_gram is not None and step % config.metrics.paired_every == 0:
         fresh = run.generator.answer_again(params, step)
         measured["paired_gram"] = run.programs.paired_gram(params, batch, fresh)
-        if fresh.reward_outcome_NxG is not None:
-            measured["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)
+        assert fresh.reward_outcome_NxG is not None  # `answer_again` waits for the rewards
+        measured["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)
     return measured
 
 

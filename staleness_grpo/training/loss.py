@@ -17,8 +17,9 @@ from staleness_grpo.objective.update_rules import sequence_ess
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.training.microbatches import accumulated, in_microbatches
-from staleness_grpo.types import Array, PyTree, Rollout
+from staleness_grpo.types import Array, PyTree, Responses, Rollout
 
+EndToken = int | tuple[int, ...] | None
 Loss = Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -28,6 +29,8 @@ def surrogate_loss(
     temperature: float,
     correction: Any = None,
     microbatch_prompts: int = 0,
+    end_token: EndToken = None,
+    drop_truncated: bool = False,
 ) -> Loss:
     """Returns the loss (params, rollout) -> (loss, diagnostics). Its gradient is -H.
 
@@ -37,8 +40,9 @@ def surrogate_loss(
       microbatch_prompts: number of groups that the policy processes at a time; 0: the whole batch.
         A correction that needs all log-probabilities before any gradient takes two passes over the
         policy (`in_microbatches`). Other corrections take one pass (`accumulated`).
+      end_token, drop_truncated: see `logprobs_loss`.
     """
-    loss_of_logprobs = logprobs_loss(surrogate, correction)
+    loss_of_logprobs = logprobs_loss(surrogate, correction, end_token, drop_truncated)
     name = "grpo_clip" if correction is None else correction.name
     if microbatch_prompts and not registry.CORRECTIONS[name].reads_other_responses:
         logprobs_of = logprobs_function(policy, temperature)
@@ -69,11 +73,21 @@ def scored_batch(rollout: Rollout) -> tuple:
 
 
 def logprobs_loss(
-    surrogate: SurrogateConfig, correction: Any = None
+    surrogate: SurrogateConfig,
+    correction: Any = None,
+    end_token: EndToken = None,
+    drop_truncated: bool = False,
 ) -> Callable[[Array, Array, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
     """Returns the loss as a function (log pi, entropy, rollout) -> (loss, diagnostics).
 
     Advantages are computed within groups. Length normalization and correction use the whole batch.
+
+    Args:
+      surrogate, correction: as in `surrogate_loss`.
+      end_token: the tokens that end a response; None if every response has the full length.
+      drop_truncated: whether responses that were cut at the length limit have no part in the loss,
+        as in the overlong filtering of DAPO (arXiv 2503.14476). Their tokens count as masked. Their
+        rewards still count in the advantages of their group.
     """
     name = "grpo_clip" if correction is None else correction.name
     objective = registry.CORRECTIONS[name].token_objective
@@ -87,24 +101,40 @@ def logprobs_loss(
             rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon
         )
         behavior_logprobs, mask = responses.behavior_logprobs_NxGxR, responses.mask_NxGxR
+        is_truncated = truncated(responses, end_token)
+        loss_mask = mask & ~is_truncated[..., None] if drop_truncated else mask
         proximal_logprobs = rollout.proximal_logprobs_NxGxR
         loss, diagnostics = corrected_surrogate(
             policy_logprobs,
             behavior_logprobs,
             policy_logprobs if proximal_logprobs is None else proximal_logprobs,
             advantages,
-            mask,
+            loss_mask,
             surrogate.length_normalization,
             token_objective,
         )
         tokens = jnp.maximum(jnp.sum(mask), 1)
         diagnostics |= {
-            "sequence_ess": sequence_ess(policy_logprobs, behavior_logprobs, mask),
+            "sequence_ess": sequence_ess(policy_logprobs, behavior_logprobs, loss_mask),
             "entropy": jnp.sum(entropy) / tokens,
             "reward": jnp.mean(rewards),
             "reward_std_in_group": jnp.mean(jnp.std(rewards, axis=-1)),
+            "zero_std_fraction": jnp.mean(jnp.ptp(rewards, axis=-1) == 0),
             "response_length": jnp.mean(jnp.sum(mask, axis=-1)),
+            "truncated_fraction": jnp.mean(is_truncated),
         }
         return loss, diagnostics
 
     return loss_of_logprobs
+
+
+def truncated(responses: Responses, end_token: EndToken) -> jax.Array:
+    """Returns for each response whether the length limit cut it: bool [N, G].
+
+    Such a response has the full length, and its last token does not end it. No response is cut if
+    `end_token` is None.
+    """
+    if end_token is None:
+        return jnp.zeros(responses.mask_NxGxR.shape[:2], bool)
+    last_token, is_full = responses.tokens_NxGxR[..., -1], responses.mask_NxGxR[..., -1]
+    return is_full & ~jnp.isin(last_token, jnp.asarray(end_token))

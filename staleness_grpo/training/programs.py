@@ -19,7 +19,7 @@ from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training import diagnostics, learner
-from staleness_grpo.training.loss import surrogate_loss
+from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
 from staleness_grpo.types import Array, LearnerState, Prompts, PyTree, Responses, Rollout
 
 
@@ -84,12 +84,17 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
     policy = make_policy(config.policy, task.vocab_size)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
     temperature, microbatch = config.sampler.temperature, config.microbatch_prompts
-    loss = surrogate_loss(policy, surrogate, temperature, config.correction, microbatch)
+    truncation = dict(end_token=task.end_token, drop_truncated=config.drop_truncated)
+    loss = surrogate_loss(
+        policy, surrogate, temperature, config.correction, microbatch, **truncation
+    )
     paired_gram = None
     if config.metrics.paired_every:
         num_blocks = config.metrics.paired_blocks or config.num_prompts
         paired_gram = diagnostics.make_paired_gram(
-            policy, surrogate, temperature, config.correction, microbatch, num_blocks
+            logprobs_function(policy, temperature, microbatch),
+            logprobs_loss(surrogate, config.correction, **truncation),
+            num_blocks,
         )
     several_updates = config.updates_per_batch > 1
     return Programs(

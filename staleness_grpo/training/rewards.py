@@ -1,7 +1,8 @@
 """Judges responses in worker processes, so that the device does not wait for slow verifiers.
 
-A verifier may raise an error, hang, or end its process. This does not stop the run. The failure is
-reported on stderr, up to a limit, and the sample is marked and gets reward 0.
+A verifier may raise an error, hang, end its process, or return NaN. This does not stop the run. The
+failure is reported on stderr, up to a limit, and the sample is marked and gets reward 0. The same
+holds for a task that judges arrays and returns a reward that is not finite.
 """
 
 import concurrent.futures
@@ -108,6 +109,50 @@ def _judge(response: str, reference: Any) -> tuple[float, str | None]:
     return 0.0, f"gave {reward}"
 
 
+class FailureReports:
+    """Prints each different failure of a reward once, up to MAX_REPORTS of them.
+
+    A broken verifier fails on every sample, and would fill the screen.
+    """
+
+    def __init__(self) -> None:
+        self._reported: set[str] = set()
+
+    def __call__(self, failure: str) -> None:
+        """Reports a failure. Its description continues the words "a reward function"."""
+        failure = " ".join(failure.split())
+        if failure not in self._reported and len(self._reported) < MAX_REPORTS:
+            self._reported.add(failure)
+            line = f"a reward function {failure}; the sample has reward 0, counted in metrics.jsonl"
+            print(line, file=sys.stderr, flush=True)
+
+
+def finite_rewards(
+    rewards: np.ndarray, shape: tuple[int, ...], report: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (rewards_NxG float32, outcome_NxG int8) of a task that judges arrays.
+
+    A reward that is not a finite float32 becomes 0, with the outcome FAILED.
+
+    Args:
+      rewards: the result of the task's `rewards`.
+      shape: (N, G).
+      report: is called with a description of the first such reward.
+
+    Raises:
+      FieldError: the task returned another shape.
+    """
+    rewards = np.asarray(rewards, np.float32)
+    if rewards.shape != shape:
+        hint = f"its rewards have shape {rewards.shape}: return one for each response, {shape}"
+        raise FieldError("task", hint)
+    is_finite = np.isfinite(rewards)
+    if not is_finite.all():
+        report(f"gave {rewards[~is_finite][0]}")
+    outcome = np.where(is_finite, JUDGED, FAILED).astype(np.int8)
+    return np.where(is_finite, rewards, np.float32(0)), outcome
+
+
 class RewardPool:
     """Runs one verifier in a pool of worker processes, with a time limit for each sample.
 
@@ -137,7 +182,7 @@ class RewardPool:
             initializer=_start_worker,
             initargs=(verify,),
         )
-        self._reported: set[str] = set()
+        self._report = FailureReports()
 
     def submit(self, responses_B: Sequence[str], references_B: Sequence[Any]) -> Judging:
         """Starts to judge B responses, each with the reference of its problem."""
@@ -151,14 +196,3 @@ class RewardPool:
         """Ends the worker processes. Samples that are not judged yet are dropped."""
         self._pool.stop()
         self._pool.join()
-
-    def _report(self, failure: str) -> None:
-        """Prints each different failure once, up to MAX_REPORTS of them.
-
-        A broken verifier fails on every sample, and would fill the screen.
-        """
-        failure = " ".join(failure.split())
-        if failure not in self._reported and len(self._reported) < MAX_REPORTS:
-            self._reported.add(failure)
-            line = f"a reward function {failure}; the sample has reward 0, counted in metrics.jsonl"
-            print(line, file=sys.stderr, flush=True)

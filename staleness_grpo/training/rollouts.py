@@ -13,7 +13,12 @@ from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.runtime.hashing import uniform_integers
 from staleness_grpo.tasks.base import ArrayTask, Task, TextTask
 from staleness_grpo.training.programs import Programs
-from staleness_grpo.training.rewards import Judging, RewardPool
+from staleness_grpo.training.rewards import (
+    FailureReports,
+    Judging,
+    RewardPool,
+    finite_rewards,
+)
 from staleness_grpo.types import Prompts, PyTree, Responses, Rollout
 
 Watch = Callable[[str, PyTree], None]  # (name of the part of a step that has ended, its arrays)
@@ -77,6 +82,7 @@ class Generator:
     group_size: int  # G
     updates_per_batch: int = 1
     reward_pool: RewardPool | None = None  # for tasks that judge text
+    report: Callable[[str], None] = dataclasses.field(default_factory=FailureReports)
     watch: Watch = watch_nothing  # is called when prompts, and then responses, are ready
 
     @property
@@ -116,21 +122,17 @@ class Generator:
 
         Returns:
           `eval_reward`: the mean reward of one sampled response to each prompt.
-          `eval_reward_failures`: the number of responses whose judging failed or timed out. Only
-            for rewards that are judged in worker processes.
+          `eval_reward_failures`: the number of responses whose judging failed or timed out.
         """
         slots = np.arange(self.num_prompts * self.group_size)
         prompts = self.prompts(EVALUATION, np.zeros_like(slots), slots)
         responses = self.sample(params, prompts, EVALUATION, np.full_like(slots, step), slots, 1)
         rollout = self.score(prompts, responses, step)
         rewards, outcome = rollout.rewards_NxG, rollout.reward_outcome_NxG
-        assert rewards is not None  # `score` waits for them
-        failures = 0 if outcome is None else np.count_nonzero(outcome)
-        total, failures = mesh_lib.sum_over_processes(np.array([np.sum(rewards), failures]))
-        record = {"eval_reward": float(total / len(slots))}
-        if outcome is not None:
-            record["eval_reward_failures"] = int(failures)
-        return record
+        assert rewards is not None and outcome is not None  # `score` waits for them
+        sums = np.array([np.sum(rewards), np.count_nonzero(outcome)])
+        total, failures = mesh_lib.sum_over_processes(sums)
+        return {"eval_reward": float(total / len(slots)), "eval_reward_failures": int(failures)}
 
     def answer_again(self, params: PyTree, step: int) -> Rollout:
         """Samples a learner step's batch again from `params`, with the same prompts and noise.
@@ -191,8 +193,15 @@ class Generator:
         if self.reward_pool is not None:
             samples = cast(TextTask, self.task).samples(*judge_inputs)
             return PendingRollout(rollout, self.reward_pool.submit(*samples))
-        rewards_NxG = cast(ArrayTask, self.task).rewards(*judge_inputs)
-        return PendingRollout(dataclasses.replace(rollout, rewards_NxG=rewards_NxG), None)
+        rewards_NxG, outcome_NxG = finite_rewards(
+            cast(ArrayTask, self.task).rewards(*judge_inputs),
+            responses.tokens_NxGxR.shape[:2],
+            self.report,
+        )
+        rollout = dataclasses.replace(
+            rollout, rewards_NxG=rewards_NxG, reward_outcome_NxG=outcome_NxG
+        )
+        return PendingRollout(rollout, None)
 
 
 def batch_layouts(owner_W: np.ndarray, owner_N: np.ndarray) -> Iterator[np.ndarray]:

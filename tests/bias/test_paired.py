@@ -16,7 +16,7 @@ from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training.diagnostics import cosine, make_paired_gram
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.loss import surrogate_loss
+from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
 from staleness_grpo.training.programs import Programs
 from staleness_grpo.training.rollouts import TRAINING, Generator
 from staleness_grpo.training.run import build_run
@@ -189,7 +189,7 @@ def make_generator(task, policy, num_prompts):
 def sampled_gram(task, policy, params, behavior_params, objective):
     """Returns Gram matrices of COMPARISONS paired batches, through the code that trains."""
     generator = make_generator(task, policy, GROUPS)
-    paired_gram = make_paired_gram(policy, objective, 1.0, None, 0, GROUPS)
+    paired_gram = make_paired_gram(logprobs_function(policy, 1.0), logprobs_loss(objective), GROUPS)
     slots, grams = np.arange(GROUPS), []
     for step in range(COMPARISONS):
         prompts = generator.prompts(TRAINING, np.full_like(slots, step), slots)
@@ -246,7 +246,7 @@ def test_the_blocks_gradients_average_to_that_of_the_batch():
     )
     s, f = (problems.flatten(loss(params, batch)) for batch in (stale, fresh))
     paired_gram = make_paired_gram(
-        policy, objective, 1.0, correction, microbatch_prompts=4, num_blocks=4
+        logprobs_function(policy, 1.0, 4), logprobs_loss(objective, correction), num_blocks=4
     )
     products = paired_gram(params, stale, fresh)
     expected = [(s - f) @ (s - f), s @ s, f @ f, s @ f]

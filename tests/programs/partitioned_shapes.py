@@ -20,7 +20,7 @@ from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training import learner
 from staleness_grpo.training.diagnostics import make_paired_gram
-from staleness_grpo.training.loss import surrogate_loss
+from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
 from tests.policy.examples import random_rollout
 
 
@@ -52,7 +52,9 @@ def count_shapes() -> dict:
     # Gradients of 4 blocks [4, E, 48], with E = 16 cut into 8 parts, or not.
     batch = jax.device_put(random_rollout(32, 2, 6), mesh_lib.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        paired_gram: Any = make_paired_gram(policy, SurrogateConfig(), 1.0, None, 0, num_blocks=4)
+        paired_gram: Any = make_paired_gram(
+            logprobs_function(policy, 1.0), logprobs_loss(SurrogateConfig()), num_blocks=4
+        )
         program = paired_gram.lower(state.params, batch, batch).compile().as_text()
         loss = surrogate_loss(policy, SurrogateConfig(), 1.0, None, microbatch_prompts=8)
         gradient = jax.jit(jax.grad(lambda params, batch: loss(params, batch)[0]))
