@@ -128,7 +128,7 @@ def logprobs_loss(
     return loss_of_logprobs
 
 
-def truncated(responses: Responses, end_token: EndToken) -> jax.Array:
+def truncated(responses: Responses, end_token: EndToken) -> Array:
     """Returns for each response whether the length limit cut it: bool [N, G].
 
     Such a response has the full length, and its last token does not end it. No response is cut if
