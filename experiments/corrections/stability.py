@@ -3,7 +3,6 @@
 The trainings and their records are those of `experiments.sweep`.
 """
 
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.corrections.surrogates import surrogate_of
 from experiments.sweep import grid
+from staleness_grpo.runtime.cores import usable_cores
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.sweeps.records import CellFile
 from staleness_grpo.sweeps.workers import run_cells
@@ -71,7 +71,7 @@ def train_cells(config: ConfigDict, path: pathlib.Path) -> list[dict]:
             max_lag=max(sweep.max_lags),
             freeze_after=sweep.freeze_after,
             chunk_size=sweep.chunk_size,
-            num_workers=sweep.num_workers or len(os.sched_getaffinity(0)),
+            num_workers=sweep.num_workers or len(usable_cores()),
         )
         with Progress(method, len(missing)) as progress:
             for record in records:

@@ -1,7 +1,6 @@
 """Trains the cells of a sweep that have no record yet: all of them, or one share."""
 
 import dataclasses
-import os
 import pathlib
 import re
 import time
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.sweep import grid
 from staleness_grpo.errors import FlagError
+from staleness_grpo.runtime.cores import usable_cores
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.sweeps.records import CellFile
 from staleness_grpo.sweeps.workers import run_cells
@@ -75,7 +75,7 @@ def run_map(
             max_lag=max(config.sweep.max_lags),
             freeze_after=config.sweep.freeze_after,
             chunk_size=config.sweep.chunk_size,
-            num_workers=config.sweep.num_workers or len(os.sched_getaffinity(0)),
+            num_workers=config.sweep.num_workers or len(usable_cores()),
         )
         with Progress(f"cells of {name}", len(missing)) as progress:
             for record in records:

@@ -13,15 +13,21 @@ occur exactly once. The fields are:
 
 This command makes a trace file from a trainer's records. SOURCE is a key of `CONVERTERS`:
 
-    python -m staleness_grpo.staleness.trace SOURCE RECORDS.jsonl > trace.jsonl
+    python -m staleness_grpo.staleness.trace SOURCE RECORDS.jsonl [OPTIONS] > trace.jsonl
+
+    --first_step=1     the records count learner steps from 1
+    --first_version=1  the records count policy versions from 1
+    --num_groups=64    the steps have different numbers of groups; see `with_num_groups`
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -77,23 +83,47 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
     gaps = np.argwhere(lags_IxN < 0)
     if len(gaps):
         step, slot = gaps[0]
-        raise TraceError(f"{len(gaps)} gaps; the first is step {step}, slot {slot}: add its line")
+        reason = f"{len(gaps)} gaps; the first is step {step}, slot {slot}"
+        raise TraceError(f"{reason}: add its line{_hint(lags_IxN)}")
     return lags_IxN
 
 
+def _hint(lags_IxN: np.ndarray) -> str:
+    """Returns the option of this module's command that closes the gaps, or nothing."""
+    groups_I = np.count_nonzero(lags_IxN >= 0, axis=1)
+    command = "python -m staleness_grpo.staleness.trace trace"
+    if groups_I[0] == 0 and groups_I[1:].any():
+        return f"; if steps count from 1, convert it by {command} FILE --first_step=1"
+    if 0 < groups_I[0] and (groups_I > 0).all():
+        num_groups = lags_IxN.shape[1]
+        reason = "if its steps have different numbers of groups"
+        return f"; {reason}, convert it by {command} FILE --num_groups={num_groups}"
+    return ""
+
+
 def _fields(line: str, number: int, names: tuple[str, ...]) -> list[int]:
-    """Returns the named fields of a line. Raises TraceError if one is not an integer."""
+    """Returns the named fields of a line. Raises TraceError if one is not a whole number."""
     try:
         record = json.loads(line)
     except ValueError as error:
         raise TraceError(f"line {number}: the line is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise TraceError(f"line {number}: the line is not a JSON object")
-    for name in names:
-        if type(record.get(name)) is not int:
-            value = record.get(name, "absent")
-            raise TraceError(f"line {number}: {name} is {value!r}, not an integer")
-    return [record[name] for name in names]
+    return [_whole(record.get(name, "absent"), name, number) for name in names]
+
+
+def _whole(value: Any, name: str, number: int) -> int:
+    """Returns a value as an int. Some tools write all numbers as floats, so 3.0 is accepted."""
+    if type(value) is int or (type(value) is float and value.is_integer()):
+        return int(value)
+    raise TraceError(f"line {number}: {name} is {value!r}, not an integer")
+
+
+def from_trace(lines: Iterable[str]) -> Iterator[dict]:
+    """Reads a trace, for the options of this module's command. The field `time` is left out."""
+    for number, line in enumerate(lines, start=1):
+        step, slot, version = _fields(line, number, ("step", "slot", "behavior_version"))
+        yield {"step": step, "slot": slot, "behavior_version": version}
 
 
 def from_run(lines: Iterable[str]) -> Iterator[dict]:
@@ -104,11 +134,12 @@ def from_run(lines: Iterable[str]) -> Iterator[dict]:
     for number, line in enumerate(lines, start=1):
         (step,) = _fields(line, number, ("step",))
         lags = json.loads(line).get("lags")
-        if not isinstance(lags, list) or not all(type(lag) is int for lag in lags):
+        if not isinstance(lags, list):
             hint = "train with metrics.lags=True"
             raise TraceError(f"line {number}: the field lags is not a list of integers: {hint}")
         for slot, lag in enumerate(lags):
-            yield {"step": step, "slot": slot, "behavior_version": step - lag}
+            version = step - _whole(lag, "a lag", number)
+            yield {"step": step, "slot": slot, "behavior_version": version}
 
 
 def from_versions(lines: Iterable[str]) -> Iterator[dict]:
@@ -136,22 +167,80 @@ def from_ages(lines: Iterable[str]) -> Iterator[dict]:
         num_lines[step] += 1
 
 
-CONVERTERS = {"run": from_run, "versions": from_versions, "ages": from_ages}
+CONVERTERS = {
+    "run": from_run,
+    "versions": from_versions,
+    "ages": from_ages,
+    "trace": from_trace,
+}
+AGES = ("run", "ages")  # sources that give lags, in which the first version has no part
+
+
+def counted_from_zero(
+    records: Iterable[dict], first_step: int, first_version: int
+) -> Iterator[dict]:
+    """Subtracts the number of the first step from each step, and so for the versions."""
+    for record in records:
+        yield record | {
+            "step": record["step"] - first_step,
+            "behavior_version": record["behavior_version"] - first_version,
+        }
+
+
+def with_num_groups(records: Iterable[dict], num_groups: int) -> Iterator[dict]:
+    """Gives every step `num_groups` groups, N.
+
+    The n groups of a step are taken in their order. Slot i gets the version of group
+    floor(i n / N). So with n > N, groups are left out at equal distances. With n < N, groups are
+    repeated.
+    """
+    by_step: dict[int, list[dict]] = defaultdict(list)
+    for record in records:
+        by_step[record["step"]].append(record)
+    for step, groups in sorted(by_step.items()):
+        groups.sort(key=lambda record: record["slot"])
+        for slot in range(num_groups):
+            group = groups[slot * len(groups) // num_groups]
+            yield {"step": step, "slot": slot, "behavior_version": group["behavior_version"]}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and the form of the command, and exits with code 2."""
+        form = f"SOURCE ({', '.join(CONVERTERS)}), FILE and options"
+        print(f"{message}: give {form}; --help explains them", file=sys.stderr)
+        sys.exit(2)
 
 
 def main(arguments: list[str]) -> int:
     """Converts the records of a file, prints the trace to stdout, and returns the exit code."""
-    if len(arguments) != 2 or arguments[0] not in CONVERTERS:
-        sources = ", ".join(CONVERTERS)
-        print(f"give two arguments: one of {sources}, and a file of records", file=sys.stderr)
-        return 2
-    source, path = arguments
+    parser = _Parser(prog="python -m staleness_grpo.staleness.trace", allow_abbrev=False)
+    parser.add_argument("source", choices=CONVERTERS, help="the kind of the records")
+    parser.add_argument("path", metavar="FILE", help="a JSON-lines file")
+    help_text = "number of the first learner step in the records"
+    parser.add_argument("--first_step", type=int, default=0, help=help_text)
+    help_text = "number of the policy version before the first learner step"
+    parser.add_argument("--first_version", type=int, default=0, help=help_text)
+    help_text = "number of groups that every step gets; needed if steps have different numbers"
+    parser.add_argument("--num_groups", type=int, help=help_text)
+    options = parser.parse_args(arguments)
+    if options.num_groups is not None and options.num_groups < 1:
+        parser.error(f"--num_groups={options.num_groups} is not >= 1")
+    # A lag is the same however steps are counted, so steps and versions move together.
+    given_as_lags = options.source in AGES
+    first_version = options.first_step if given_as_lags else options.first_version
     try:
-        with pathlib.Path(path).open(encoding="utf-8", errors="replace") as file:
-            for record in CONVERTERS[source](file):
+        with pathlib.Path(options.path).open(encoding="utf-8", errors="replace") as file:
+            records = CONVERTERS[options.source](file)
+            records = counted_from_zero(records, options.first_step, first_version)
+            if options.num_groups is not None:
+                records = with_num_groups(records, options.num_groups)
+            for record in records:
                 print(json.dumps(record))
     except (OSError, TraceError) as error:
-        print(f"{path}: {error}", file=sys.stderr)
+        print(f"{options.path}: {error}", file=sys.stderr)
         return 2
     return 0
 

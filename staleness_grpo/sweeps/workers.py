@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.runtime import compile_cache
+from staleness_grpo.runtime.cores import pin_to, usable_cores
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.sweeps.program import CellInputs, cell_inputs, make_cell_program
 from staleness_grpo.sweeps.records import cell_record
@@ -48,14 +50,14 @@ def run_cells(
       freeze_after: see `program.make_cell_program`.
       chunk_size: number of cells that a worker trains together, vectorized. Cells of one chunk
         differ only in seed, learning rate and lag.
-      num_workers: number of processes. Each runs on its own core.
+      num_workers: number of processes. Each runs on its own core, if there are enough.
 
     Raises:
       concurrent.futures.process.BrokenProcessPool: a worker was killed.
     """
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    for core in sorted(os.sched_getaffinity(0))[:num_workers]:
+    for core in itertools.islice(itertools.cycle(usable_cores()), num_workers):
         cores.put(core)
     # JAX adds this attribute at import.
     folder = str(jax.config.jax_compilation_cache_dir or "")  # type: ignore[attr-defined]
@@ -121,13 +123,13 @@ def _start_worker(cores: Any, parent: int, cache_folder: str) -> None:
     So no worker keeps running after the sweep was killed.
 
     Args:
-      cores: a queue of the cores that are not yet taken by a worker.
+      cores: a queue with one core for each worker.
       parent: the process id of the sweep.
       cache_folder: the folder for compiled programs; empty if they are not kept.
     """
     # Ctrl-C reaches the worker too. The default handler ends the worker without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.sched_setaffinity(0, {cores.get()})
+    pin_to(cores.get())
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_XLA_FLAGS}"
     if cache_folder:
         jax.config.update("jax_compilation_cache_dir", cache_folder)

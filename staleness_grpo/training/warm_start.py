@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from staleness_grpo.errors import require, require_at_least, require_positive
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.runtime.cores import usable_cores
 from staleness_grpo.runtime.records import replacing
 from staleness_grpo.types import PyTree
 
@@ -65,7 +66,7 @@ def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
         "numpy": np.__version__,
         "backend": jax.default_backend(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(usable_cores()),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "warm_start" / f"{digest}.npz"

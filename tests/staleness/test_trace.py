@@ -47,7 +47,7 @@ def test_a_file_in_any_order_gives_its_lags(tmp_path):
         ("", "line 5: the line is not JSON"),
         ("[1]", "line 5: the line is not a JSON object"),
         ('{"step": 1, "slot": 0}', "line 5: behavior_version is 'absent', not an integer"),
-        ('{"step": 1.0, "slot": 0, "behavior_version": 0}', "line 5: step is 1.0, not an integer"),
+        ('{"step": 1.5, "slot": 0, "behavior_version": 0}', "line 5: step is 1.5, not an integer"),
         ('{"step": true, "slot": 0, "behavior_version": 0}', "line 5: step is True"),
         (
             '{"step": 1, "slot": 0, "behavior_version": 2}',
@@ -71,10 +71,14 @@ def test_a_bad_line_is_refused_by_number(tmp_path, line, message):
 
 
 def test_gaps_are_counted_and_the_first_is_named(tmp_path):
-    with pytest.raises(
-        trace.TraceError, match="^2 gaps; the first is step 0, slot 1: add its line$"
-    ):
+    gaps = "^2 gaps; the first is step 0, slot 1: add its line"
+    with pytest.raises(trace.TraceError, match=gaps + "; .*FILE --num_groups=2"):
         trace.read(written(tmp_path, GOOD[:2]), **SIZE)
+    with pytest.raises(trace.TraceError, match="slot 1: add its line$"):
+        trace.read(written(tmp_path, GOOD[1:2]), **SIZE)
+    from_one = [line.replace('"step": 0', '"step": 2') for line in GOOD]
+    with pytest.raises(trace.TraceError, match="step 0, slot 0: .*--first_step=1"):
+        trace.read(written(tmp_path, from_one), num_steps=3, num_groups=2, max_lag=2)
 
 
 def test_converters_on_the_same_four_samples(tmp_path, capsys):
@@ -97,8 +101,45 @@ def test_converters_on_the_same_four_samples(tmp_path, capsys):
     assert "line 1: age is 'absent'" in capsys.readouterr().err
     assert trace.main(["run", str(written(tmp_path, sources["ages"]))]) == 2
     assert "line 1: the field lags is not a list of integers" in capsys.readouterr().err
-    for arguments in (["telepathy", "x"], ["ages"], ["ages", str(tmp_path / "absent")]):
-        assert trace.main(arguments) == 2
+    assert trace.main(["ages", str(tmp_path / "absent")]) == 2
+    wrong = (["telepathy", "x"], ["ages"], ["ages", "x", "--num_groups=0"], ["ages", "x", "--n=1"])
+    capsys.readouterr()
+    for arguments in wrong:
+        with pytest.raises(SystemExit, match="^2$"):
+            trace.main(arguments)
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def converted(tmp_path, capsys, source, *options, samples):
+    """Returns the versions [I, N] of a trace that is made from samples (step, group's field)."""
+    field = {"versions": "version", "ages": "age"}[source]
+    lines = [json.dumps({"step": step, field: value}) for step, value in samples]
+    assert trace.main([source, str(written(tmp_path, lines)), *options]) == 0
+    by_step: dict[int, list] = {}
+    for line in capsys.readouterr().out.splitlines():
+        record = json.loads(line)
+        assert record["slot"] == len(by_step.setdefault(record["step"], []))
+        by_step[record["step"]].append(record["behavior_version"])
+    return [by_step[step] for step in range(len(by_step))]
+
+
+def test_records_may_count_from_one_and_write_floats(tmp_path, capsys):
+    expected = [[0, 0], [1, 0]]
+    samples = [(1.0, 0.0), (1.0, 0.0), (2.0, 1.0), (2.0, 0.0)]
+    options = ["--first_step=1"]
+    assert converted(tmp_path, capsys, "versions", *options, samples=samples) == expected
+    samples = [(1, 1), (1, 1), (2, 2), (2, 1)]
+    options = ["--first_step=1", "--first_version=1"]
+    assert converted(tmp_path, capsys, "versions", *options, samples=samples) == expected
+    samples = [(1, 0), (1, 0), (2, 0), (2, 1)]
+    options = ["--first_step=1"]
+    assert converted(tmp_path, capsys, "ages", *options, samples=samples) == expected
+
+
+def test_steps_with_different_numbers_of_groups_get_one_number(tmp_path, capsys):
+    samples = [(0, 0)] + [(1, version) for version in (1, 1, 0, 0, 0, 1)] + [(2, 2), (2, 0)]
+    found = converted(tmp_path, capsys, "versions", "--num_groups=3", samples=samples)
+    assert found == [[0, 0, 0], [1, 0, 0], [2, 2, 0]]  # groups 0, 2, 4 of six; 0, 0, 1 of two
 
 
 def test_a_replayed_run_is_the_recorded_one(tmp_path):
