@@ -1,8 +1,10 @@
 """Defines errors that the user can fix: a wrong field of a config, or a wrong flag."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+URL_HINT = "URLs cannot be used: give a path, of a bucket for example where it is mounted"
 NOT_GIVEN = object()  # marks that the error does not know the field's value
 
 
@@ -45,6 +47,13 @@ class FlagError(ValueError):
         super().__init__(" ".join(f"--{flag}={value}: {hint}".split()))
 
     @classmethod
+    def of_variable(cls, variable: str, value: str, hint: str) -> "FlagError":
+        """Returns the error of an environment variable that cannot be used."""
+        error = cls(variable, value, hint)
+        error.args = (str(error).removeprefix("--"),)
+        return error
+
+    @classmethod
     def of_field(cls, error: FieldError) -> "FlagError":
         """Returns the error of a config field as an error of the flag that sets the field."""
         value = "" if error.value is NOT_GIVEN else error.value
@@ -70,6 +79,15 @@ def require_at_least(fields: Mapping[str, Any], bounds: Mapping[str, float]) -> 
     """Raises FieldError for the first of the named fields that is below its bound."""
     for name, bound in bounds.items():
         require(fields[name] >= bound, name, f"give a number >= {bound}", fields[name])
+
+
+def require_local(path: str | None, field: str) -> None:
+    """Raises FieldError if a path is a URL. Buckets cannot be used, because files are not enough.
+
+    Checkpoints, locks and appended records need a file system.
+    """
+    is_url = path is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", path) is not None
+    require(not is_url, field, URL_HINT, path)
 
 
 def require_positive(fields: Mapping[str, Any], names: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from experiments.common import devices
 from experiments.common.examples import with_example
 from experiments.common.flag_parsing import check_sections, define_host_flags, join_hosts, parse
 from experiments.common.workdir import SUMMARY, check_workdir, exclusive
@@ -115,9 +116,11 @@ def execute(
 
     Raises:
       FieldError: the config cannot be run. Nothing was written, unless `main` raised the error.
-      FlagError: the folder cannot be used. Nothing was written, unless `main` raised the error.
+      FlagError: the folder cannot be used, or JAX finds no device of the kind in JAX_PLATFORMS.
+        Nothing was written, unless `main` raised the error.
     """
     folder = check_workdir(workdir, config, mesh_may_differ)
+    devices.check()
     validate(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +134,8 @@ def execute(
 
     compile_cache.enable(ROOT / ".cache" / "jax")
     writes_files = jax.process_index() == 0
+    if writes_files and not (folder / SUMMARY).exists():
+        devices.announce(config)
     try:
         with exclusive(folder) if writes_files else contextlib.nullcontext():
             complete(main, draw, config, folder, writes_files)

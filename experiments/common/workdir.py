@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.errors import FieldError, FlagError, require_local
 from staleness_grpo.runtime.environment import describe_environment
 from staleness_grpo.runtime.records import plain, read_json, write_json
 
@@ -36,6 +36,10 @@ def check_workdir(
     """
     if not workdir:
         raise FlagError("workdir", "", "give a folder for the results")
+    try:
+        require_local(workdir, "workdir")
+    except FieldError as error:
+        raise FlagError("workdir", workdir, error.hint) from error
     folder = pathlib.Path(workdir).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():

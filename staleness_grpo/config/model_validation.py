@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config
-from staleness_grpo.errors import FieldError, require
+from staleness_grpo.errors import FieldError, require, require_local
 
 
 def check_policy(config: ConfigDict, platform: str | None) -> None:
@@ -57,6 +57,7 @@ def _checkpoint_architecture(config: ConfigDict) -> Any:
     from staleness_grpo.policy.configured import make_policy
 
     checkpoint = config.policy.checkpoint
+    require_local(checkpoint, "policy.checkpoint")
     try:
         architecture = make_policy({**config.policy, "vocab_chunks": 1}, 0).config
         huggingface.check_tensors(checkpoint, architecture)

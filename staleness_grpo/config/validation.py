@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config, describe_type, field_value
 from staleness_grpo.config.model_validation import check_policy, check_task
-from staleness_grpo.errors import FieldError, require, require_at_least
+from staleness_grpo.errors import FieldError, require, require_at_least, require_local
 
 # Smallest values of the fields outside sections, and of the sections that only the training loop
 # reads. All are whole numbers.
@@ -190,6 +190,7 @@ def _check_trace(config: ConfigDict) -> None:
     require(config.updates_per_batch == 1, "updates_per_batch", hint)
     size = dict(num_steps=config.steps, num_groups=config.num_prompts, max_lag=lag.max_lag)
     try:
+        require_local(lag.trace, "lag.trace")
         trace.read(lag.trace, **size)
     except (OSError, trace.TraceError) as error:
         raise FieldError("lag.trace", f"{error}: fix the file, or give another file") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from staleness_grpo.errors import FieldError, require, require_choice
+from staleness_grpo.errors import FieldError, require, require_choice, require_local
 from staleness_grpo.policy.huggingface.config import ModelFolderError
 from staleness_grpo.policy.huggingface.tokenizer import Tokenizer
 from staleness_grpo.tasks import numbers, verifiers
@@ -201,6 +201,7 @@ def read_problems(path: str | pathlib.Path) -> list[TextProblem]:
       FieldError: the field `path` names a file that cannot be read, has no problems, or has a line
         that is not a problem. The message has the number of the first such line.
     """
+    require_local(str(path), "path")
     try:
         # The encoding utf-8-sig accepts files with or without a byte-order mark.
         text = pathlib.Path(path).read_text(encoding="utf-8-sig")

@@ -1,0 +1,77 @@
+"""Checks the devices of a run, and says at its start which of them it uses."""
+
+import os
+import pathlib
+import shutil
+import sys
+
+from ml_collections import ConfigDict
+
+from staleness_grpo.errors import FlagError
+
+
+def check() -> None:
+    """Makes JAX look for its devices. Raises FlagError if JAX_PLATFORMS names a kind that it lacks.
+
+    JAX itself would end with a traceback.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # some versions fail an assertion of their own
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms is None:
+            raise
+        reason = str(error).partition("\n")[0] or "JAX finds no such device"
+        hint = (
+            f"{reason}: install JAX for this kind of device (bash launch/setup.sh --help), "
+            "or unset the variable"
+        )
+        raise FlagError.of_variable("JAX_PLATFORMS", platforms, hint) from error
+
+
+def announce(config: ConfigDict) -> None:
+    """Prints the processes and devices of the run, and the devices that its mesh does not use.
+
+    If the machine has a GPU that JAX cannot use, a second line says so.
+    """
+    import jax
+
+    devices = jax.devices()
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    counts = (
+        f"{_count(jax.process_count(), 'process', 'es')}, "
+        f"{_count(jax.local_device_count(), 'local device')}, "
+        f"{_count(len(devices), 'global device')} ({kinds})"
+    )
+    unused = len(devices) - _mesh_size(config)
+    if unused > 0:
+        # A mesh takes the first devices.
+        ids = ", ".join(str(device.id) for device in devices[-unused:])
+        counts += (
+            f"; {unused} of them are not used, by number {ids}: "
+            "raise --config.mesh.data, --config.mesh.fsdp or --config.mesh.tensor"
+        )
+    print(counts, file=sys.stderr)
+    if jax.default_backend() == "cpu" and "JAX_PLATFORMS" not in os.environ and _has_nvidia_gpu():
+        hint = "see bash launch/setup.sh --help, or set JAX_PLATFORMS=cpu"
+        print(f"this machine has an NVIDIA GPU, but JAX runs on the CPU: {hint}", file=sys.stderr)
+
+
+def _count(number: int, name: str, ending: str = "s") -> str:
+    return f"{number} {name}{'' if number == 1 else ending}"
+
+
+def _mesh_size(config: ConfigDict) -> int:
+    """Returns the number of devices in the mesh of a config; 1 if it has no mesh."""
+    mesh = config.get("mesh", {})
+    size = 1
+    for axis in mesh.values():
+        size *= axis
+    return size
+
+
+def _has_nvidia_gpu() -> bool:
+    has_device_file = any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
+    return has_device_file or shutil.which("nvidia-smi") is not None

@@ -1,0 +1,92 @@
+"""The line about devices at the start of a run, and JAX_PLATFORMS that cannot be had."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from experiments.common import cli, devices
+from experiments.common.workdir import check_workdir
+from staleness_grpo.config import validation
+from staleness_grpo.config.defaults import default_config
+from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.tasks.text import read_problems
+
+
+@pytest.fixture
+def sixteen_gpus(monkeypatch):
+    gpus = [SimpleNamespace(id=number, device_kind="NVIDIA H100") for number in range(16)]
+    monkeypatch.setattr(jax, "devices", lambda: gpus)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def test_processes_devices_and_what_the_mesh_leaves_unused(sixteen_gpus, capsys):
+    config = default_config()
+    config.mesh.fsdp = 16
+    devices.announce(config)
+    line = "2 processes, 8 local devices, 16 global devices (NVIDIA H100)"
+    assert capsys.readouterr().err == line + "\n"
+    config.mesh.update(dict(data=7, fsdp=2))
+    devices.announce(config)
+    unused = "; 2 of them are not used, by number 14, 15: raise --config.mesh.data, "
+    assert capsys.readouterr().err.startswith(line + unused)
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_a_gpu_that_jax_does_not_use_is_named(has_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "_has_nvidia_gpu", lambda: has_gpu)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    devices.announce(default_config())
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "1 process, 1 local device, 1 global device (cpu)"
+    assert [line.startswith("this machine has an NVIDIA GPU") for line in others] == [
+        True
+    ] * has_gpu
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    devices.announce(default_config())
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "abacus"])
+def test_a_platform_that_jax_lacks_is_one_line(platform, tmp_path):
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        command,
+        cwd=cli.ROOT,
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"JAX_PLATFORMS={platform}: ") and "unset the variable" in line
+    assert not (tmp_path / "run").exists()
+
+
+URLS = ("gs://bucket/run", "s3://bucket/run", "file:///tmp/run", "hf://datasets/x", "gs:/bucket")
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_urls_are_refused_at_the_start(url):
+    with pytest.raises(FlagError, match=f"^--workdir={url}: URLs cannot be used"):
+        check_workdir(url, default_config())
+    with pytest.raises(FieldError, match=f"^path={url}: URLs cannot be used"):
+        read_problems(url)
+    config = default_config()
+    config.policy.checkpoint = url
+    with pytest.raises(FieldError, match=f"^policy.checkpoint={url}: URLs cannot be used"):
+        validation.validate(config, 1)
+    config = default_config()
+    config.lag.update(dict(schedule="trace", trace=url))
+    with pytest.raises(FieldError, match=f"^lag.trace={url}: URLs cannot be used"):
+        validation.validate(config, 1)
+
+
+def test_a_folder_with_a_colon_is_no_url(tmp_path):
+    assert check_workdir(f"{tmp_path}/s:3", default_config()) == tmp_path / "s:3"
