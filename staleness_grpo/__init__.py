@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from staleness_grpo.bias.enumeration import Problem
     from staleness_grpo.bias.exact import surrogate_bias, surrogate_gradient
+    from staleness_grpo.config.build import build_run
     from staleness_grpo.config.defaults import default_config
     from staleness_grpo.config.validation import validate
     from staleness_grpo.errors import FieldError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from staleness_grpo.staleness.schedule import make_schedule
     from staleness_grpo.tasks.enumerable import EnumerableTask
     from staleness_grpo.training.loop import train
-    from staleness_grpo.training.run import Run, build_run
+    from staleness_grpo.training.run import Run
 
 __version__ = "0.2.0"
 
@@ -35,7 +36,7 @@ _MODULES = {
     "Run": "training.run",
     "SurrogateConfig": "objective.surrogate",
     "TransformerConfig": "policy.architecture",
-    "build_run": "training.run",
+    "build_run": "config.build",
     "default_config": "config.defaults",
     "group_advantages": "objective.advantages",
     "grpo_surrogate": "objective.surrogate",

@@ -20,7 +20,7 @@ def cost_records(config: ConfigDict) -> Iterator[dict]:
     A round times every method once, in random order. So other load on the machine slows all methods
     alike.
     """
-    from staleness_grpo.training.run import build_run
+    from staleness_grpo.config.build import build_run
 
     with jax.enable_x64(False):  # the updates are float32, as in training
         runs = {}

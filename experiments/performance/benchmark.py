@@ -85,12 +85,12 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
     from staleness_grpo.runtime import mesh as mesh_lib
     from staleness_grpo.runtime.records import Appender
     from staleness_grpo.training.loop import train
-    from staleness_grpo.training.run import build_run
+    from staleness_grpo.training.run import assemble_run
 
     task = RandomTokens(**config.benchmark)
     longer_config = config.copy_and_resolve_references()
     longer_config.steps = config.steps + WARM_UP_STEPS
-    run, stopwatch = build_run(longer_config, task), Stopwatch()
+    run, stopwatch = assemble_run(longer_config, task), Stopwatch()
     run.watch_with(stopwatch)
     with Appender(workdir / "metrics.jsonl", num_kept=0) as records:
         for record in train(run):

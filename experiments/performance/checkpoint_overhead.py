@@ -67,10 +67,10 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
     """Runs a training with saves; returns the numbers of summary.json."""
     import numpy as np
 
+    from staleness_grpo.config.build import build_run
     from staleness_grpo.runtime.records import Appender
     from staleness_grpo.training.checkpoint import Checkpoints
     from staleness_grpo.training.loop import train
-    from staleness_grpo.training.run import build_run
 
     first_step, every = first_saved_step(config), config.checkpoint.save_every
     saved_steps = range(first_step, config.steps - 2 * every + 1, 2 * every)

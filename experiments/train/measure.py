@@ -22,7 +22,7 @@ from staleness_grpo.runtime.records import Appender, plain, write_json
 from staleness_grpo.tasks import make_task
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import Run, build_run
+from staleness_grpo.training.run import Run, assemble_run
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -40,7 +40,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     # Of several processes, only one writes the records.
     writes_records = jax.process_index() == 0
     with Preemption() as preemption, contextlib.ExitStack() as stack:
-        run = stack.enter_context(contextlib.closing(build_run(config, task)))
+        run = stack.enter_context(contextlib.closing(assemble_run(config, task)))
         if writes_records:
             write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)

@@ -69,19 +69,42 @@ def _checkpoint_architecture(config: ConfigDict) -> Any:
     return architecture
 
 
-def check_task(config: ConfigDict) -> None:
+def check_task(config: ConfigDict, task: Any = None) -> None:
     """Checks that the task can be made, and that the policy can read and write its tokens.
+
+    Args:
+      config: the config.
+      task: a task that replaces the one that `config.task` names.
 
     Raises:
       FieldError: naming the first wrong field.
     """
+    from staleness_grpo.tasks.own import check_interface
+
+    if task is None:
+        task = _make_task(config)
+    check_interface(task)
+    if config.policy.checkpoint is not None:
+        _check_task_with_checkpoint(config, task)
+        return
+    vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
+    hint = f"give a divisor of the vocabulary size {vocab_size}"
+    require(vocab_size % chunks == 0, "policy.vocab_chunks", hint)
+    name = type(task).__name__
+    hint = f"the task {name} has no corpus (`corpus_batch`) for a warm start: give 0"
+    has_corpus = hasattr(task, "corpus_batch")
+    require(config.warm_start.steps == 0 or has_corpus, "warm_start.steps", hint)
+
+
+def _make_task(config: ConfigDict) -> Any:
+    """Makes the task that `config.task` names. Raises FieldError if that is impossible."""
     from staleness_grpo.policy.huggingface.config import ModelFolderError
     from staleness_grpo.tasks import make_task
 
     if not isinstance(config.task, ConfigDict) or "name" not in config.task:
         raise FieldError("task", "give a section with the field name", config.task)
     try:
-        task = make_task(config.task, config.policy.checkpoint)
+        return make_task(config.task, config.policy.checkpoint)
     except FieldError as error:
         raise error.below("task") from error
     except ModelFolderError as error:
@@ -91,17 +114,6 @@ def check_task(config: ConfigDict) -> None:
         raise FieldError("task.name", hint) from error
     except (TypeError, ValueError) as error:  # the task explains what is wrong with its fields
         raise FieldError("task", str(error), dict(config.task)) from error
-    if config.policy.checkpoint is not None:
-        _check_task_with_checkpoint(config, task)
-        return
-    vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
-    hint = f"give a divisor of the vocabulary size {vocab_size}"
-    require(vocab_size % chunks == 0, "policy.vocab_chunks", hint)
-    require(
-        config.warm_start.steps == 0 or hasattr(task, "corpus_batch"),
-        "warm_start.steps",
-        f"the task {config.task.name} has no corpus for a warm start: give 0",
-    )
 
 
 def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
@@ -109,6 +121,7 @@ def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
     from staleness_grpo.policy.configured import make_policy
     from staleness_grpo.policy.huggingface.config import max_positions
     from staleness_grpo.tasks import TEXT_TASKS
+    from staleness_grpo.tasks.base import TextTask
 
     num_known = make_policy(config.policy, task.vocab_size).config.vocab_size
     hint = (
@@ -120,7 +133,7 @@ def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
         f"the task has its own {task.vocab_size} tokens, not the checkpoint's {num_known}: "
         f"give a config with a text task ({', '.join(TEXT_TASKS)})"
     )
-    is_text_task = config.task.name in TEXT_TASKS
+    is_text_task = isinstance(task, TextTask)
     require(is_text_task or task.vocab_size == num_known, "task.name", hint)
     ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token or 0,)
     hint = (

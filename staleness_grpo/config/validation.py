@@ -35,7 +35,9 @@ SECTIONS_AT_LEAST = {
 LARGEST_SEED = 2**31 - 1
 
 
-def validate(config: ConfigDict, num_devices: int, platform: str | None = None) -> None:
+def validate(
+    config: ConfigDict, num_devices: int, platform: str | None = None, task: Any = None
+) -> None:
     """Raises FieldError if a config cannot be run, or sets a field that would have no effect.
 
     Args:
@@ -43,12 +45,13 @@ def validate(config: ConfigDict, num_devices: int, platform: str | None = None) 
         other fields, which the task defines.
       num_devices: number of devices from which a mesh can be made.
       platform: JAX's name for the platform of the devices; None for the platform JAX runs on.
+      task: a task that replaces the one that `config.task` names.
 
     Raises:
       FieldError: naming the first wrong field, with its value.
     """
     validate_without_task(config, num_devices, platform)
-    _refuse_here(config, "", lambda: check_task(config))
+    _refuse_here(config, "", lambda: check_task(config, task))
 
 
 def validate_without_task(

@@ -90,6 +90,14 @@ class Checkpoints:
         self._writing: futures.Future | None = None
         self._latest = -1  # the step of the last save or restore
 
+    def check(self, run: Run) -> None:
+        """Raises ValueError if these checkpoints were not made for the config of this run."""
+        if config_hash(run.config) != self._described["config_hash"]:
+            raise ValueError(
+                "these checkpoints have another config than the run, which may have a task of its "
+                "own: make them by Checkpoints(folder, run.config)"
+            )
+
     def due(self, step: int) -> bool:
         """Returns whether the run must be saved before this learner step."""
         return step > max(self._latest, 0) and step % self._config.save_every == 0
@@ -132,9 +140,11 @@ class Checkpoints:
           refuse: a function from (what is wrong, how to continue) to an error.
 
         Raises:
+          ValueError: these checkpoints were made for another config than that of the run.
           Exception: the error that `refuse` makes, if the newest checkpoint cannot be used and
             `checkpoint.fallback` is not set.
         """
+        self.check(run)
         is_first_process = jax.process_index() == 0
         for left_over in self.folder.glob(f"*{PARTIAL}") if is_first_process else ():
             shutil.rmtree(left_over)
@@ -226,7 +236,10 @@ class Checkpoints:
         for name in ("format", "config_hash"):
             saved, current = checked[name], self._described[name]
             if saved != current:
-                raise CheckpointError(f"its {name} is {saved}, but this run has {current}")
+                reason = f"its {name} is {saved}, but this run has {current}"
+                if name == "config_hash":
+                    reason += "; another config, task or reward function made it"
+                raise CheckpointError(reason)
         for path, described in expected.items():
             saved = checked["arrays"].get(path)
             if saved != described:

@@ -45,6 +45,8 @@ def train(
       preemption: is asked before each step whether to stop. If so, the run is saved and ends.
     """
     config, drift = run.config, run.drift
+    if checkpoints is not None:
+        checkpoints.check(run)
     copy_params = jax.jit(
         lambda params: jax.tree.map(jnp.copy, params)
     )  # the update donates `params`

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.runtime.hashing import uniform_integers
 from staleness_grpo.tasks.base import ArrayTask, Task, TextTask
+from staleness_grpo.tasks.own import check_prompts
 from staleness_grpo.training.programs import Programs
 from staleness_grpo.training.rewards import (
     FailureReports,
@@ -62,8 +63,14 @@ def draw_prompts(
     """Draws the prompt of each (step, slot) pair, uniformly with replacement.
 
     The choice depends on (seed, purpose, step, slot) only.
+
+    Raises:
+      FieldError: the task made a prompt with another shape or with unknown tokens.
     """
-    return task.prompts(uniform_integers(task.num_prompts, seed, purpose, steps_N, slots_N))
+    index_N = uniform_integers(task.num_prompts, seed, purpose, steps_N, slots_N)
+    prompts = task.prompts(index_N)
+    check_prompts(task, index_N, prompts)
+    return prompts
 
 
 def purpose_key(run_key: jax.Array, purpose: int) -> jax.Array:

@@ -1,7 +1,8 @@
 """Builds a run, which holds its config, its parts, and the arrays that change during training.
 
-`build_run` makes a run from a config. `Run.snapshot` returns everything that changes from one
-learner step to the next, and `Run.restore` puts a snapshot back. Checkpoints use only these two.
+`assemble_run` makes a run from a config and a task. `Run.snapshot` returns everything that changes
+from one learner step to the next, and `Run.restore` puts a snapshot back. Checkpoints use only
+these two.
 """
 
 import dataclasses
@@ -20,7 +21,6 @@ from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.staleness import trace
 from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
-from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task, TextTask
 from staleness_grpo.training import learner
 from staleness_grpo.training.diagnostics import ParameterDrift
@@ -182,21 +182,18 @@ def _copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
-def build_run(config: ConfigDict, task: Task | None = None) -> Run:
-    """Builds a run from a validated config, with mesh, task, policy, optimizer and schedule.
+def assemble_run(config: ConfigDict, task: Task) -> Run:
+    """Builds the run of a config that was validated with this task; see `config.build.build_run`.
 
     Args:
-      config: a config with the fields of `config.defaults.default_config`.
-      task: your own task, which replaces the task that `config.task` names. If your task has no
-        corpus for a warm start, set `config.warm_start.steps` to 0.
+      config: the validated config.
+      task: the task that `config.task` names or describes.
 
     Raises:
       FieldError: the weights of `policy.checkpoint` cannot be used. Validation does not read the
         weights.
     """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
-    if task is None:
-        task = make_task(config.task, config.policy.checkpoint)
     programs = make_programs(config, task)
     try:
         params = starting_params(programs, config, mesh)

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from staleness_grpo.bias import paired
+from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.runtime import mesh as mesh_lib
@@ -19,7 +20,6 @@ from staleness_grpo.training.loop import train
 from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
 from staleness_grpo.training.programs import Programs
 from staleness_grpo.training.rollouts import TRAINING, Generator
-from staleness_grpo.training.run import build_run
 from tests.bias import problems
 
 GROUPS, COMPARISONS = 32, 80

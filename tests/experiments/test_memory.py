@@ -12,11 +12,11 @@ from experiments.common import cli
 from experiments.common.flag_parsing import load_config
 from experiments.common.workdir import check_workdir, write_run_files
 from experiments.performance import memory
+from staleness_grpo.config.build import build_run
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.rollouts import Generator
-from staleness_grpo.training.run import build_run
 from tests.helpers.tiny import tiny_config
 
 LLAMA_1B = cli.ROOT / "experiments/configs/memory_llama_1b.py"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from staleness_grpo.config import validation
+from staleness_grpo.config.build import build_run
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate, token_weights
 from staleness_grpo.objective.tokens import TokenBatch
 from staleness_grpo.training.diagnostics import distance
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import build_run
 from tests.helpers import correction_reference
 from tests.helpers.tiny import tiny_config
 

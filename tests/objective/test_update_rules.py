@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from staleness_grpo.config import validation
+from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.objective.update_rules import gac, sequence_ess, vcpo
 from staleness_grpo.training import learner
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import build_run
 from tests.helpers.tiny import tiny_config
 
 

@@ -12,9 +12,9 @@ import sys
 import jax
 import numpy as np
 
+from staleness_grpo.config.build import build_run
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import build_run
 from tests.helpers.tiny import tiny_config
 
 if __name__ == "__main__":

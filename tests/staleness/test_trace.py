@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from staleness_grpo.config import validation
+from staleness_grpo.config.build import build_run
 from staleness_grpo.errors import FieldError
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.staleness import schedule, trace
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import build_run
 from tests.helpers.tiny import tiny_config
 
 SIZE = dict(num_steps=2, num_groups=2, max_lag=1)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.sweeps import program as cell_program
 from staleness_grpo.sweeps import workers
 from staleness_grpo.sweeps.records import CellFile, cell_record
 from staleness_grpo.tasks import make_task
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import build_run
 from tests.helpers.pages import described_fields
 
 MAX_LAG = 4

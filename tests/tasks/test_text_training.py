@@ -10,12 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.train import measure
+from staleness_grpo.config.build import build_run
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.rewards import FAILED, JUDGED
-from staleness_grpo.training.run import build_run
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.tasks import text  # noqa: E402

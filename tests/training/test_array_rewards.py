@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from staleness_grpo.config.build import build_run
 from staleness_grpo.errors import FieldError
 from staleness_grpo.sweeps import program as cell_program
 from staleness_grpo.sweeps.records import cell_record
 from staleness_grpo.tasks.enumerable import EnumerableTask
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.rewards import FAILED, JUDGED, finite_rewards
-from staleness_grpo.training.run import build_run
 from tests.helpers.tiny import tiny_config
 
 

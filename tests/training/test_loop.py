@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from staleness_grpo.config.build import build_run
 from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
@@ -20,7 +21,6 @@ from staleness_grpo.training import learner
 from staleness_grpo.training.diagnostics import distance
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.rollouts import EVALUATION, TRAINING
-from staleness_grpo.training.run import build_run
 from tests.helpers import reference
 from tests.helpers.tiny import tiny_config
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from staleness_grpo.config.build import build_run
 from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS, SurrogateConfig
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.loss import logprobs_loss
-from staleness_grpo.training.run import build_run
 from staleness_grpo.types import Prompts, Responses, Rollout
 from tests.helpers.tiny import tiny_config
 

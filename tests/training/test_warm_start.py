@@ -5,12 +5,12 @@ import jax
 import numpy as np
 import pytest
 
+from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.tasks.arithmetic import ArithmeticTask
 from staleness_grpo.training import warm_start as warm_start_lib
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import build_run
 
 TASK = ArithmeticTask(num_terms=2, num_digits=1)
 

@@ -18,12 +18,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from staleness_grpo.config import validation
+from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.huggingface import tokenizer as tokenizer_lib
 from staleness_grpo.policy.sampler import sample
 from staleness_grpo.training.loop import train
-from staleness_grpo.training.run import build_run
 from staleness_grpo.types import Prompts
 
 pytestmark = pytest.mark.slow

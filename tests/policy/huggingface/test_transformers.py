@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiments.train.measure import save_policy
+from staleness_grpo.config.build import build_run
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.sampler import sample
-from staleness_grpo.training.run import build_run
 from staleness_grpo.types import Prompts
 from tests.helpers.tiny import tiny_config
 

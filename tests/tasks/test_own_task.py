@@ -1,0 +1,148 @@
+"""A task of one's own: what it lacks is named, and records and checkpoints say what was run."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from staleness_grpo.config.build import build_run
+from staleness_grpo.errors import FieldError
+from staleness_grpo.tasks.own import check_interface, describe
+from staleness_grpo.training.checkpoint import Checkpoints
+from staleness_grpo.training.loop import train
+from staleness_grpo.types import Prompts
+from tests.helpers.tiny import tiny_config
+
+
+class Copy:
+    """Asks for a response that begins with the token of the prompt."""
+
+    vocab_size, prompt_length, max_response_length, num_prompts = 4, 1, 2, 3
+    pad_token, end_token = 0, None
+
+    def __init__(self, offset: int = 0):
+        self.offset = offset
+
+    def prompts(self, index_N):
+        tokens = (np.asarray(index_N)[:, None] + self.offset).astype(np.int32)
+        return Prompts(tokens, np.ones(tokens.shape, bool), np.asarray(index_N, np.int32))
+
+    def rewards(self, index_N, tokens_NxGxR, mask_NxGxR):
+        return (tokens_NxGxR[..., 0] == np.asarray(index_N)[:, None]).astype(np.float32)
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
+
+
+class CopyOfTheLast(Copy):
+    """Judges the last token in place of the first."""
+
+    def rewards(self, index_N, tokens_NxGxR, mask_NxGxR):
+        return (tokens_NxGxR[..., -1] == np.asarray(index_N)[:, None]).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithFields(Copy):
+    """Keeps a result, which is no part of what was run."""
+
+    offset: int = 0
+
+    @functools.cached_property
+    def table(self):
+        return np.zeros(3)
+
+
+def test_the_runs_config_names_the_task_and_the_callers_is_unchanged():
+    config = tiny_config(steps=2)
+    run = build_run(config, Copy())
+    assert config.task.name == "enumerable"
+    assert run.config.task.to_dict() == describe(Copy())
+    assert run.config.task.name == f"{__name__}:Copy" and len(run.config.task.digest) == 16
+    assert len(list(train(run))) == 2
+
+
+def test_the_digest_is_that_of_code_and_data():
+    task = WithFields()
+    digest = describe(task)["digest"]
+    assert task.table.sum() == 0  # now it is kept in the instance
+    others = describe(WithFields(1)), describe(Copy()), describe(CopyOfTheLast()), describe(Copy(1))
+    digests = [digest, *(other["digest"] for other in others)]
+    assert describe(task)["digest"] == digest and len(set(digests)) == len(digests)
+
+
+def test_code_without_a_source_file_differs_too():
+    def made_by(body):
+        namespace = {"Copy": Copy, "np": np}
+        exec(f"class Task(Copy):\n    def rewards(self, *batch):\n        return {body}", namespace)
+        return describe(namespace["Task"]())["digest"]
+
+    assert made_by("np.zeros(3)") == made_by("np.zeros(3)") != made_by("np.zeros(4)")
+
+
+def refused(reason, hint):
+    return AssertionError(f"{reason}: {hint}")
+
+
+def test_another_reward_function_does_not_resume_the_run(tmp_path):
+    config = tiny_config(steps=3, **{"checkpoint.save_every": 2})
+    run = build_run(config, Copy())
+    list(train(run, Checkpoints(tmp_path, run.config)))
+    again = build_run(config, Copy())
+    Checkpoints(tmp_path, again.config).restore(again, refused)
+    assert again.step == 3
+    other = build_run(config, CopyOfTheLast())
+    with pytest.raises(AssertionError, match="another config, task or reward function made it"):
+        Checkpoints(tmp_path, other.config).restore(other, refused)
+    with pytest.raises(ValueError, match=r"Checkpoints\(folder, run.config\)"):
+        Checkpoints(tmp_path, config).restore(run, refused)
+    with pytest.raises(ValueError, match=r"Checkpoints\(folder, run.config\)"):
+        next(train(build_run(config, Copy()), Checkpoints(tmp_path, config)))
+
+
+def without(*members):
+    """Returns a task that lacks these members."""
+    kept = {name: value for name, value in vars(Copy).items() if name not in members}
+    return type("Part", (), kept)()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (without("prompts", "rewards"), "this class lacks prompts, rewards: see "),
+        (without("end_token"), "this class lacks end_token"),
+        (type("Text", (Copy,), {"verify": len})(), "this class lacks samples"),
+        (type("Task", (Copy,), {"num_prompts": 0})(), "its num_prompts is 0: give an int >= 1"),
+        (type("Task", (Copy,), {"vocab_size": 4.0})(), "its vocab_size is 4.0: give an int"),
+        (type("Task", (Copy,), {"pad_token": 4})(), r"token 4 is not in \[0, vocab_size=4\)"),
+        (type("Task", (Copy,), {"end_token": (1, 9)})(), "token 9 is not in"),
+        (
+            type("Task", (Copy,), {"prompt_length": 2})(),
+            r"of shape \(2, 1\): give \(2, 2",
+        ),
+        (Copy(offset=2), "its prompt 2 has the token 4, but vocab_size is 4: make it larger"),
+    ],
+)
+def test_what_a_class_lacks_or_has_wrong_is_named_at_the_start(task, message):
+    message = f"^task={type(task).__name__}: .*{message}"
+    with pytest.raises(FieldError, match=message):
+        check_interface(task)
+    with pytest.raises(FieldError, match=message):
+        build_run(tiny_config(), task)
+
+
+def test_a_prompt_that_is_wrong_later_is_named_when_it_is_drawn():
+    class Late(Copy):
+        num_prompts = 50
+
+        def prompts(self, index_N):
+            tokens = np.where(np.asarray(index_N) == 25, 7, 1).astype(np.int32)[:, None]
+            return Prompts(tokens, np.ones(tokens.shape, bool), np.asarray(index_N, np.int32))
+
+    with pytest.raises(FieldError, match="Late: its prompt 25 has the token 7"):
+        list(train(build_run(tiny_config(steps=60), Late())))
+
+
+def test_a_forgotten_warm_start_is_one_line():
+    with pytest.raises(FieldError, match="^warm_start.steps=5: the task Copy has no corpus"):
+        build_run(tiny_config(**{"warm_start.steps": 5}), Copy())
