@@ -1,4 +1,4 @@
-"""Each mutation of one line of the core must fail a test: the tests would notice such a mistake."""
+"""Each mutation of one line of the code must fail a test: the tests would notice such a mistake."""
 
 import os
 import pathlib
@@ -9,7 +9,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# name -> (file of the package, line as it is, line as it must not be, tests that notice)
+# name -> (file of the package or of the repository, line as it is, line as it must not be, tests
+# that notice)
 MUTATIONS = {
     "the ratio upside down": (
         "objective/tokens.py",
@@ -65,6 +66,90 @@ MUTATIONS = {
         "if False:",
         "staleness/test_ring_buffer.py",
     ),
+    "a rule is fitted to the fold that it is judged on": (
+        "scaling/stability.py",
+        "cells[(fold != label) & is_stale]",
+        "cells[(fold == label) & is_stale]",
+        "scaling/test_held_out.py",
+    ),
+    "a rule is fitted to all folds": (
+        "scaling/stability.py",
+        "cells[(fold != label) & is_stale]",
+        "cells[is_stale]",
+        "scaling/test_held_out.py",
+    ),
+    "an alarm's threshold is chosen on the half that it is judged on": (
+        "scaling/alarms.py",
+        "largest_values[~collapsed & (half_of_run != judged_half)]",
+        "largest_values[~collapsed & (half_of_run == judged_half)]",
+        "scaling/test_held_out.py",
+    ),
+    "an alarm's halves are dealt out by row": (
+        "scaling/alarms.py",
+        "half_of_run = np.searchsorted(np.unique(seeds), seeds) //",
+        "half_of_run = np.arange(len(seeds)) //",
+        "scaling/test_held_out.py",
+    ),
+    "a sweep's halves are dealt out by row": (
+        "experiments/sweep/laws.py",
+        "return np.searchsorted(labels, cells.seed) // max(len(labels) // 2, 1) % 2",
+        "return np.arange(len(cells)) % 2",
+        "experiments/test_held_out.py",
+    ),
+    "the held-out likelihood is that of the fit": (
+        "experiments/sweep/laws.py",
+        '"held_out_log_likelihood": held_out.log_likelihood,',
+        '"held_out_log_likelihood": fit.log_likelihood,',
+        "experiments/test_held_out.py",
+    ),
+    "the best rule is that of the best fit": (
+        "experiments/sweep/laws.py",
+        'by_rule[name]["held_out_log_likelihood"])',
+        'by_rule[name]["log_likelihood"])',
+        "experiments/test_held_out.py",
+    ),
+    "the bootstrap draws rows": (
+        "scaling/bootstrap.py",
+        "labels = np.unique(groups)",
+        "labels = groups = np.arange(len(groups))",
+        "scaling/test_bootstrap.py",
+    ),
+    "the interval of the boundary's slope resamples cells": (
+        "experiments/sweep/laws.py",
+        "group_interval(in_range.seed, statistic, RESAMPLES)",
+        "group_interval(np.arange(len(in_range)), statistic, RESAMPLES)",
+        "experiments/test_seed_intervals.py",
+    ),
+    "the interval of the collapse time resamples runs": (
+        "experiments/sweep/laws.py",
+        'group_interval(np.array([r["seed"] for r in stale]), exponents, RESAMPLES)',
+        "group_interval(np.arange(len(stale)), exponents, RESAMPLES)",
+        "experiments/test_seed_intervals.py",
+    ),
+    "the intervals of the constants resample runs": (
+        "experiments/sweep/laws.py",
+        "group_interval(seeds, median, RESAMPLES)",
+        "group_interval(np.arange(len(seeds)), median, RESAMPLES)",
+        "experiments/test_seed_intervals.py",
+    ),
+    "a seed that is drawn twice counts once": (
+        "experiments/corrections/analysis.py",
+        "np.concatenate([np.flatnonzero(cells.seed == seed) for seed in draw])",
+        "np.flatnonzero(np.isin(cells.seed, draw))",
+        "experiments/test_seed_intervals.py",
+    ),
+    "the cost of lag compares different seeds": (
+        "experiments/reproduce/contrast.py",
+        "interval(final[0] - final[lag])",
+        "interval(final[0] - final[lag][::-1])",
+        "experiments/test_seed_intervals.py",
+    ),
+    "the interval of the law's end resamples pairs of problem and lag": (
+        "experiments/bias/law.py",
+        "bootstrap.interval(steps_of_draw)",
+        "bootstrap.interval(grid_steps)",
+        "experiments/test_problem_intervals.py",
+    ),
 }
 
 
@@ -75,7 +160,7 @@ def test_a_mutation_fails_a_test(name, tmp_path):
     for folder in ("staleness_grpo", "experiments", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("results"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    path = tmp_path / "staleness_grpo" / file
+    path = tmp_path / ("" if file.startswith("experiments/") else "staleness_grpo") / file
     text = path.read_text()
     assert text.count(line) == 1, f"{file} has no single line {line!r}: adapt the mutation"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", f"tests/{tests}"]

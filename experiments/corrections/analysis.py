@@ -4,7 +4,8 @@ Intervals are 95 % percentile intervals. They resample:
 
 - draws, for bias and variance.
 - rounds, for times.
-- seeds, for trainings.
+- seeds, for trainings. Those that begin from the same warm start count as independent, so the
+  intervals do not cover other warm starts.
 """
 
 from typing import Any

@@ -7,7 +7,11 @@ The laws are about the following:
 - the rules that predict the boundary, and the constants of the paper's rule
 
 Intervals are 95 % percentile intervals of a bootstrap over seeds. In the results, `n` is the number
-of cells, or of pairs of a cell and a horizon. `num_seeds` is the number of independent seeds.
+of cells, or of pairs of a cell and a horizon. `num_seeds` is the number of seeds.
+
+Seeds that begin from the same warm start count as independent. With two warm starts and four seeds
+or more, both halves of the seeds have both warm starts. So neither the intervals nor the held-out
+numbers cover other warm starts.
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
-"""Censored fits recover the law that made the data, and intervals resample whole groups."""
+"""Censored fits recover the law that made the data."""
 
 import numpy as np
 import pytest
 
-from staleness_grpo.scaling.bootstrap import group_interval
 from staleness_grpo.scaling.censored import fit_censored_power_law, fit_threshold
 
 
@@ -47,11 +46,3 @@ def test_a_threshold_is_recovered_from_yes_and_no():
     assert fit.parameters[0] == pytest.approx(0.7, abs=0.04)
     # The standard errors are about 0.012.
     assert fit.sigma == pytest.approx(0.5, abs=0.04)
-
-
-def test_the_bootstrap_draws_whole_groups():
-    groups = np.repeat(np.arange(8), 25)
-    values = np.repeat(np.random.default_rng(3).normal(size=8), 25)  # 200 rows that are 8 numbers
-    low, high = group_interval(groups, lambda rows: values[rows].mean(), 400)
-    expected = 2 * 1.96 * values[::25].std() / np.sqrt(8)
-    assert high - low == pytest.approx(expected, rel=0.2)
