@@ -118,13 +118,5 @@ def recorded_by_a_training() -> set[str]:
 
 
 def test_the_metrics_page_has_every_field_of_a_training():
-    text_tasks = {
-        "reward_errors",
-        "reward_timeouts",
-        "eval_reward_failures",
-        "paired_reward_failures",
-    }
     described = described_fields("metrics.jsonl of `experiments.train`")
-    assert described - text_tasks == recorded_by_a_training()
-    # Text tasks write four more. tests/tasks/test_text_training.py compares those records.
-    assert text_tasks <= described
+    assert described == recorded_by_a_training()

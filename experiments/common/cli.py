@@ -34,6 +34,7 @@ from experiments.common.workdir import SUMMARY, check_workdir, exclusive
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.runtime.records import read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Errors of the operating system that the user can fix.
@@ -166,6 +167,8 @@ def complete(
         print(folder / SUMMARY)
         for path in draw(folder):
             print(path)
+        for reason in read_json(folder / SUMMARY).get("figures_left_out", []):
+            print(f"not drawn: {reason}")
 
 
 @contextlib.contextmanager

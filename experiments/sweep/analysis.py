@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.sweep import laws
 from experiments.sweep.grid import MAIN
-from staleness_grpo.scaling import alarms, stability
+from staleness_grpo.scaling import alarms, outcomes, stability
 
 MIN_LAGS = 5  # the fewest different S >= 1 to which the laws can be fitted
 FIGURES_WITH_FITS = ("collapse_time", "eta_max", "cosine", "anatomy")  # they need a fitted map
@@ -55,7 +55,10 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
     summary: dict[str, Any] = {
         "num_cells": len(records),
         "num_seeds": laws.num_seeds(records),
+        # Cells that fall, whether they end collapsed or recover. Laws and fits count these.
         "num_collapsed": sum(record["collapse_step"] is not None for record in records),
+        "outcomes": outcomes.count(records),
+        "num_reward_errors": sum(record.get("reward_errors", 0) for record in records),
         "horizons": horizons,
     }
     all_cells = stability.at_horizons(records, horizons)

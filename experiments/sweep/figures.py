@@ -6,7 +6,6 @@ If a field that a figure needs is missing in these files, drawing raises KeyErro
 import pathlib
 from typing import Any
 
-import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -15,6 +14,7 @@ from experiments.common.workdir import SUMMARY
 from experiments.sweep.analysis import figure_prefix, figures_left_out, is_fitted
 from experiments.sweep.grid import MAIN, cells_file
 from experiments.sweep.laws import LONG_LAG, best_rule, collapsed
+from experiments.sweep.map_figure import map_figure
 from staleness_grpo.runtime.records import read_json, read_jsonl
 from staleness_grpo.scaling import alarms, stability
 
@@ -86,60 +86,6 @@ def reward_figure(records: list[dict], summary: dict) -> plt.Figure:
     axes[0].set_ylabel("pass rate of the current policy")
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
-
-
-def map_figure(records: list[dict], summary: dict) -> plt.Figure:
-    """Draws the share of seeds that collapse at each S and eta, and the fitted boundaries."""
-    lags = sorted({record["max_lag"] for record in records})
-    rates = sorted({record["learning_rate"] for record in records})
-    share = np.full((len(rates), len(lags)), np.nan)
-    for i, rate in enumerate(rates):
-        for j, lag in enumerate(lags):
-            chosen = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
-            share[i, j] = np.mean([r["collapse_step"] is not None for r in chosen])
-    figure, axis = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
-    colors = matplotlib.colors.LinearSegmentedColormap.from_list(
-        "share", ["#dfeaf4", "#f4d9c6", COLLAPSED_COLOR]
-    )
-    image = axis.imshow(share, origin="lower", aspect="auto", cmap=colors, vmin=0, vmax=1)
-    for (i, j), value in np.ndenumerate(share):
-        axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color="#444")
-    axis.set_xticks(range(len(lags)), lags)
-    axis.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    horizon = max(summary["horizons"])
-    positive = np.array([lag for lag in lags if lag >= 1], float)
-    columns = np.array([lags.index(lag) for lag in positive])
-    if is_fitted(summary):
-        best = best_rule(summary["rules"])
-        for name, line_style in (("min", ":"), ("max", "--"), (best, "-")):
-            boundary = stability.log_eta_max(
-                name, summary["rules"][name]["parameters"], positive, horizon
-            )
-            rows = _row_of(boundary, rates)
-            axis.plot(columns, rows, line_style, color="black", label=f"fitted: {name}")
-        axis.legend(loc="lower left")
-    axis.set(xlabel="max_lag S", ylabel=r"learning rate $\eta$", ylim=(-0.5, len(rates) - 0.5))
-    axis.set_title(f"share of seeds that collapse within T = {horizon}")
-    figure.colorbar(image, ax=axis)
-    return figure
-
-
-def _row_of(log_rate: np.ndarray, rates: list[float]) -> np.ndarray:
-    """Returns the vertical position of learning rates on the map, whose rows are `rates`.
-
-    Learning rates outside the grid are extrapolated.
-
-    Args:
-      log_rate: logarithms of the learning rates, [n].
-      rates: the learning rates of the grid, in increasing order.
-
-    Returns:
-      The positions in rows, from 0, [n].
-    """
-    step = np.diff(np.log(rates)).mean()
-    inside = np.interp(log_rate, np.log(rates), np.arange(len(rates)))
-    below = np.minimum(log_rate - np.log(rates[0]), 0) / step
-    return inside + below + np.maximum(log_rate - np.log(rates[-1]), 0) / step
 
 
 def collapse_time_figure(records: list[dict], summary: dict) -> plt.Figure:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.tasks import make_task
-from staleness_grpo.tasks.base import ArrayTask
+from staleness_grpo.tasks.base import ArrayTask, lowest_reward
 from staleness_grpo.training import learner
 from staleness_grpo.training.programs import make_programs
 from staleness_grpo.training.rewards import FAILED, JUDGED
@@ -28,8 +28,8 @@ from staleness_grpo.training.run import lag_schedule
 from staleness_grpo.training.warm_start import warm_start
 from staleness_grpo.types import Array, Prompts, PyTree, Rollout
 
-# A cell whose pass rate stays below this fraction of its peak is frozen. The fraction is lower than
-# the collapse detector's, which is one half.
+# A cell whose reward stays below this fraction of its peak is frozen. The fraction is lower than
+# the collapse detector's, which is one half. Both are measured from the task's lowest reward.
 FREEZE_FRACTION = 0.25
 # The ceiling of the gradient cosine is measured at every fifth evaluation only, because it costs as
 # much as a learner step.
@@ -133,7 +133,7 @@ def make_cell_program(
 
     A cell is frozen, which ends its training early, in two cases:
       a parameter is not finite;
-      the last evaluation with at least FREEZE_FRACTION of the peak pass rate is more than
+      the last evaluation with at least FREEZE_FRACTION of the peak reward is more than
       `freeze_after` learner steps ago.
     All trace values after the freeze are NaN.
 
@@ -148,6 +148,7 @@ def make_cell_program(
     cosine_ceiling = programs.cosine_ceiling
     eval_every, group_size = config.eval_every, config.group_size
     num_blocks = config.steps // eval_every
+    floor = lowest_reward(task)
 
     def draw(params, tokens, mask, key, purpose, step, group_size):
         """Samples with the noise of `Generator.sample`, and returns prompts and responses."""
@@ -239,9 +240,8 @@ def make_cell_program(
                 )
             reward = evaluate(carry[0].params, first_step)
             peak = jnp.maximum(peak, reward)
-            last_high_block = jnp.where(
-                reward < FREEZE_FRACTION * peak, last_high_block, block_index
-            )
+            is_low = reward - floor < FREEZE_FRACTION * (peak - floor)
+            last_high_block = jnp.where(is_low, last_high_block, block_index)
             carry, records = jax.lax.scan(
                 learner_step, carry, first_step + jnp.arange(eval_every, dtype=jnp.int32)
             )
@@ -272,7 +272,7 @@ def make_cell_program(
         )
         zero = jnp.zeros((), jnp.int32)
         block_index, *_, traces = jax.lax.while_loop(
-            is_unfinished, block, (zero, jnp.zeros(()), zero, carry, traces)
+            is_unfinished, block, (zero, jnp.full((), floor), zero, carry, traces)
         )
         return traces | {"steps_run": block_index * eval_every}
 

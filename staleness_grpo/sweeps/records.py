@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_jsonl
 from staleness_grpo.scaling.collapse import detect_collapse
 from staleness_grpo.sweeps.program import EVALUATION_METRICS, FAILURES
+from staleness_grpo.tasks import make_task
+from staleness_grpo.tasks.base import lowest_reward
 
 SIGNIFICANT_DIGITS = 6  # kept of each trace value
 
@@ -85,9 +87,9 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
         np.isfinite(traces["param_norm"][:steps_run]).all()
         and np.isfinite(traces["grad_norm"][:steps_run]).all()
     )
-    collapse = detect_collapse(
-        reward, block_steps, num_samples=config.num_prompts * config.group_size
-    )
+    floor = lowest_reward(make_task(config.task))
+    num_samples = config.num_prompts * config.group_size
+    collapse = detect_collapse(reward, block_steps, num_samples, floor)
     end = steps_run if collapse is None else max(collapse.step, block_steps)
 
     def median(metric: str) -> float:
@@ -106,6 +108,7 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
         "steps_run": steps_run,
         "finite": bool(is_finite),
         "reward_errors": int(np.nansum(traces[FAILURES])),
+        "lowest_reward": floor,
         "first": float(reward[0]),
         "peak": float(reward.max()),
         "final": float(reward[-1]),

@@ -55,6 +55,14 @@ class ArrayTask(Task, Protocol):
         ...
 
 
+def lowest_reward(task: Task) -> float:
+    """Returns the lowest reward that a task gives: its attribute `lowest_reward`, or else 0.
+
+    A run has collapsed if it loses half of its reward above this level.
+    """
+    return float(getattr(task, "lowest_reward", 0.0))
+
+
 @runtime_checkable
 class TextTask(Task, Protocol):
     """A task whose responses are converted to text and judged by a verifier in worker processes."""

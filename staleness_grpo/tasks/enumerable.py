@@ -59,6 +59,11 @@ class EnumerableTask:
         return END_TOKEN
 
     @property
+    def lowest_reward(self) -> float:
+        """Returns the lowest of `reward_levels`."""
+        return self.reward_levels[0]
+
+    @property
     def prompt_length(self) -> int:
         """Returns P, the number of digits of the largest prompt index in base V."""
         length = 1

@@ -42,6 +42,8 @@ def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_
     (tmp_path / "paired_bias.png").unlink()
     cli.complete(paired_bias.main, paired_bias.draw, config, tmp_path)
     line, *paths = capsys.readouterr().out.splitlines()
+    left_out = [paths.pop() for _ in range(2)]
+    assert all(text.startswith("not drawn: ") for text in left_out)
     assert line.endswith("finished already; its figures are drawn again from its records")
     assert sorted(paths) == [str(tmp_path / name) for name in ("paired_bias.png", "summary.json")]
     synchronous, stale = read_jsonl(tmp_path / "cells.jsonl")

@@ -57,6 +57,7 @@ def synthetic_records(seeds=range(4)):
                         seed=seed,
                         steps=STEPS,
                         steps_run=STEPS,
+                        finite=True,
                         collapse_step=collapse,
                         stayed_down=None if collapse is None else True,
                         update_norm=30.0 * rate,
@@ -126,6 +127,8 @@ def test_a_map_without_a_boundary_is_counted_and_its_missing_figures_are_named()
     records = [record | {"collapse_step": None} for record in synthetic_records(range(2))]
     summary = whole_summary({"main": records})
     assert summary["num_cells"] == len(records) and summary["num_collapsed"] == 0
+    # All rewards are the same before a fall, so no run gains anything.
+    assert summary["outcomes"] == dict(learned=0, stalled=len(records), collapsed=0, recovered=0)
     assert summary["claims"] == [] and "rules" not in summary
     names = [sentence.split(":")[0] for sentence in summary["figures_left_out"]]
     assert names == [

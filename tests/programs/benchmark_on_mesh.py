@@ -33,10 +33,10 @@ def measure(workdir: pathlib.Path) -> dict:
     config.mesh.update(dict(data=2, fsdp=2, tensor=2))
     config.benchmark.update(dict(vocab_size=16, prompt_length=4, max_response_length=3))
     seen: dict = {"in_mesh": [], "devices": [], "sizes": []}
-    build_run = run_lib.build_run
+    assemble_run = run_lib.assemble_run
 
-    def build_watched_run(*args):
-        run = build_run(*args)
+    def assemble_watched_run(*args):
+        run = assemble_run(*args)
         update = run.update
 
         def watched_update(state, batch):
@@ -55,7 +55,7 @@ def measure(workdir: pathlib.Path) -> dict:
 
     benchmark.WARM_UP_STEPS = 0
     machine.PEAK_SIZE, machine.COPY_BYTES = {"cpu": 16}, 2**12
-    run_lib.build_run, machine.fastest = build_watched_run, one_second
+    run_lib.assemble_run, machine.fastest = assemble_watched_run, one_second
     benchmark.validate(config)
     summary = benchmark.measure(config, workdir)
     return seen | {name: summary[name] for name in ("peak_flops", "memory_bandwidth")}
