@@ -268,7 +268,7 @@ def main() -> None:
     for name, page in PAGES.items():
         text = page()
         with replacing(DOCS / name) as file:
-            file.write_text(text)
+            file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

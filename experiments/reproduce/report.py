@@ -84,7 +84,7 @@ def write(
         ]
     )
     path = workdir / "report.html"
-    path.write_text(html.page("What stale rollouts do to GRPO", body))
+    path.write_text(html.page("What stale rollouts do to GRPO", body), encoding="utf-8")
     every = [
         dataclasses.replace(claim, name=f"{job}.{name}")
         for job, by_name in found.items()

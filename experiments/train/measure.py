@@ -20,6 +20,7 @@ from staleness_grpo.runtime.preemption import EXIT_CODE, Preemption
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import Appender, plain, write_json
 from staleness_grpo.tasks import make_task
+from staleness_grpo.tasks.base import Task
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.run import Run, assemble_run
@@ -37,6 +38,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     task = make_task(config.task, config.policy.checkpoint)
     problems_fingerprint = getattr(task, "fingerprint", None)  # only text tasks have a fingerprint
     check_same_problems(workdir, config, problems_fingerprint)
+    _warn_of_end_token(task)
     # Of several processes, only one writes the records.
     writes_records = jax.process_index() == 0
     with Preemption() as preemption, contextlib.ExitStack() as stack:
@@ -72,6 +74,16 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
         if writes_records:
             write_json(workdir / SUMMARY, summary)
             print(_result_line(summary))
+
+
+def _warn_of_end_token(task: Task) -> None:
+    """Prints a line if the tokenizer's end token does not end a response."""
+    tokenizer = getattr(task, "tokenizer", None)
+    if tokenizer is None or tokenizer.eos_token in (None, *tokenizer.stop_tokens):
+        return
+    text = tokenizer.special_tokens["eos_token"]
+    hint = "if it should, add its number to eos_token_id of generation_config.json"
+    print(f"the eos_token {text!r} of the tokenizer does not end a response: {hint}", file=sys.stderr)
 
 
 def _result_line(summary: dict[str, Any]) -> str:

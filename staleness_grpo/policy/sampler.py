@@ -11,16 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from staleness_grpo.errors import require_positive
+from staleness_grpo.errors import require_at_least
 from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
 from staleness_grpo.policy.numerics import at_least_float32, leading_axes
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import Array, Prompts, PyTree, Responses
 
+LOWEST_TEMPERATURE = 1e-3
+
 
 def check_sampler(fields: Mapping[str, Any]) -> None:
-    """Raises FieldError if the temperature in `config.sampler` is not > 0."""
-    require_positive(fields, ("temperature",))
+    """Raises FieldError if the temperature in `config.sampler` is too low.
+
+    Near 0 the gradient of almost every response is 0 in float32. Still lower ones overflow.
+    """
+    require_at_least(fields, {"temperature": LOWEST_TEMPERATURE})
 
 
 def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: int) -> jax.Array:

@@ -25,7 +25,7 @@ def _cpu_name() -> str:
     description = platform.machine() + platform.processor()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         description += "".join(
             sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
         )

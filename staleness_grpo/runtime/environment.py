@@ -8,6 +8,11 @@ from typing import Any
 
 import staleness_grpo
 
+# The settings of JAX that change numbers. RANDOM_SETTINGS change every draw, and the others change
+# the last bits.
+RANDOM_SETTINGS = ("jax_threefry_partitionable", "jax_default_prng_impl")
+JAX_SETTINGS = (*RANDOM_SETTINGS, "jax_enable_x64", "jax_default_matmul_precision")
+
 
 def describe_environment() -> dict[str, Any]:
     """Returns the versions, commit, platform and devices, for environment.json.
@@ -31,6 +36,7 @@ def describe_environment() -> dict[str, Any]:
         "versions": versions | {"staleness_grpo": staleness_grpo.__version__},
         "commit": git.stdout.strip() or None,
         "platform": platform.platform(),
+        "jax_settings": {name: getattr(jax.config, name) for name in JAX_SETTINGS},
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
     }

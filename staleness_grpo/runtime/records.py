@@ -49,12 +49,26 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a value as indented JSON, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=2) + "\n")
+        temporary.write_text(json.dumps(plain(value), indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: pathlib.Path) -> Any:
     """Reads a JSON file."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class TwiceError(ValueError):
+    """Says that an object of JSON has a field twice; the message is the name of the field."""
+
+
+def fields_given_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the fields of an object; for `object_pairs_hook` of json. Raises TwiceError."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise TwiceError(name)
+        fields[name] = value
+    return fields
 
 
 def json_line(record: dict) -> bytes:

@@ -27,10 +27,11 @@ import pathlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
+from staleness_grpo.runtime.records import TwiceError, fields_given_once
 from staleness_grpo.staleness.schedule import Schedule
 
 
@@ -64,8 +65,8 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
       OSError: the file cannot be read.
     """
     lags_IxN = np.full((num_steps, num_groups), -1, np.int64)
-    with pathlib.Path(path).open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
+    with _open(path) as file:
+        for number, line in _numbered(file):
             step, slot, version = _fields(line, number, ("step", "slot", "behavior_version"))
             if not 0 <= version <= step:
                 raise TraceError(
@@ -101,11 +102,23 @@ def _hint(lags_IxN: np.ndarray) -> str:
     return ""
 
 
+def _open(path: str | pathlib.Path) -> TextIO:
+    """Opens a file of JSON lines, with or without a byte-order mark."""
+    return pathlib.Path(path).open(encoding="utf-8-sig", errors="replace")
+
+
+def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Returns the lines that are not empty, each with its number from 1."""
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+
 def _fields(line: str, number: int, names: tuple[str, ...]) -> list[int]:
     """Returns the named fields of a line. Raises TraceError if one is not a whole number."""
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        record = json.loads(line, object_pairs_hook=fields_given_once)
+    except TwiceError as error:
+        raise TraceError(f"line {number}: the field {error} is given twice") from error
+    except (ValueError, RecursionError) as error:
         raise TraceError(f"line {number}: the line is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise TraceError(f"line {number}: the line is not a JSON object")
@@ -121,7 +134,7 @@ def _whole(value: Any, name: str, number: int) -> int:
 
 def from_trace(lines: Iterable[str]) -> Iterator[dict]:
     """Reads a trace, for the options of this module's command. The field `time` is left out."""
-    for number, line in enumerate(lines, start=1):
+    for number, line in _numbered(lines):
         step, slot, version = _fields(line, number, ("step", "slot", "behavior_version"))
         yield {"step": step, "slot": slot, "behavior_version": version}
 
@@ -131,7 +144,7 @@ def from_run(lines: Iterable[str]) -> Iterator[dict]:
 
     A line is {"step": 3, "lags": [2, 2, 1, 0], ...}. The list has the lag of each slot.
     """
-    for number, line in enumerate(lines, start=1):
+    for number, line in _numbered(lines):
         (step,) = _fields(line, number, ("step",))
         lags = json.loads(line).get("lags")
         if not isinstance(lags, list):
@@ -148,7 +161,7 @@ def from_versions(lines: Iterable[str]) -> Iterator[dict]:
     `step` and `version` count optimizer updates. Slots are numbered in the order of a step's lines.
     """
     num_lines: dict[int, int] = defaultdict(int)  # lines of each step so far
-    for number, line in enumerate(lines, start=1):
+    for number, line in _numbered(lines):
         step, version = _fields(line, number, ("step", "version"))
         yield {"step": step, "slot": num_lines[step], "behavior_version": version}
         num_lines[step] += 1
@@ -161,7 +174,7 @@ def from_ages(lines: Iterable[str]) -> Iterator[dict]:
     are numbered in the order of a step's lines.
     """
     num_lines: dict[int, int] = defaultdict(int)  # lines of each step so far
-    for number, line in enumerate(lines, start=1):
+    for number, line in _numbered(lines):
         step, age = _fields(line, number, ("step", "age"))
         yield {"step": step, "slot": num_lines[step], "behavior_version": step - age}
         num_lines[step] += 1
@@ -232,7 +245,7 @@ def main(arguments: list[str]) -> int:
     given_as_lags = options.source in AGES
     first_version = options.first_step if given_as_lags else options.first_version
     try:
-        with pathlib.Path(options.path).open(encoding="utf-8", errors="replace") as file:
+        with _open(options.path) as file:
             records = CONVERTERS[options.source](file)
             records = counted_from_zero(records, options.first_step, first_version)
             if options.num_groups is not None:

@@ -19,6 +19,7 @@ import numpy as np
 from staleness_grpo.errors import FieldError, require, require_choice, require_local
 from staleness_grpo.policy.huggingface.config import ModelFolderError
 from staleness_grpo.policy.huggingface.tokenizer import Tokenizer
+from staleness_grpo.runtime.records import TwiceError, fields_given_once
 from staleness_grpo.tasks import numbers, verifiers
 from staleness_grpo.types import Prompts
 
@@ -119,7 +120,7 @@ class PromptedTask:
         """
         texts: list[str] = []
         references: list[Any] = []
-        # Decoding skips special tokens, but a stop token need not be a special token.
+        # A stop token ends a response. It need not be a special token.
         is_text_NxGxR = np.asarray(mask_NxGxR) & ~np.isin(tokens_NxGxR, self.end_token)
         for index, tokens_GxR, is_text_GxR in zip(
             index_N, tokens_NxGxR, is_text_NxGxR, strict=True
@@ -130,14 +131,20 @@ class PromptedTask:
         return texts, references
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Returns the text of the tokens, without special tokens."""
-        return self.tokenizer.decode(list(tokens))
+        """Returns the text of the tokens, without the first token, stop tokens and padding.
+
+        Other special tokens stay in the text, because a verifier may look for tags such as
+        <answer>, which some tokenizers have as special tokens.
+        """
+        left_out = {self.tokenizer.bos_token, *self.tokenizer.stop_tokens, self.pad_token}
+        kept = [token for token in map(int, tokens) if token not in left_out]
+        return self.tokenizer.decode(kept, skip_special_tokens=False)
 
 
 def _encode(tokenizer: Tokenizer, text: str, chat: bool, system: str) -> list[int]:
     """Returns the tokens of a prompt. Raises FieldError if the chat template cannot be used."""
     if not chat:
-        return tokenizer.encode(text)
+        return _encode_text(tokenizer, text)
     messages = [{"role": "user", "content": text}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
@@ -147,6 +154,23 @@ def _encode(tokenizer: Tokenizer, text: str, chat: bool, system: str) -> list[in
         raise FieldError(
             "chat", f"{error}: set chat to False, or give another checkpoint"
         ) from error
+
+
+def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the tokens of a text that a response continues.
+
+    The special tokens that the tokenizer adds before a text are included, unless the text already
+    begins with the first token. Tokens that it adds after a text are left out. They would end the
+    text before the response.
+    """
+    plain = tokenizer.encode(text, add_special_tokens=False)
+    if tokenizer.bos_token is not None and plain[:1] == [tokenizer.bos_token]:
+        return plain
+    tokens = tokenizer.encode(text)
+    for start in range(len(tokens) - len(plain) + 1):
+        if tokens[start : start + len(plain)] == plain:
+            return tokens[: start + len(plain)]
+    return tokens
 
 
 def jsonl_task(
@@ -224,11 +248,15 @@ def _parse_problem(line: str, number: int) -> TextProblem:
         return FieldError("path", hint)
 
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=fields_given_once)
+    except TwiceError as error:
+        raise line_error(f"has the field {error} twice") from error
     except (ValueError, RecursionError) as error:  # RecursionError: too many nested brackets
         raise line_error("is not JSON") from error
     if not isinstance(fields, dict):
         raise line_error("is not a JSON object")
+    if "prompt" in fields and "question" in fields:
+        raise line_error("has both a prompt and a question")
     prompt_field = "prompt" if "prompt" in fields else "question"
     for name in (prompt_field, "answer"):
         value = fields.get(name)

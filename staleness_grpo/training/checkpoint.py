@@ -26,7 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from staleness_grpo.runtime.environment import describe_environment
+from staleness_grpo.runtime.environment import RANDOM_SETTINGS, describe_environment
 from staleness_grpo.runtime.records import plain, write_json
 from staleness_grpo.training.checkpoint_files import (
     MANIFEST,
@@ -228,7 +228,7 @@ class Checkpoints:
         """
         folder = self.folder / step_name(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             checked = {name: manifest[name] for name in CHECKED_ENTRIES}
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -240,6 +240,13 @@ class Checkpoints:
                 if name == "config_hash":
                     reason += "; another config, task or reward function made it"
                 raise CheckpointError(reason)
+        settings = manifest.get("jax_settings", {})  # checkpoints of version 0.1 lack them
+        for name in RANDOM_SETTINGS:
+            saved, current = settings.get(name), self._described["jax_settings"][name]
+            if saved not in (None, current):
+                raise CheckpointError(
+                    f"its random numbers are those of {name}={saved}, but this run has {current}"
+                )
         for path, described in expected.items():
             saved = checked["arrays"].get(path)
             if saved != described:
@@ -275,8 +282,8 @@ class Checkpoints:
         groups = [read_groups(path) for path in sorted(folder.glob("buffer_*.npz"))]
         run.restore(manifest["step"], arrays, versions, groups)
         self._latest = manifest["step"]
-        for name in ("versions", "commit"):
-            saved, current = manifest[name], self._described[name]
+        for name in ("versions", "commit", "jax_settings"):
+            saved, current = manifest.get(name), self._described[name]
             if saved != current:
                 print(
                     f"the checkpoint has {name} {saved}, this run has {current}: "

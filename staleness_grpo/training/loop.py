@@ -74,6 +74,10 @@ def train(
             drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
             record |= _evaluate(run, step, batch)
             run.state, metrics = run.update(run.state, batch)
+        # On CPUs, programs without a common array may run at the same time, and then collectives of
+        # several processes mix: those of this update with those of a save or a sum.
+        if jax.process_count() > 1 and jax.default_backend() == "cpu":
+            jax.block_until_ready((run.state, metrics))
         run.watch("update", (run.state, metrics))
         run.step = step + 1
 

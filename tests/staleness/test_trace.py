@@ -32,7 +32,8 @@ def written(tmp_path, lines):
 
 def test_a_file_in_any_order_gives_its_lags(tmp_path):
     later = '{"step": 9, "slot": 0, "behavior_version": 9}'  # the trace is of a longer run
-    lags = trace.read(written(tmp_path, [*GOOD, later]), **SIZE)
+    from_windows = ["\ufeff" + GOOD[0], *GOOD[1:], "", later, ""]
+    lags = trace.read(written(tmp_path, from_windows), **SIZE)
     np.testing.assert_array_equal(lags, [[0, 0], [0, 1]])
     replay = trace.Trace(1, 2, lags_IxN=lags)
     np.testing.assert_array_equal(replay.behavior_versions(1), [1, 0])
@@ -44,7 +45,8 @@ def test_a_file_in_any_order_gives_its_lags(tmp_path):
     ("line", "message"),
     [
         ("{", "line 5: the line is not JSON"),
-        ("", "line 5: the line is not JSON"),
+        ("[" * 100_000, "line 5: the line is not JSON"),
+        ('{"step": 5, "step": 0}', "line 5: the field step is given twice"),
         ("[1]", "line 5: the line is not a JSON object"),
         ('{"step": 1, "slot": 0}', "line 5: behavior_version is 'absent', not an integer"),
         ('{"step": 1.5, "slot": 0, "behavior_version": 0}', "line 5: step is 1.5, not an integer"),

@@ -56,7 +56,7 @@ def read(folder: pathlib.Path) -> NamedTokens:
     has_decoder = "added_tokens_decoder" in settings
     if not has_decoder:
         settings |= _read_if_present(folder / "special_tokens_map.json")
-    special, unnumbered = _special_tokens(settings)
+    special, unnumbered = _special_tokens(settings, folder / source)
     texts = {token.text for token in unnumbered}
     if has_decoder:
         numbered = [
@@ -97,9 +97,19 @@ def add(tokenizer: Any, named: NamedTokens, folder: pathlib.Path) -> None:
             )
 
 
-def _special_tokens(settings: Mapping[str, Any]) -> tuple[dict[str, str], list[AddedToken]]:
-    """Returns the texts of SPECIAL_TOKENS by name, and all special tokens in their order."""
-    named = {name: settings[name] for name in SPECIAL_TOKENS if settings.get(name) is not None}
+def _special_tokens(
+    settings: Mapping[str, Any], path: pathlib.Path
+) -> tuple[dict[str, str], list[AddedToken]]:
+    """Returns the texts of SPECIAL_TOKENS by name, and all special tokens in their order.
+
+    Raises:
+      ModelFolderError: a value is no token. The message names the file `path`.
+    """
+    named = {name: settings[name] for name in SPECIAL_TOKENS if name in settings}
+    for name, value in named.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(text, str):
+            raise ModelFolderError(f"{path}: {name} is {value!r:.60}: give the text of the token")
     # Fields such as `image_token`, which only some models have.
     further = [
         value

@@ -122,7 +122,7 @@ def read_json(path: pathlib.Path) -> dict:
     """
     hint = "replace it with the checkpoint's own file"
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelFolderError(f"{path} cannot be read ({reason}): {hint}") from error

@@ -143,7 +143,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process and source is not None and not folder.samefile(source):
         for pattern in COPIED_FILES:
-            for path in pathlib.Path(source).glob(pattern):
+            for path in filter(pathlib.Path.is_file, pathlib.Path(source).glob(pattern)):
                 shutil.copyfile(path, folder / path.name)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     shards = list(weights.split_by_size(leaves, weights.SHARD_BYTES))
@@ -162,7 +162,7 @@ def save(
     weights.remove_other_weights(folder, files)
     if len(shards) > 1:
         weights.write_index(folder, weight_map, sum(leaf.nbytes for _, leaf in leaves))
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_tensors(folder: str | pathlib.Path, config: TransformerConfig) -> dict[str, pathlib.Path]:

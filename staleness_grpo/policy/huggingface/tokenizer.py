@@ -24,6 +24,7 @@ class Tokenizer:
 
     tokenizer: Any  # tokenizers.Tokenizer
     bos_token: int | None
+    eos_token: int | None  # of tokenizer_config.json; a stop token in most folders
     stop_tokens: tuple[int, ...]  # each of them ends a response
     pad_token: int  # the first stop token, if the folder names no pad token
     chat_template: str | None
@@ -145,13 +146,18 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
     pad = _first_given(generation.get("pad_token_id"), ids.get("pad_token"))
     template_file = folder / "chat_template.jinja"
     if template_file.exists():
-        template: str | None = template_file.read_text()
+        try:
+            template: str | None = template_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            hint = "replace it with the checkpoint's own file"
+            raise ModelFolderError(f"{template_file} cannot be read ({error}): {hint}") from error
     else:
         template_file = folder / "tokenizer_config.json"
-        template = _default_template(tokenizer_config.get("chat_template"))
+        template = _default_template(tokenizer_config.get("chat_template"), template_file)
     return Tokenizer(
         tokenizer=tokenizer,
         bos_token=generation.get("bos_token_id", config.get("bos_token_id", ids.get("bos_token"))),
+        eos_token=ids.get("eos_token"),
         stop_tokens=stop_tokens,
         pad_token=stop_tokens[0] if pad is None else pad,
         chat_template=template,
@@ -165,10 +171,21 @@ def _first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _default_template(template: str | list | None) -> str | None:
-    """Returns the default chat template. Some files have a list of named templates."""
+def _default_template(template: str | list | None, path: pathlib.Path) -> str | None:
+    """Returns the default chat template. Some files have a list of named templates.
+
+    Raises:
+      ModelFolderError: the value is neither.
+    """
     if isinstance(template, list):
-        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        entries = [entry if isinstance(entry, dict) else {} for entry in template]
+        named = {entry.get("name"): entry.get("template") for entry in entries}
+        template = named.get("default")
+        if set(named) == {None} or ("default" in named and not isinstance(template, str)):
+            form = '[{"name": "default", "template": "TEXT"}]'
+            raise ModelFolderError(f"{path}: give chat_template the form {form}, or a text")
+    if not isinstance(template, str | None):
+        raise ModelFolderError(f"{path}: chat_template is {template!r:.60}: give a text")
     return template
 
 

@@ -124,4 +124,4 @@ def remove_other_weights(folder: pathlib.Path, kept: list[str]) -> None:
 def write_index(folder: pathlib.Path, weight_map: dict[str, str], total_size: int) -> None:
     """Writes the index: the file name of each tensor, and the total size in bytes."""
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2))
+    (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
