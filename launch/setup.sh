@@ -93,7 +93,8 @@ print(sys.version_info[:2], sys.argv[1], os.getcwd(), *(hashlib.sha256(open(f, "
     return 1
   fi
   echo "Making .venv for $accelerator from ${locks[*]} with $python" >&2
-  # What .venv is for is written first and stays, so that a setup that is cut off is known by it.
+  # The stamp goes first, so that no half of .venv has one. What .venv is for stays throughout: a setup
+  # that is cut off is known by it.
   mkdir -p .venv && rm -f .venv/stamp && echo "$accelerator" > .venv/made_by_launch &&
     find .venv/ -mindepth 1 ! -path .venv/made_by_launch -delete &&
     "$python" -m venv "$(cd .venv && pwd -P)" &&  # venv refuses a link

@@ -51,6 +51,30 @@ def test_a_wrong_submission_says_so_in_one_line(words):
     assert "bash launch/slurm/sweep.sh N" in done.stderr
 
 
+@pytest.mark.parametrize("status", [0, 2, 75])
+def test_only_a_training_that_was_saved_is_queued_again(tmp_path, status):
+    """A false srun runs the step on this machine."""
+    for name, text in {
+        "srun": '[ "$1" = --kill-on-bad-exit=1 ] && shift && exec "$@"',
+        "scontrol": 'echo "$*" > queued',
+        ".venv/bin/python": f'echo "$*" > python; exit {status}',
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", ROOT / "launch/slurm/train.sh", "--workdir=DIR"],
+        env=os.environ | variables | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=False,
+    )
+    assert done.returncode == status
+    assert (tmp_path / "python").read_text() == "-m experiments.train --workdir=DIR\n"
+    queued = tmp_path / "queued"
+    assert queued.exists() == (status == 75)
+    assert status != 75 or queued.read_text() == "requeue 7\n"
+
+
 def read_jobset():
     return yaml.safe_load((ROOT / "launch/gke/jobset.yaml").read_text())
 
