@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -22,10 +25,13 @@ SCRIPTS = sorted((ROOT / "launch").glob("**/*.sh"))
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_are_sound_shell(script):
     subprocess.run(["bash", "-n", script], check=True)
-    if not shutil.which("shellcheck"):
+    # launch/requirements-reference.txt brings one beside Python.
+    places = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+    shellcheck = shutil.which("shellcheck", path=places)
+    if not shellcheck:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run(
-        ["shellcheck", "--shell=bash", "--exclude=SC1091", script],
+        [shellcheck, "--shell=bash", "--exclude=SC1091", script],
         capture_output=True,
         text=True,
         check=False,
@@ -45,8 +51,51 @@ def test_a_wrong_submission_says_so_in_one_line(words):
     assert "bash launch/slurm/sweep.sh N" in done.stderr
 
 
+@pytest.mark.parametrize("status", [0, 2, 75])
+def test_only_a_training_that_was_saved_is_queued_again(tmp_path, status):
+    """A false srun runs the step on this machine."""
+    for name, text in {
+        "srun": '[ "$1" = --kill-on-bad-exit=1 ] && shift && exec "$@"',
+        "scontrol": 'echo "$*" > queued',
+        ".venv/bin/python": f'echo "$*" > python; exit {status}',
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", ROOT / "launch/slurm/train.sh", "--workdir=DIR"],
+        env=os.environ | variables | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=False,
+    )
+    assert done.returncode == status
+    assert (tmp_path / "python").read_text() == "-m experiments.train --workdir=DIR\n"
+    queued = tmp_path / "queued"
+    assert queued.exists() == (status == 75)
+    assert status != 75 or queued.read_text() == "requeue 7\n"
+
+
+def read_jobset():
+    return yaml.safe_load((ROOT / "launch/gke/jobset.yaml").read_text())
+
+
+@pytest.mark.parametrize("words", [["train.sh"], ["sweep.sh", "2", "--", "--workdir=DIR"]], ids=str)
+def test_a_job_without_an_environment_says_how_to_make_it(tmp_path, words):
+    shutil.copytree(ROOT / "launch/slurm", tmp_path / "launch/slurm")
+    done = subprocess.run(
+        ["bash", tmp_path / "launch/slurm" / words[0], *words[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"{tmp_path} has no .venv: make it by bash launch/setup.sh" in done.stderr
+
+
 def test_the_jobset_starts_one_process_on_each_host_of_the_slice():
-    jobset = yaml.safe_load((ROOT / "launch/gke/jobset.yaml").read_text())
+    jobset = read_jobset()
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
@@ -59,6 +108,7 @@ def test_the_jobset_starts_one_process_on_each_host_of_the_slice():
         int(side) for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
     ]
     assert chips == math.prod(topology)
+    assert container["workingDir"] == "/app"  # as in launch/gke/Dockerfile
     interpreter, *flags = container["command"][:1] + container["command"][3:]
     assert interpreter == ".venv/bin/python" and "--coordinator=auto" in flags
     overrides = dict(
@@ -73,10 +123,47 @@ def test_the_jobset_holds_a_job_as_kubernetes_knows_it():
     kubernetes_validate = pytest.importorskip(
         "kubernetes_validate", reason="kubernetes-validate is not installed"
     )
-    jobset = yaml.safe_load((ROOT / "launch/gke/jobset.yaml").read_text())
-    template = jobset["spec"]["replicatedJobs"][0]["template"]
+    template = read_jobset()["spec"]["replicatedJobs"][0]["template"]
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "hosts"}, **template}
     kubernetes_validate.validate(job, "1.30", strict=True)
+
+
+def test_the_jobset_has_the_fields_of_jobset_and_no_other():
+    models = pytest.importorskip(
+        "kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed"
+    )
+    jobset = read_jobset()
+    # A model leaves out what it does not know, so an unknown field would be missing.
+    assert models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
+
+
+def jobset_action(exit_code):
+    """Returns what JobSet does when a pod ends with a code, by the rules of its documentation."""
+    spec = read_jobset()["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    assert job["backoffLimit"] == 0
+    reason = "BackoffLimitExceeded"
+    for rule in job["podFailurePolicy"]["rules"]:
+        on, action = rule["onExitCodes"], rule["action"]
+        assert (on["operator"], action) == ("In", "FailJob")
+        if exit_code in on["values"]:
+            reason = "PodFailurePolicy"
+    for rule in spec["failurePolicy"]["rules"]:
+        if reason in rule["onJobFailureReasons"]:
+            return rule["action"]
+    return "RestartJobSet"
+
+
+def test_only_wrong_arguments_fail_the_jobset_and_all_else_starts_it_again():
+    jobset = read_jobset()
+    assert jobset_action(2) == "FailJobSet"
+    assert {jobset_action(code) for code in (1, 75, 134, 137, 143)} == {"RestartJobSet"}
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    names = {rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"]}
+    assert names == {container["name"] for container in pod["containers"]}
+    assert pod["restartPolicy"] == "Never"  # which a podFailurePolicy needs
 
 
 @pytest.fixture

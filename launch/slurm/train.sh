@@ -3,7 +3,8 @@
 # reaches its time limit.
 #   sbatch [--nodes=2 --gpus-per-node=8 ...] launch/slurm/train.sh --config=FILE.py --workdir=DIR [...]
 # Submit it from the root of the repository. Arguments go to experiments.train, with paths relative
-# to the root. All nodes must see DIR and the .venv. Make the .venv before, by bash launch/test.sh.
+# to the root. All nodes must see DIR and .venv. Make .venv before:
+#   bash launch/setup.sh --accelerator=cuda12        or cuda13; without the flag for CPUs
 #SBATCH --job-name=staleness_grpo
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -15,6 +16,10 @@
 #SBATCH --signal=TERM@120
 
 cd "${SLURM_SUBMIT_DIR:?submit this with sbatch}" || exit
+if [ ! -x .venv/bin/python ]; then
+  echo "$PWD has no .venv: make it by bash launch/setup.sh, and submit from the repository's root" >&2
+  exit 2
+fi
 
 # The tasks find each other by variables that Slurm sets for the step. A lost task ends the others.
 srun --kill-on-bad-exit=1 .venv/bin/python -m experiments.train "$@"

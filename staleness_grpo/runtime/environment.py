@@ -17,26 +17,35 @@ JAX_SETTINGS = (*RANDOM_SETTINGS, "jax_enable_x64", "jax_default_matmul_precisio
 def describe_environment() -> dict[str, Any]:
     """Returns the versions, commit, platform and devices, for environment.json.
 
-    `commit` is None outside a git checkout. `devices` lists the devices of all processes.
+    `commit` is None outside a git checkout, as in an image, and where git is not installed.
+    `devices` lists the devices of all processes.
     """
     import jax
 
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "python": platform.python_version(),
         # The version of the code that runs, which need not be that of the installed metadata.
         "versions": versions | {"staleness_grpo": staleness_grpo.__version__},
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "platform": platform.platform(),
         "jax_settings": {name: getattr(jax.config, name) for name in JAX_SETTINGS},
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
     }
+
+
+def _commit() -> str | None:
+    """Returns the commit of the code, marked if files differ from it."""
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:  # git is not installed
+        return None
+    return git.stdout.strip() or None
