@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from staleness_grpo.config.build import build_run
 from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import (
@@ -32,7 +33,6 @@ from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.learner import learning_rate_schedule, make_optimizer
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.loss import surrogate_loss
-from staleness_grpo.training.run import build_run
 from staleness_grpo.types import Prompts
 from tests.helpers import byte_tokenizer
 from tests.helpers.byte_model import problems_file

@@ -82,8 +82,9 @@ def _warn_of_end_token(task: Task) -> None:
     if tokenizer is None or tokenizer.eos_token in (None, *tokenizer.stop_tokens):
         return
     text = tokenizer.special_tokens["eos_token"]
+    reason = f"the eos_token {text!r} of the tokenizer does not end a response"
     hint = "if it should, add its number to eos_token_id of generation_config.json"
-    print(f"the eos_token {text!r} of the tokenizer does not end a response: {hint}", file=sys.stderr)
+    print(f"{reason}: {hint}", file=sys.stderr)
 
 
 def _result_line(summary: dict[str, Any]) -> str:

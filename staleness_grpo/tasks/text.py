@@ -32,7 +32,8 @@ class TextProblem:
 
     prompt: str
     reference: Any  # None if the verifier needs none
-    place: str = ""  # where the problem stands in its file, for error messages: "line 3"
+    # Where the problem stands in its file, for error messages: "line 3".
+    place: str = dataclasses.field(default="", compare=False)
 
 
 class PromptedTask:

@@ -185,7 +185,7 @@ def unread(folder):
     groups = {}
     for path in sorted(folder.glob("buffer_*.npz")):
         saved = dict(np.load(path))
-        pairs = zip(saved["steps_K"].tolist(), saved["slots_K"].tolist(), strict=True)
+        pairs = zip(saved["steps_W"].tolist(), saved["slots_W"].tolist(), strict=True)
         for index, pair in enumerate(pairs):
             assert pair not in groups
             groups[pair] = b"".join(saved[name][index].tobytes() for name in sorted(saved))

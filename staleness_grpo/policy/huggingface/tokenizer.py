@@ -156,7 +156,9 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         template = _default_template(tokenizer_config.get("chat_template"), template_file)
     return Tokenizer(
         tokenizer=tokenizer,
-        bos_token=generation.get("bos_token_id", config.get("bos_token_id", ids.get("bos_token"))),
+        bos_token=_first_given(
+            generation.get("bos_token_id"), config.get("bos_token_id"), ids.get("bos_token")
+        ),
         eos_token=ids.get("eos_token"),
         stop_tokens=stop_tokens,
         pad_token=stop_tokens[0] if pad is None else pad,
