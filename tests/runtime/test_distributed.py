@@ -271,3 +271,14 @@ def test_preempted_processes_save_at_the_same_step_and_go_on(machine, tmp_path):
     assert killing.num_records(tmp_path / "preempted") < 40
     machine.run(tmp_path / "preempted", **TWICE_FOUR, **{"steps": 40})
     assert killing.ending(tmp_path / "preempted") == killing.ending(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_saves_of_several_processes_do_not_mix_with_the_update(machine, tmp_path):
+    """KempnerInstitute/KempnerForge#105. A save at every second step; one in thirty crashed.
+
+    Takes a minute.
+    """
+    often = {"steps": 120, "checkpoint.save_every": 2, "checkpoint.keep": 2, "eval_every": 0}
+    machine.run(tmp_path / "run", num_processes=2, devices=1, mesh=(2, 1, 1), **often)
+    assert len(records(tmp_path / "run")) == 120
