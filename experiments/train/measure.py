@@ -16,7 +16,7 @@ from experiments.common.workdir import SUMMARY, check_same_problems, write_run_f
 from experiments.train.analysis import summarize
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.policy import huggingface
-from staleness_grpo.runtime.preemption import EXIT_CODE, Preemption
+from staleness_grpo.runtime.preemption import EXIT_CODE, Preemption, Stopped
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import Appender, plain, write_json
 from staleness_grpo.tasks import make_task
@@ -42,7 +42,12 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     # Of several processes, only one writes the records.
     writes_records = jax.process_index() == 0
     with Preemption() as preemption, contextlib.ExitStack() as stack:
-        run = stack.enter_context(contextlib.closing(assemble_run(config, task)))
+        try:
+            run = assemble_run(config, task, preemption.requested_before_the_first_step)
+        except Stopped:
+            print("stopped in the warm start; run the same command to go on", file=sys.stderr)
+            sys.exit(EXIT_CODE)
+        stack.enter_context(contextlib.closing(run))
         if writes_records:
             write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)

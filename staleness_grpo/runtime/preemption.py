@@ -12,6 +12,10 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: running the same command again cont
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Stopped(Exception):
+    """Says that a part of a run stopped before its end, because a signal asked for it."""
+
+
 class Preemption:
     """A context manager that catches SIGNALS, and restores the former signal handlers at its end.
 
@@ -40,6 +44,10 @@ class Preemption:
         name = signal.Signals(signal_number).name
         notice = f"{name}: the run is saved after this learner step; Ctrl-C stops it at once\n"
         os.write(2, notice.encode())  # unlike `print`, this is safe in a signal handler
+
+    def requested_before_the_first_step(self) -> bool:
+        """Returns whether to stop at once. Several processes only stop between learner steps."""
+        return self._stop_requested
 
     def requested(self, step: int) -> bool:
         """Returns whether to stop before this learner step. All processes get the same answer."""

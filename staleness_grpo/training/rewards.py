@@ -27,6 +27,7 @@ MAX_REPORTS = 10  # largest number of different failures that are reported on st
 LARGEST_REWARD = float(np.finfo(np.float32).max)
 # Seconds between SIGTERM and SIGKILL when pebble ends a worker. Workers here ignore SIGTERM.
 pebble.CONSTS.term_timeout = 0.1
+START_SECONDS = 20.0  # for a worker process to start; an import on a slow disk takes seconds
 
 
 def check_rewards(fields: Mapping[str, Any]) -> None:
@@ -79,9 +80,15 @@ class Judging:
 _verify: Verifier  # set once in each worker process
 
 
-def _start_worker(verify: Verifier) -> None:
-    """Prepares this worker process. It ignores signals and warms the verifier up."""
+def _start_worker(verify: Verifier, has_started: Any) -> None:
+    """Prepares this worker process. It ignores signals and warms the verifier up.
+
+    Args:
+      verify: the verifier.
+      has_started: a semaphore that is released once at the start.
+    """
     global _verify
+    has_started.release()
     # Schedulers and terminals send these signals to all processes of a job. Only the main process
     # should react. A worker that a signal ended would lose its sample's reward.
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -174,18 +181,22 @@ class RewardPool:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             hint = "define it at the top of a module, where worker processes can import it"
             raise FieldError("verify", f"{verify} cannot be pickled ({error}): {hint}") from error
-        self._time_limit = time_limit
+        self._time_limit, self._num_workers = time_limit, num_workers
+        # Forked processes can deadlock, because JAX has threads.
+        context = multiprocessing.get_context("spawn")
+        self._has_started = context.Semaphore(0)
         self._pool = pebble.ProcessPool(
             max_workers=num_workers,
-            # Forked processes can deadlock, because JAX has threads.
-            context=multiprocessing.get_context("spawn"),
+            context=context,
             initializer=_start_worker,
-            initargs=(verify,),
+            initargs=(verify, self._has_started),
         )
+        self._is_in_use = False
         self._report = FailureReports()
 
     def submit(self, responses_B: Sequence[str], references_B: Sequence[Any]) -> Judging:
         """Starts to judge B responses, each with the reference of its problem."""
+        self._is_in_use = True
         futures = [
             self._pool.schedule(_judge, args=sample, timeout=self._time_limit)
             for sample in zip(responses_B, references_B, strict=True)
@@ -193,6 +204,14 @@ class RewardPool:
         return Judging(futures, self._time_limit, self._report)
 
     def close(self) -> None:
-        """Ends the worker processes. Samples that are not judged yet are dropped."""
+        """Ends the worker processes. Samples that are not judged yet are dropped.
+
+        Processes that are just starting are waited for, up to START_SECONDS. They would fail to
+        find what they share with this process, and print a traceback.
+        """
+        for _ in range(self._num_workers if self._is_in_use else 0):
+            if not self._has_started.acquire(timeout=START_SECONDS):
+                break
+        self._is_in_use = False
         self._pool.stop()
         self._pool.join()

@@ -182,21 +182,25 @@ def _copied(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
-def assemble_run(config: ConfigDict, task: Task) -> Run:
+def assemble_run(
+    config: ConfigDict, task: Task, must_stop: Callable[[], bool] = lambda: False
+) -> Run:
     """Builds the run of a config that was validated with this task; see `config.build.build_run`.
 
     Args:
       config: the validated config.
       task: the task that `config.task` names or describes.
+      must_stop: is asked during a warm start whether to stop.
 
     Raises:
       FieldError: the weights of `policy.checkpoint` cannot be used. Validation does not read the
         weights.
+      Stopped: `must_stop` returned True.
     """
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
     programs = make_programs(config, task)
     try:
-        params = starting_params(programs, config, mesh)
+        params = starting_params(programs, config, mesh, must_stop)
     except ModelFolderError as error:
         checkpoint = config.policy.checkpoint
         raise FieldError("policy.checkpoint", str(error), checkpoint) from error
@@ -243,17 +247,22 @@ def reward_pool(task: Task, config: ConfigDict) -> RewardPool | None:
         raise error.below("task") from error
 
 
-def starting_params(programs: Programs, config: ConfigDict, mesh: Mesh) -> PyTree | None:
+def starting_params(
+    programs: Programs, config: ConfigDict, mesh: Mesh, must_stop: Callable[[], bool]
+) -> PyTree | None:
     """Returns the start parameters of a run: the checkpoint's, or else the warm start's.
 
     The checkpoint's parameters are sharded. The result is None if the run has neither a checkpoint
-    nor a warm start. It then starts from random parameters.
+    nor a warm start. It then starts from random parameters. During a warm start, `must_stop` is
+    asked whether to stop.
     """
     if config.policy.checkpoint is not None:
         from staleness_grpo.policy import huggingface
 
         return huggingface.load_params(config.policy.checkpoint, programs.policy, mesh)
-    return warm_start(programs.policy, programs.task, config) if config.warm_start.steps else None
+    if not config.warm_start.steps:
+        return None
+    return warm_start(programs.policy, programs.task, config, must_stop)
 
 
 def lag_schedule(config: ConfigDict) -> Schedule:

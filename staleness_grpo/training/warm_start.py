@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from staleness_grpo.errors import require, require_at_least, require_positive
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.runtime.cores import usable_cores
+from staleness_grpo.runtime.preemption import Stopped
 from staleness_grpo.runtime.records import replacing
 from staleness_grpo.types import PyTree
 
@@ -36,7 +37,9 @@ def check_warm_start(fields: Mapping[str, Any]) -> None:
     require(abs(total - 1) < 1e-6, FRACTIONS[0], hint, fields[FRACTIONS[0]])
 
 
-def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
+def warm_start(
+    policy: Policy, task: Any, config: ConfigDict, must_stop: Callable[[], bool] = lambda: False
+) -> PyTree:
     """Returns the parameters after `config.warm_start.steps` Adam steps on the task's corpus.
 
     The learning rate falls to 0 by a cosine. The fractions of the config set which shares of the
@@ -55,6 +58,10 @@ def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
       policy: the policy to train.
       task: a task with the method `corpus_batch` of ArithmeticTask.
       config: the run's config, of which the sections `task` and `warm_start` are used.
+      must_stop: is asked every few steps whether to stop.
+
+    Raises:
+      Stopped: `must_stop` returned True. Nothing is cached.
     """
     settings = {
         "code": code_digest(),
@@ -75,7 +82,7 @@ def warm_start(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
     if path.exists():
         with np.load(path) as stored:
             return jax.tree.unflatten(structure, [stored[str(i)] for i in range(len(leaves))])
-    params = jax.device_get(train_supervised(policy, task, config.warm_start))
+    params = jax.device_get(train_supervised(policy, task, config.warm_start, must_stop))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         np.savez(temporary, **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
@@ -96,11 +103,13 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(folder) / "staleness_grpo"
 
 
-def train_supervised(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
+def train_supervised(
+    policy: Policy, task: Any, config: ConfigDict, must_stop: Callable[[], bool] = lambda: False
+) -> PyTree:
     """Trains a policy to minimize the negative log-likelihood of corpus responses.
 
     The loss is the mean over the response tokens of a batch, given their prompts. `config` is the
-    section `warm_start`.
+    section `warm_start`. Raises Stopped if `must_stop` returns True.
     """
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
@@ -124,4 +133,6 @@ def train_supervised(policy: Policy, task: Any, config: ConfigDict) -> PyTree:
         params, opt_state = step(params, opt_state, batch)
         if i % 8 == 7:  # a long queue of unfinished steps can deadlock on simulated devices
             jax.block_until_ready(opt_state)
+            if must_stop():
+                raise Stopped
     return params

@@ -122,6 +122,39 @@ def test_the_warm_up_of_a_process_does_not_count_as_a_samples_time():
         pool.close()
 
 
+@dataclasses.dataclass
+class Announced:
+    """A verifier that leaves a file in a folder when a process has received it."""
+
+    folder: pathlib.Path
+
+    def __call__(self, response: str, reference: str) -> float:
+        return 1.0
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        (self.folder / str(os.getpid())).touch()
+
+
+def test_closing_waits_for_processes_that_are_just_starting(tmp_path, monkeypatch, capfd):
+    """They would not find what they share with this process, and print a traceback."""
+    pool = RewardPool(Announced(tmp_path), num_workers=2, time_limit=5.0)
+    pool.submit(["a"], ["a"])
+    stop, started = pool._pool.stop, []
+
+    def counted_stop():
+        started.append(len(list(tmp_path.iterdir())))
+        stop()
+
+    monkeypatch.setattr(pool._pool, "stop", counted_stop)
+    pool.close()
+    assert started == [2] and capfd.readouterr().err == ""
+    never_used = RewardPool(Announced(tmp_path), num_workers=2, time_limit=5.0)
+    start = time.perf_counter()
+    never_used.close()
+    assert time.perf_counter() - start < 5
+
+
 def test_a_verifier_that_cannot_be_sent_to_a_worker_is_refused_at_once():
     with pytest.raises(
         FieldError,

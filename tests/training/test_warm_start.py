@@ -1,5 +1,10 @@
 """The warm start gives the same bytes every time, from the cache if nothing has changed."""
 
+import pathlib
+import re
+import signal
+import time
+
 import chex
 import jax
 import numpy as np
@@ -8,9 +13,11 @@ import pytest
 from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.runtime.preemption import EXIT_CODE
 from staleness_grpo.tasks.arithmetic import ArithmeticTask
 from staleness_grpo.training import warm_start as warm_start_lib
 from staleness_grpo.training.loop import train
+from tests.helpers import killing
 
 TASK = ArithmeticTask(num_terms=2, num_digits=1)
 
@@ -88,3 +95,22 @@ def test_reinforcement_raises_the_warm_start():
     first, last = (record["eval_reward"] for record in records if "eval_reward" in record)
     assert 0.2 < first < 0.45
     assert last > 0.8
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs Linux's /proc")
+def test_a_signal_in_the_warm_start_ends_it_soon(tmp_path):
+    """It does not wait for the last of the steps, which would take half an hour here."""
+    fields = {"task": dict(name="arithmetic", num_terms=2, num_digits=2)}
+    overrides = fields | {"warm_start.steps": 1_000_000}
+    process = killing.start(tmp_path / "run", overrides, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    catches, deadline = re.compile(r"SigCgt:\s*(\w+)"), time.monotonic() + 60
+    bit = 1 << (signal.SIGTERM - 1)
+    while not int(catches.search(status.read_text())[1], 16) & bit:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2)  # the warm start compiles, or trains
+    process.send_signal(signal.SIGTERM)
+    code, errors = killing.end(process, seconds=30)
+    assert code == EXIT_CODE and "stopped in the warm start; run the same command" in errors
+    assert not (tmp_path / "cache" / "staleness_grpo").exists()
