@@ -27,10 +27,16 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments.common import devices
+from experiments.common import devices, help
 from experiments.common.examples import with_example
-from experiments.common.flag_parsing import check_sections, define_host_flags, join_hosts, parse
-from experiments.common.workdir import SUMMARY, check_workdir, exclusive
+from experiments.common.flag_parsing import (
+    check_sections,
+    define_host_flags,
+    given_config,
+    join_hosts,
+    parse,
+)
+from experiments.common.workdir import SUMMARY, check_workdir, exclusive, extend
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
@@ -66,6 +72,7 @@ def run(
     validate: Callable[[ConfigDict], None] = validate_on_this_machine,
     several_processes: bool = False,
     mesh_may_differ: bool = True,
+    steps_may_grow: bool = False,
     optional: Sequence[str] = (),
 ) -> NoReturn:
     """Parses sys.argv, checks it, runs the experiment, and exits.
@@ -81,6 +88,7 @@ def run(
       several_processes: whether the experiment can run as several processes. If so, the flags in
         HOST_FLAGS are defined.
       mesh_may_differ: whether an unfinished workdir may be continued on another mesh.
+      steps_may_grow: whether a workdir may be continued with a larger number of steps.
       optional: names of sections in the default config that other configs need not have.
     """
 
@@ -88,6 +96,9 @@ def run(
         if several_processes:
             define_host_flags(flags.FLAGS)
         with _exits_in_one_line():
+            if help.is_asked_for(argv):
+                print(help.text(given_config(argv, ROOT / default_config), flags.FLAGS))
+                sys.exit(0)
             parse(argv, flags.FLAGS, ROOT / default_config)
             check_sections(flags.FLAGS["config"], ROOT / default_config, optional)
         return argv[:1]
@@ -99,7 +110,7 @@ def run(
         with _exits_in_one_line(workdir, config):
             if several_processes:
                 join_hosts(flags.FLAGS)
-            execute(main, draw, config, workdir, validate, mesh_may_differ)
+            execute(main, draw, config, workdir, validate, mesh_may_differ, steps_may_grow)
 
     app.run(absl_main, flags_parser=flags_parser)
     raise AssertionError("app.run exits")
@@ -112,6 +123,7 @@ def execute(
     workdir: str | None,
     validate: Callable[[ConfigDict], None],
     mesh_may_differ: bool = True,
+    steps_may_grow: bool = False,
 ) -> None:
     """Checks the folder and the config, then calls `main` and `draw` as `complete` does.
 
@@ -120,7 +132,7 @@ def execute(
       FlagError: the folder cannot be used, or JAX finds no device of the kind in JAX_PLATFORMS.
         Nothing was written, unless `main` raised the error.
     """
-    folder = check_workdir(workdir, config, mesh_may_differ)
+    folder = check_workdir(workdir, config, mesh_may_differ, steps_may_grow)
     devices.check()
     validate(config)
     try:
@@ -139,6 +151,8 @@ def execute(
         devices.announce(config)
     try:
         with exclusive(folder) if writes_files else contextlib.nullcontext():
+            if steps_may_grow and writes_files:
+                extend(folder, config)
             complete(main, draw, config, folder, writes_files)
     except Exception as error:
         if jax.process_count() == 1 or isinstance(error, (FieldError, FlagError)):

@@ -49,12 +49,21 @@ def join_hosts(flag_values: flags.FlagValues) -> None:
         distributed.start(hosts, flag_values.heartbeat)
 
 
+def given_config(argv: Sequence[str], default_config: pathlib.Path) -> ConfigDict:
+    """Returns the config of the file that argv names, or of the default file. Raises FlagError."""
+    return load_config(_config_path(argv, default_config))
+
+
+def _config_path(argv: Sequence[str], default_config: pathlib.Path) -> str:
+    given_paths = (match[1] for arg in argv[1:] if (match := re.match("--?config=(.*)", arg)))
+    return next(given_paths, str(default_config))
+
+
 def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pathlib.Path) -> None:
     """Defines --config and --workdir in `flag_values` and parses argv. Raises FlagError."""
     if {"--config", "-config"} & set(argv):
         raise FlagError("config", "", "write --config=FILE.py")
-    given_paths = (match[1] for arg in argv[1:] if (match := re.match("--?config=(.*)", arg)))
-    path = next(given_paths, str(default_config))
+    path = _config_path(argv, default_config)
     config = load_config(path)
     for arg in argv[1:]:
         if override := re.match(r"--?(?:no)?config\.([^=]+)", arg):

@@ -6,30 +6,41 @@ A folder (workdir) holds the results of one config only.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from staleness_grpo.errors import FieldError, FlagError, require_local
 from staleness_grpo.runtime.environment import describe_environment
-from staleness_grpo.runtime.records import plain, read_json, write_json
+from staleness_grpo.runtime.records import flattened, plain, read_json, write_json
 
 SUMMARY = "summary.json"  # an experiment writes this file last: a workdir that has it is finished
 
 # Fields that a second call on a workdir may change: how checkpoints are saved, and how many
 # processes judge the rewards in how much time.
 FREE_PREFIXES = ("checkpoint.", "rewards.")
+# A file of problems may be moved: `check_same_problems` compares its content.
+MOVABLE = ("task.path",)
 # The mesh of devices may change too, unless the experiment measures the mesh itself.
 MESH_PREFIXES = ("mesh.",)
 
 
 def check_workdir(
-    workdir: str | None, config: ConfigDict, mesh_may_differ: bool = True
+    workdir: str | None,
+    config: ConfigDict,
+    mesh_may_differ: bool = True,
+    steps_may_grow: bool = False,
 ) -> pathlib.Path:
     """Returns the folder of the results as an absolute path. The folder need not exist.
+
+    Args:
+      workdir: the folder as the user wrote it.
+      config: the config of this call.
+      mesh_may_differ: whether the folder may have results of another mesh.
+      steps_may_grow: whether the folder may have results of fewer steps.
 
     Raises:
       FlagError: no folder is given, it is not writable, or it holds results of another config.
@@ -49,12 +60,16 @@ def check_workdir(
         raise FlagError("workdir", workdir, hint)
     config_file = folder / "config.json"
     if config_file.exists():
-        check_same_config(workdir, config_file, config, mesh_may_differ)
+        check_same_config(workdir, config_file, config, mesh_may_differ, steps_may_grow)
     return folder
 
 
 def check_same_config(
-    workdir: str, config_file: pathlib.Path, config: ConfigDict, mesh_may_differ: bool
+    workdir: str,
+    config_file: pathlib.Path,
+    config: ConfigDict,
+    mesh_may_differ: bool,
+    steps_may_grow: bool,
 ) -> None:
     """Raises FlagError if the saved config of a workdir differs from the given config.
 
@@ -66,21 +81,41 @@ def check_same_config(
       config_file: the saved config.
       config: the given config.
       mesh_may_differ: whether fields under MESH_PREFIXES may differ too.
+      steps_may_grow: whether `steps` may be larger than in the saved config.
     """
     try:
-        saved = _flatten(read_json(config_file))
+        saved = flattened(read_json(config_file))
     except (OSError, ValueError) as error:
         hint = f"the file config.json cannot be read ({error}): give another folder"
         raise FlagError("workdir", workdir, hint) from error
-    given = _flatten(json.loads(json.dumps(plain(config.to_dict()))))
+    given = flattened(json.loads(json.dumps(plain(config.to_dict()))))
     ignored_prefixes = FREE_PREFIXES + (MESH_PREFIXES if mesh_may_differ else ())
+    ignored = set(MOVABLE)
+    if steps_may_grow and saved.get("steps", math.inf) < config.steps:
+        ignored.add("steps")
     for name in sorted(saved | given):
         saved_value = str(saved.get(name, "absent"))
         given_value = str(given.get(name, "absent"))
-        if saved_value != given_value and not name.startswith(ignored_prefixes):
+        is_free = name in ignored or name.startswith(ignored_prefixes)
+        if saved_value != given_value and not is_free:
             difference = f"{name} is {saved_value} in the folder, {given_value} in this call"
             hint = f"the folder holds results of another config ({difference}): give another folder"
             raise FlagError("workdir", workdir, hint)
+
+
+def extend(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Makes a folder with results of fewer steps one that is to have `config.steps`.
+
+    The old config.json and summary.json are kept, with their number of steps in the name.
+    """
+    config_file, summary_file = folder / "config.json", folder / SUMMARY
+    if not config_file.exists() or (saved := read_json(config_file))["steps"] >= config.steps:
+        return
+    ending = f"_{saved['steps']}_steps.json"
+    if summary_file.exists():
+        summary_file.rename(folder / f"summary{ending}")
+    write_json(folder / f"config{ending}", saved)
+    write_json(config_file, saved | {"steps": config.steps})
 
 
 @contextlib.contextmanager
@@ -136,17 +171,6 @@ def check_same_problems(
         reason = f"the results in {folder} were made with other problems, or with other tokens"
         hint = f"{reason}: restore the original problems and tokenizer, or give another workdir"
         raise FieldError(f"task.{field}", hint, config.task[field])
-
-
-def _flatten(config: dict, prefix: str = "") -> dict[str, Any]:
-    """Returns {'a.b': 1} for {'a': {'b': 1, 'c': None}}: unset fields (None) are left out."""
-    flattened: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flattened |= _flatten(value, f"{prefix}{name}.")
-        elif value is not None:
-            flattened[prefix + name] = value
-    return flattened
 
 
 def write_run_files(

@@ -7,6 +7,9 @@ are moved to another file, and their steps are trained again. The final records 
 those of a run that was never interrupted. After SIGTERM or Ctrl-C the run saves a checkpoint and
 ends with exit code 75.
 
+A call with a larger `steps` makes a run longer, also a finished one. With lag, the run goes on from
+a checkpoint at least S steps before its old end, because later ones lack rollouts.
+
 The run stops early if its loss, gradient, update or parameters are no longer finite. Its last
 record and summary.json then mark it as collapsed, and its policy is not saved.
 """
@@ -33,4 +36,4 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 if __name__ == "__main__":
-    cli.run(main, draw, several_processes=True)
+    cli.run(main, draw, several_processes=True, steps_may_grow=True)

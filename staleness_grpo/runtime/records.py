@@ -57,6 +57,17 @@ def read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def flattened(config: dict, prefix: str = "") -> dict[str, Any]:
+    """Returns {'a.b': 1} for {'a': {'b': 1, 'c': None}}: unset fields (None) are left out."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat
+
+
 class TwiceError(ValueError):
     """Says that an object of JSON has a field twice; the message is the name of the field."""
 

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from staleness_grpo.runtime.environment import RANDOM_SETTINGS, describe_environment
-from staleness_grpo.runtime.records import plain, write_json
+from staleness_grpo.runtime.records import flattened, plain, write_json
 from staleness_grpo.training.checkpoint_files import (
     MANIFEST,
     CheckpointError,
@@ -47,9 +47,12 @@ FORMAT = 3
 PARTIAL, REFUSED = ".partial", ".refused"
 # Sections that a resumed run may change. Only one field of them can change a result: a reward that
 # takes longer than rewards.time_limit is 0.
-NOT_HASHED = ("mesh", "checkpoint", "rewards")
+FREE_SECTIONS = ("mesh.", "checkpoint.", "rewards.")
+# The number of steps may grow (`_check_length`). A file of problems may be moved, because the
+# experiment compares its content.
+FREE_FIELDS = ("steps", "task.path")
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
-CHECKED_ENTRIES = ("format", "config_hash", "step", "drift_versions", "files", "arrays")
+CHECKED_ENTRIES = ("format", "config_hash", "steps", "step", "drift_versions", "files", "arrays")
 
 
 def config_hash(config: ConfigDict) -> str:
@@ -57,16 +60,13 @@ def config_hash(config: ConfigDict) -> str:
 
     Unset fields are left out. So a new optional field does not change the hash of old configs.
     """
-    sections = plain(config.to_dict()).items()
-    fields = {name: value for name, value in sections if name not in NOT_HASHED}
-    text = json.dumps(_without_unset(fields), sort_keys=True)
+    fields = {
+        name: value
+        for name, value in flattened(plain(config.to_dict())).items()
+        if name not in FREE_FIELDS and not name.startswith(FREE_SECTIONS)
+    }
+    text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _without_unset(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_unset(item) for key, item in value.items() if item is not None}
-    return value
 
 
 def step_name(step: int) -> str:
@@ -79,10 +79,11 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, config: ConfigDict):
         self.folder = folder
-        self._config = config.checkpoint
+        self._config, self._max_lag = config.checkpoint, config.lag.max_lag
         self._described: dict[str, Any] = {
             "format": FORMAT,
             "config_hash": config_hash(config),
+            "steps": config.steps,
             **describe_environment(),
         }
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
@@ -240,6 +241,7 @@ class Checkpoints:
                 if name == "config_hash":
                     reason += "; another config, task or reward function made it"
                 raise CheckpointError(reason)
+        self._check_length(step, checked["steps"])
         settings = manifest.get("jax_settings", {})  # checkpoints of version 0.1 lack them
         for name in RANDOM_SETTINGS:
             saved, current = settings.get(name), self._described["jax_settings"][name]
@@ -260,6 +262,24 @@ class Checkpoints:
                 fault = "is damaged" if name in on_disk else "is missing"
                 raise CheckpointError(f"its file {name} {fault}")
         return manifest
+
+    def _check_length(self, step: int, saved_steps: int) -> None:
+        """Raises CheckpointError if the saved run was cut short in a way that this run is not.
+
+        The last S versions of a run generate no rollouts for steps after its end. A longer run
+        needs them, so it can only go on from a step before those versions.
+        """
+        steps = self._described["steps"]
+        if saved_steps > steps:
+            raise CheckpointError(
+                f"its run has {saved_steps} steps, but this run has {steps}: give at least those"
+            )
+        last_complete = saved_steps - self._max_lag
+        if saved_steps < steps and step > last_complete:
+            raise CheckpointError(
+                f"its run ends at step {saved_steps}, and with lags up to {self._max_lag} the "
+                f"rollouts of a longer run are complete only up to step {last_complete}"
+            )
 
     def _load(self, run: Run, manifest: dict) -> None:
         """Loads a checked checkpoint into the run, with the run's shardings."""
