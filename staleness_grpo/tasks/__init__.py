@@ -17,7 +17,7 @@ TASKS = {
     "enumerable": "enumerable.EnumerableTask",
     "jsonl": "text.jsonl_task",
     "reasoning_gym": "text.reasoning_gym_task",
-    "stories": "text.stories_task",
+    "stories": "stories.stories_task",
 }
 # These tasks use the tokenizer of a checkpoint.
 TEXT_TASKS = ("jsonl", "reasoning_gym", "stories")

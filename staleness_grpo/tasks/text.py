@@ -1,4 +1,4 @@
-"""Defines text tasks: problems from a file, problems from reasoning-gym, and stories.
+"""Defines text tasks: problems from a file, and problems from reasoning-gym.
 
 All prompts are encoded when the task is made, because the longest prompt decides the shape of every
 batch.
@@ -7,7 +7,6 @@ batch.
 import dataclasses
 import hashlib
 import importlib.util
-import itertools
 import json
 import pathlib
 import re
@@ -324,42 +323,6 @@ def reasoning_gym_task(
         chat=chat,
         system=system,
     )
-
-
-# The openings resemble the stories on which the tinyllamas models were trained.
-NAMES = ("Lily", "Tim", "Sara", "Ben", "Mia", "Tom", "Amy", "Max")
-HEROES = ("girl", "boy", "cat", "dog", "bird", "bunny", "bear", "fish")
-MOODS = ("little", "big", "happy", "sad")
-OPENING = "Once upon a time, there was a {mood} {hero} named {name}."
-
-# Name of a rule -> (verifier, reference).
-STORY_RULES: dict[str, tuple[Callable[[str, Any], float], Any]] = {
-    "dialogue": (verifiers.story_dialogue, None),
-    "mentions": (verifiers.story_mentions, ("friend", "happy", "play", "smile")),
-    "short_sentences": (verifiers.story_short_sentences, 6),
-}
-
-
-def stories_task(tokenizer: Tokenizer, *, rule: str, max_response_length: int) -> PromptedTask:
-    """Makes a task whose prompts are openings of children's stories.
-
-    A plain language model can continue them. No response is right or wrong.
-
-    Args:
-      tokenizer: the checkpoint's tokenizer.
-      rule: a key of STORY_RULES, which decides what the reward measures.
-      max_response_length: R, in tokens.
-
-    Raises:
-      FieldError: a field cannot be used.
-    """
-    require_choice({"rule": rule}, "rule", tuple(STORY_RULES))
-    verify, reference = STORY_RULES[rule]
-    problems = [
-        TextProblem(OPENING.format(mood=mood, hero=hero, name=name), reference)
-        for mood, hero, name in itertools.product(MOODS, HEROES, NAMES)
-    ]
-    return PromptedTask(tokenizer, problems, verify, max_response_length=max_response_length)
 
 
 def _require_package(module: str, field: str, package: str, alternative: str) -> None:

@@ -18,7 +18,7 @@ from staleness_grpo.training.loop import train
 from staleness_grpo.training.rewards import FAILED, JUDGED
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
-from staleness_grpo.tasks import text  # noqa: E402
+from staleness_grpo.tasks import stories  # noqa: E402
 from tests.helpers.byte_model import problems_file, text_config  # noqa: E402
 from tests.helpers.pages import described_fields  # noqa: E402
 
@@ -65,7 +65,7 @@ def even_length(response: str, reference: None) -> float:
 
 def run_of(folder, monkeypatch, **fields):
     """Builds a training on random bytes judged by `even_length`."""
-    monkeypatch.setitem(text.STORY_RULES, "dialogue", (even_length, None))
+    monkeypatch.setitem(stories.STORY_RULES, "dialogue", (even_length, None))
     config = text_config(folder)
     config.update_from_flattened_dict(fields)
     return build_run(config), config
