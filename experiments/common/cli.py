@@ -100,7 +100,7 @@ def run(
                 print(help.text(given_config(argv, ROOT / default_config), flags.FLAGS))
                 sys.exit(0)
             parse(argv, flags.FLAGS, ROOT / default_config)
-            check_sections(flags.FLAGS["config"], ROOT / default_config, optional)
+            check_sections(flags.FLAGS.config, argv, ROOT / default_config, optional)
         return argv[:1]
 
     def absl_main(argv: list[str]) -> None:

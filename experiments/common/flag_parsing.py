@@ -1,20 +1,24 @@
 """Parses the flags of a command, and refuses wrong ones in one line."""
 
 import difflib
+import functools
+import inspect
 import os
 import pathlib
 import re
 import runpy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from experiments.common.examples import example_config
 from staleness_grpo.config.defaults import describe_type, field_value
-from staleness_grpo.errors import FlagError
+from staleness_grpo.errors import FieldError, FlagError
 
+FLAG_TYPES = (bool, int, float, str, tuple)  # types of unset fields that flags can set
 HOST_FLAGS = ("coordinator", "num_processes", "process_id", "heartbeat")
 
 
@@ -50,8 +54,43 @@ def join_hosts(flag_values: flags.FlagValues) -> None:
 
 
 def given_config(argv: Sequence[str], default_config: pathlib.Path) -> ConfigDict:
-    """Returns the config of the file that argv names, or of the default file. Raises FlagError."""
-    return load_config(_config_path(argv, default_config))
+    """Returns the config of the file that argv names, or of the default file.
+
+    A flag --config.task.name with another task than the file's gives the section the fields of that
+    task. So they can be flags.
+
+    Raises:
+      FlagError: the file cannot be used, or there is no such task.
+    """
+    config = load_config(_config_path(argv, default_config))
+    for arg in argv[1:]:
+        match = re.match(r"--?config\.((?:\w+\.)*task)\.name=(.*)", arg)
+        if match is None:
+            continue
+        *parents, _ = match[1].split(".")
+        section = functools.reduce(lambda part, name: part.get(name, {}), parents, config)
+        if "task" in section and section.task.get("name") != match[2]:
+            section.task = _task_section(match[1], match[2])
+    return config
+
+
+def _task_section(section: str, name: str) -> ConfigDict:
+    """Returns the section of a task with its fields, which are unset or have their defaults."""
+    from staleness_grpo.tasks import task_fields
+
+    try:
+        parameters = task_fields(name)
+    except FieldError as error:
+        raise FlagError.of_field(error.below(section)) from error
+    fields: dict[str, Any] = {"name": name}
+    for field, parameter in parameters.items():
+        default, kind = parameter.default, parameter.annotation
+        if default is inspect.Parameter.empty or default is None:
+            kinds = [part for part in (*get_args(kind), kind) if part in FLAG_TYPES]
+            fields[field] = config_dict.placeholder(kinds[0] if kinds else object)
+        else:
+            fields[field] = dict(default) if isinstance(default, Mapping) else default
+    return ConfigDict(fields)
 
 
 def _config_path(argv: Sequence[str], default_config: pathlib.Path) -> str:
@@ -64,20 +103,17 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
     if {"--config", "-config"} & set(argv):
         raise FlagError("config", "", "write --config=FILE.py")
     path = _config_path(argv, default_config)
-    config = load_config(path)
+    config = given_config(argv, default_config)
     for arg in argv[1:]:
         if override := re.match(r"--?(?:no)?config\.([^=]+)", arg):
             _check_field(override[1], _value_of(arg), config)
-    config_flags.DEFINE_config_file(
-        "config",
-        str(default_config),
-        "Config file.",
-        flag_values=flag_values,
-        sys_argv=list(argv),
+    words = [arg for arg in argv if not re.match("--?config=", arg)]
+    config_flags.DEFINE_config_dict(
+        "config", config, "Config file.", flag_values=flag_values, sys_argv=words
     )
     flags.DEFINE_string("workdir", None, "Folder of the results.", flag_values=flag_values)
     try:
-        positional = flag_values(list(argv))[1:]
+        positional = flag_values(words)[1:]
     except flags.UnrecognizedFlagError as error:
         names = [name for name in ("config", "workdir", *HOST_FLAGS) if name in flag_values]
         similar_names = difflib.get_close_matches(error.flagname, names, n=1)
@@ -86,7 +122,8 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
         value = _value_of(error.flagvalue)
         raise FlagError(error.flagname, value, f"unknown flag: {hint}") from error
     except flags.Error as error:
-        raise _flag_error(error, argv, config) from error
+        # The flags before the wrong one have changed `config` already.
+        raise _flag_error(error, argv, given_config(argv, default_config)) from error
     if positional:
         hint = f"the argument {positional[0]!r} belongs to no flag: write --NAME=VALUE"
         raise FlagError("config", path, hint)
@@ -138,14 +175,18 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
 
 
 def check_sections(
-    flag: flags.Flag, default_config: pathlib.Path, optional: Sequence[str] = ()
+    config: ConfigDict,
+    argv: Sequence[str],
+    default_config: pathlib.Path,
+    optional: Sequence[str] = (),
 ) -> None:
     """Refuses a config that was written for another experiment.
 
     Such a config lacks a section of this experiment's default config.
 
     Args:
-      flag: the flag --config.
+      config: the config that was given.
+      argv: the arguments, which have the path of its file.
       default_config: the config file whose sections are needed.
       optional: names of sections that need not be there.
 
@@ -153,10 +194,10 @@ def check_sections(
       FlagError: a section is missing. The message names the first one.
     """
     needed_sections = load_config(default_config)
-    accepted_names = {*(flag.value or ()), *optional}
+    accepted_names = {*config, *optional}
     missing_sections = [name for name in needed_sections if name not in accepted_names]
     if missing_sections:
-        path = config_flags.get_config_filename(flag)
+        path = _config_path(argv, default_config)
         hint = f"has no section {missing_sections[0]}: give a config like {default_config}"
         raise FlagError("config", path, hint)
 

@@ -148,7 +148,7 @@ def check_same_problems(
     """Refuses to add to results that were made with other problems.
 
     Equal configs can lead to different problems, because the config only names the file of problems
-    and the tokenizer. The contents of both can change.
+    and the tokenizer, or the class of a task of one's own. The contents of them can change.
 
     Args:
       folder: the workdir.
@@ -170,6 +170,9 @@ def check_same_problems(
         field = "path" if "path" in config.task else "name"
         reason = f"the results in {folder} were made with other problems, or with other tokens"
         hint = f"{reason}: restore the original problems and tokenizer, or give another workdir"
+        if field == "name":
+            reason = f"the results in {folder} were made by other code of the task"
+            hint = f"{reason}: restore the original code, or give another workdir"
         raise FieldError(f"task.{field}", hint, config.task[field])
 
 

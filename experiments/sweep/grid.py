@@ -110,10 +110,13 @@ def validate(config: ConfigDict) -> None:
             raise error.below(f"variants.{name}") from error
 
 
+COMPILED = ("answer_key", "judge")  # members of a task whose rewards can be compiled
+
+
 def _validate_map(config: ConfigDict) -> None:
     """Raises FieldError if one map cannot be run."""
     from staleness_grpo.sweeps.program import SCHEDULES
-    from staleness_grpo.tasks import TEXT_TASKS
+    from staleness_grpo.tasks import make_task
 
     sweep, steps = config.sweep, config.steps
 
@@ -132,9 +135,6 @@ def _validate_map(config: ConfigDict) -> None:
     check(sweep.num_workers >= 0, "sweep.num_workers", "give a number >= 0")
     is_known_schedule = config.lag.schedule in SCHEDULES
     check(is_known_schedule, "lag.schedule", f"choose one of {', '.join(SCHEDULES)}")
-    has_compiled_rewards = config.task.get("name") not in TEXT_TASKS
-    hint = "a sweep needs a task whose rewards can be compiled: give arithmetic"
-    check(has_compiled_rewards, "task.name", hint)
     has_no_checkpoint = config.policy.checkpoint is None
     hint = "a sweep makes its own initial policies: leave this field unset"
     check(has_no_checkpoint, "policy.checkpoint", hint)
@@ -155,3 +155,6 @@ def _validate_map(config: ConfigDict) -> None:
             if error.field not in SWEPT:
                 raise
             raise FieldError(SWEPT[error.field], error.hint, error.value) from error
+    lacking = [name for name in COMPILED if not hasattr(make_task(config.task), name)]
+    hint = f"a sweep compiles the rewards, and this task has no {' and no '.join(lacking)}"
+    check(not lacking, "task.name", f"{hint}: give arithmetic, or add them")

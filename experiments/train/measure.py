@@ -21,6 +21,7 @@ from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import Appender, plain, write_json
 from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task
+from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.run import Run, assemble_run
@@ -36,7 +37,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
       SystemExit: a signal asked the run to stop. The code is EXIT_CODE.
     """
     task = make_task(config.task, config.policy.checkpoint)
-    problems_fingerprint = getattr(task, "fingerprint", None)  # only text tasks have a fingerprint
+    problems_fingerprint = fingerprint(task, config.task.name)
     check_same_problems(workdir, config, problems_fingerprint)
     _warn_of_end_token(task)
     # Of several processes, only one writes the records.

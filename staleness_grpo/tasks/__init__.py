@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from staleness_grpo.errors import FieldError
+from staleness_grpo.tasks import importing
 
 if TYPE_CHECKING:  # reward workers import this package but should not import JAX
     from staleness_grpo.tasks.base import Task
@@ -19,15 +20,18 @@ TASKS = {
     "reasoning_gym": "text.reasoning_gym_task",
     "stories": "stories.stories_task",
 }
-# These tasks use the tokenizer of a checkpoint.
+# These tasks use the tokenizer of a checkpoint. So does a task of one's own with an argument of
+# this name.
 TEXT_TASKS = ("jsonl", "reasoning_gym", "stories")
+TOKENIZER = "tokenizer"
 
 
 def make_task(config: Mapping[str, Any], checkpoint: str | None = None) -> "Task":
     """Returns the task `config["name"]`, made with the other entries that are not None.
 
     Args:
-      config: `config.task`.
+      config: `config.task`. The name is a key of TASKS, or names a class of one's own: as
+        package.module:Class, or as path/to/file.py:Class.
       checkpoint: the folder whose tokenizer a text task uses.
 
     Raises:
@@ -35,41 +39,52 @@ def make_task(config: Mapping[str, Any], checkpoint: str | None = None) -> "Task
         value. The error names the field inside `config.task`.
       ModelFolderError: the folder has no tokenizer.
     """
+    name: str = config["name"]
     arguments = {
         field: tuple(value) if isinstance(value, list) else value
         for field, value in config.items()
-        if value is not None
+        if value is not None and field != "name"
     }
-    name = arguments.pop("name")
-    if name not in TASKS:
-        raise FieldError("name", f"choose one of {', '.join(TASKS)}")
     make = _task_maker(name)
     _check_fields(name, arguments, task_fields(name))
-    if name in TEXT_TASKS:
+    if uses_tokenizer(name):
         from staleness_grpo.policy.huggingface import tokenizer
 
         if checkpoint is None:
             hint = f"the task {name} needs a tokenizer: set policy.checkpoint to a model folder"
             raise FieldError("name", hint)
-        arguments["tokenizer"] = tokenizer.load(checkpoint)
+        arguments[TOKENIZER] = tokenizer.load(checkpoint)
     return make(**arguments)
 
 
+def is_own(name: str) -> bool:
+    """Says whether a name is that of a class of one's own."""
+    return ":" in name
+
+
+def uses_tokenizer(name: str) -> bool:
+    """Says whether the task of this name is made with the tokenizer of a checkpoint."""
+    return TOKENIZER in inspect.signature(_task_maker(name)).parameters
+
+
 def task_fields(name: str) -> dict[str, inspect.Parameter]:
-    """Returns the fields that `config.task` may have for this task, except `name`."""
+    """Returns the fields that `config.task` may have for this task, except `name`.
+
+    Raises:
+      FieldError: there is no such task.
+    """
     fields = dict(inspect.signature(_task_maker(name)).parameters)
-    fields.pop("tokenizer", None)  # the checkpoint provides it
+    fields.pop(TOKENIZER, None)  # the checkpoint provides it
     return fields
 
 
-def fields_hint(name: str) -> str:
-    """Returns the hint for missing fields: only a config can add fields; flags cannot add them."""
-    fields = ", ".join(task_fields(name))
-    return f"give a config whose task section has the fields of {name} ({fields})"
-
-
 def _task_maker(name: str) -> Callable[..., "Task"]:
-    """Imports the callable that makes the task of this name."""
+    """Imports the callable that makes the task of this name. Raises FieldError."""
+    if is_own(name):
+        return importing.load(name)
+    if name not in TASKS:
+        own = "name a class of your own as package.module:Class or file.py:Class"
+        raise FieldError("name", f"choose one of {', '.join(TASKS)}, or {own}", name)
     module_name, callable_name = TASKS[name].split(".")
     return getattr(importlib.import_module(f"{__name__}.{module_name}"), callable_name)
 
@@ -78,6 +93,8 @@ def _check_fields(
     name: str, arguments: Mapping[str, Any], fields: Mapping[str, inspect.Parameter]
 ) -> None:
     """Raises FieldError if an argument is no field of the task, or if a field is missing."""
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in fields.values()):
+        return
     missing = [
         field
         for field, parameter in fields.items()
@@ -90,4 +107,5 @@ def _check_fields(
     if unknown:
         reasons.append(f"has no field {' or '.join(unknown)}")
     if reasons:
-        raise FieldError("name", f"the task {name} {' and '.join(reasons)}: {fields_hint(name)}")
+        hint = f"set or remove them; its fields are {', '.join(fields) or 'none'}"
+        raise FieldError("name", f"the task {name} {' and '.join(reasons)}: {hint}")

@@ -96,6 +96,17 @@ def describe(task: Any) -> dict[str, Any]:
     return {"name": f"{kind.__module__}:{kind.__qualname__}", "digest": digest}
 
 
+def fingerprint(task: Any, name: str) -> str | None:
+    """Returns what identifies the content of the task that `config.task` names.
+
+    The config has the name and the fields. The fingerprint is that of the problems, or of the code
+    of a class of one's own. It is None for a task that name and fields identify.
+    """
+    if ":" in name:
+        return describe(task)["digest"]
+    return getattr(task, "fingerprint", None)
+
+
 def _fields(instance: Any) -> dict[str, Any]:
     """Returns the attributes of an instance, without results that it keeps for later use."""
     if dataclasses.is_dataclass(instance):

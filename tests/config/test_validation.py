@@ -214,7 +214,7 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
             {"task.name": "jsonl"},
             "task.name=jsonl",
             "needs the fields path, verifier, .* and has no field num_digits or num_terms: "
-            "give a config whose task section has the fields of jsonl \\(path, verifier, ",
+            "set or remove them; its fields are path, verifier, ",
         ),
         ({"correction.clip_low": 0.1}, "correction.clip_low=0.1", "set surrogate.clip_low"),
         (
@@ -261,7 +261,7 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         (
             {"task.num_words": 9},
             "task.name=arithmetic",
-            "arithmetic has no field num_words: .* of arithmetic \\(num_terms, num_digits\\)",
+            "arithmetic has no field num_words: .* fields are num_terms, num_digits",
         ),
     ],
 )

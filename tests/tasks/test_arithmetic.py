@@ -175,13 +175,13 @@ def test_make_task():
     enumerable = make_task(fields)
     assert isinstance(enumerable, EnumerableTask)
     assert (enumerable.vocab_size, enumerable.reward_levels) == (3, (0.0, 0.5, 1.0))
-    with pytest.raises(FieldError, match="^name: choose one of"):
+    with pytest.raises(FieldError, match="^name=chess: choose one of"):
         make_task({"name": "chess"})
 
 
 def test_fields_that_the_task_lacks_or_does_not_have_are_refused():
     """The error says what fields the task has, and knows no file."""
-    hint = "give a config whose task section has the fields of arithmetic (num_terms, num_digits)"
+    hint = "set or remove them; its fields are num_terms, num_digits"
     with pytest.raises(FieldError) as error:
         make_task({"name": "arithmetic", "num_words": 2})
     assert str(error.value) == f"name: the task arithmetic has no field num_words: {hint}"
@@ -190,6 +190,5 @@ def test_fields_that_the_task_lacks_or_does_not_have_are_refused():
         make_task({"name": "stories", "rule": None, "num_digits": 1})
     assert str(error.value) == (
         "name: the task stories needs the fields rule, max_response_length and has no field "
-        "num_digits: give a config whose task section has the fields of stories "
-        "(rule, max_response_length)"
+        "num_digits: set or remove them; its fields are rule, max_response_length"
     )

@@ -1,0 +1,64 @@
+"""Imports a class of one's own by its name, package.module:Class or path/to/file.py:Class."""
+
+import difflib
+import importlib
+import pathlib
+import sys
+import traceback
+import types
+from typing import Any
+
+from staleness_grpo.errors import FieldError
+
+
+def load(name: str, field: str = "name") -> Any:
+    """Returns the class or function that a name names.
+
+    A module must be importable from the current folder or installed. The folder of a file is added
+    to `sys.path`, so that worker processes can import the file too.
+
+    Args:
+      name: package.module:Class, or path/to/file.py:Class.
+      field: the config field that has this name, for the error.
+
+    Raises:
+      FieldError: there is no such module, file or class, or the import fails.
+    """
+    place, _, member = name.rpartition(":")
+    try:
+        module = _import_file(place) if place.endswith(".py") else importlib.import_module(place)
+    except FieldError as error:
+        raise FieldError(field, error.hint, name) from error
+    except Exception as error:  # the module is a program, and can raise any error
+        if isinstance(error, ModuleNotFoundError) and error.name in _parents(place):
+            hint = f"there is no module {error.name}: run from its folder, or give path/to/file.py"
+            raise FieldError(field, f"{hint}:{member}", name) from error
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        raise FieldError(field, f"importing {place} fails with {reason}: fix it", name) from error
+    if not hasattr(module, member):
+        similar = difflib.get_close_matches(member, vars(module), n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "write the name of a class in it"
+        raise FieldError(field, f"{place} has no {member or 'class of this name'}: {hint}", name)
+    return getattr(module, member)
+
+
+def _parents(module: str) -> set[str]:
+    """Returns the names of a module and of the packages that it is in."""
+    parts = module.split(".")
+    return {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+
+
+def _import_file(place: str) -> types.ModuleType:
+    """Imports a file by its name. Raises FieldError if it is absent or has a namesake."""
+    path = pathlib.Path(place).absolute()
+    if not path.is_file():
+        raise FieldError("name", f"there is no file {place}: give the path of an existing file")
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    module = importlib.import_module(path.stem)
+    if pathlib.Path(module.__file__ or "").absolute() != path:
+        hint = f"another module is named {path.stem} ({module.__file__}): rename the file"
+        raise FieldError("name", hint)
+    return module
