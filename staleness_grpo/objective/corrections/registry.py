@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from staleness_grpo.objective.corrections import clipped, masked, weighted
+from staleness_grpo.objective.corrections import clipped, masked, signatures, weighted
 from staleness_grpo.objective.surrogate import SurrogateConfig, TokenObjective
 from staleness_grpo.types import Array
 
@@ -230,42 +230,15 @@ RENAMED = {"stable_reinforce": "r1_reward_stable_reinforce"}
 
 def parameters(name: str) -> dict[str, float]:
     """Returns the parameters of a correction that have defaults, with the defaults."""
-    return own_parameters(CORRECTIONS[name].token_objective)
+    return signatures.own_parameters(CORRECTIONS[name].token_objective)
 
 
 def uses_surrogate_clip(name: str) -> bool:
     """Returns whether the correction reads surrogate.clip_low and surrogate.clip_high."""
-    return inspect.Parameter.empty in _keyword_arguments(CORRECTIONS[name].token_objective).values()
-
-
-def own_parameters(function: Callable) -> dict[str, float]:
-    """Returns the names and defaults of a function's own parameters.
-
-    These are the keyword-only arguments that have a default.
-    """
-    return {
-        key: value
-        for key, value in _keyword_arguments(function).items()
-        if value is not inspect.Parameter.empty
-    }
-
-
-def chosen_parameters(function: Callable, correction_config: Any) -> dict[str, float]:
-    """Returns the values in `config.correction` of the function's own parameters, except None."""
-    return {
-        key: correction_config[key]
-        for key in own_parameters(function)
-        if correction_config.get(key) is not None
-    }
-
-
-def _keyword_arguments(function: Callable) -> dict[str, Any]:
-    """Returns the keyword-only arguments with their defaults, or with inspect.Parameter.empty."""
-    return {
-        key: parameter.default
-        for key, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    return (
+        inspect.Parameter.empty
+        in signatures.keyword_arguments(CORRECTIONS[name].token_objective).values()
+    )
 
 
 def name_hint(name: Any) -> str:

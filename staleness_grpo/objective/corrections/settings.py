@@ -54,7 +54,7 @@ def check_correction(
     """
     # These modules import JAX, which takes a while. So they are imported only when they are needed,
     # and wrong flags are reported sooner.
-    from staleness_grpo.objective.corrections import registry
+    from staleness_grpo.objective.corrections import registry, signatures
     from staleness_grpo.objective.update_rules import UPDATE_RULES
 
     name, update_rule = correction_config["name"], correction_config["update_rule"]
@@ -64,7 +64,7 @@ def check_correction(
     require(known_rule, "correction.update_rule", hint, update_rule)
     known = list(registry.parameters(name))
     if update_rule is not None:
-        known += registry.own_parameters(UPDATE_RULES[update_rule].transformation)
+        known += signatures.own_parameters(UPDATE_RULES[update_rule].transformation)
     for parameter in PARAMETERS:
         value, field = correction_config[parameter], f"correction.{parameter}"
         if value is None:
