@@ -67,6 +67,20 @@ CORRECTIONS: dict[str, Correction] = {
         verified=_EQUALS_VERL,
         length_normalization="tokens",
     ),
+    "dual_clip": _per_response(
+        clipped.dual_clip,
+        formula="max(min(rho A, clip(rho) A), cap A) if A < 0, else min(rho A, clip(rho) A)",
+        source="dual-clip PPO, arXiv 1912.09729, as in verl",
+        verified=_EQUALS_VERL,
+    ),
+    "sapo": _per_response(
+        clipped.sapo,
+        formula=(
+            "(4 / tau) sigmoid(tau (rho - 1)) A, tau = tau_positive if A > 0, else tau_negative"
+        ),
+        source="SAPO, arXiv 2511.20347",
+        verified=_EQUALS_VERL,
+    ),
     "gspo": _per_response(
         clipped.gspo,
         formula="min(s A, clip(s) A), s = sg(exp(mean_t log rho)) pi_theta / sg(pi_theta)",
@@ -165,6 +179,21 @@ CORRECTIONS: dict[str, Correction] = {
         source="variant of TOPR proposed for verl (#6986)",
         verified="second-hand",
     ),
+    "vespo": _per_response(
+        weighted.vespo,
+        formula=(
+            "sg(W^k exp(l (1 - W))) A log pi_theta, W = prod_t rho, k and l are exponent and decay "
+            "by the sign of A"
+        ),
+        source="VESPO, arXiv 2602.10693, as in TRL",
+        verified="compared with TRL's code in float64, not in a test here",
+    ),
+    "dro": _per_response(
+        weighted.dro,
+        formula="A log pi_theta - (beta / 2) (log rho)^2",
+        source="DRO, arXiv 2405.19107, as in verl",
+        verified=f"{_EQUALS_VERL}; not the paper's regression with a learned value",
+    ),
     "token_mis": _per_response(
         masked.token_mis,
         formula="w 1[ratio_low <= w <= ratio_high] min(r A, clip(r) A)",
@@ -190,6 +219,24 @@ CORRECTIONS: dict[str, Correction] = {
         ),
         source="DPPO, prime-rl",
         verified="read in prime-rl's code",
+    ),
+    "dppo_kl": _per_response(
+        masked.dppo_kl,
+        formula=(
+            "sg(m min(rho, cap)) A log pi_theta; m = 0 if A log rho > 0 and D(pi_phi, pi_theta) > "
+            "kl_threshold, else 1; D(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q))"
+        ),
+        source="DPPO, arXiv 2602.04879, as in verl",
+        verified=_EQUALS_VERL,
+    ),
+    "kpop": _per_response(
+        masked.kpop,
+        formula=(
+            "w 1[D(pi_prox, pi_phi) and D(pi_phi, pi_prox) <= kl_threshold] min(r A, clip(r) A), "
+            "D as in dppo_kl"
+        ),
+        source="KPop of the Ring team, as proposed for AReaL, verl and prime-rl",
+        verified="read in the proposals; second-hand: kl_threshold",
     ),
     "m2po_areal": Correction(
         masked.m2po_areal,
