@@ -156,10 +156,11 @@ def kpop(
 
     Formula: w 1[max(D(pi_prox, pi_phi), D(pi_phi, pi_prox)) <= kl_threshold] min(r A, clip(r) A),
     where D is `binary_kl` of the token's probabilities.
-    Source: KPop of the Ring team, in place of IcePop's range of w. One threshold serves both
-    directions. Its default is that of prime-rl's proposal, which calls it published.
-    Verified: compared by reading proposals for AReaL (#1405), verl (#6800) and prime-rl (#3283),
-    but not by running them. AReaL drops a token at the threshold, and prime-rl adds a penalty.
+    Source: KPop of the Ring team, as in AReaL, in place of IcePop's range of w. One threshold
+    serves both directions.
+    Verified: compared by reading AReaL's code and proposals for verl (#6800) and prime-rl (#3283),
+    but not by running them. prime-rl adds a penalty. The threshold is not settled: prime-rl's
+    proposal has 0.1 and calls it published, and AReaL's example has 2.
     Bias: the bias of `token_is`, and an additional bias from the dropped tokens.
     Variance: w has no bound, because a rare token keeps a large w at a small divergence.
     """

@@ -235,8 +235,8 @@ CORRECTIONS: dict[str, Correction] = {
             "w 1[D(pi_prox, pi_phi) and D(pi_phi, pi_prox) <= kl_threshold] min(r A, clip(r) A), "
             "D as in dppo_kl"
         ),
-        source="KPop of the Ring team, as proposed for AReaL, verl and prime-rl",
-        verified="read in the proposals; second-hand: kl_threshold",
+        source="KPop of the Ring team, as in AReaL",
+        verified="read in AReaL's code; not settled: kl_threshold (0.1 or 2)",
     ),
     "m2po_areal": Correction(
         masked.m2po_areal,
