@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.common.api_page import api_page
 from staleness_grpo.config.defaults import default_config
-from staleness_grpo.objective.corrections import registry
+from staleness_grpo.objective.corrections import registry, signatures
 from staleness_grpo.objective.update_rules import UPDATE_RULES
 from staleness_grpo.runtime.records import replacing
 from staleness_grpo.tasks import TASKS, task_fields
@@ -67,7 +67,7 @@ def corrections_page() -> str:
     updates = []
     for name, update in UPDATE_RULES.items():
         place = "the optimizer's update" if update.after_optimizer else "the gradient"
-        parameters = _parameters(registry.own_parameters(update.transformation))
+        parameters = _parameters(signatures.own_parameters(update.transformation))
         updates.append([*_described(name, update), place, parameters])
     columns = ["name", "formula", "source", "verified"]
     return (
@@ -191,7 +191,7 @@ def _parameter_meanings() -> dict[str, str]:
         for parameter in registry.parameters(name):
             readers.setdefault(parameter, []).append(name)
     for name, update in UPDATE_RULES.items():
-        for parameter in registry.own_parameters(update.transformation):
+        for parameter in signatures.own_parameters(update.transformation):
             readers.setdefault(parameter, []).append(name)
     return {
         f"correction.{parameter}": f"of {', '.join(f'`{name}`' for name in readers[parameter])}; "

@@ -71,7 +71,7 @@ def bias_figure(summary: dict) -> plt.Figure:
                 f"{value:.6g}" for value in curve(rows[name], "relative_bias", "synchronous")[1]
             )
             names_of_curve.setdefault(key, []).append(name)
-        colors = plt.get_cmap("tab10")
+        colors = plt.get_cmap("tab10" if len(names_of_curve) <= 10 else "tab20")
         for i, names in enumerate(names_of_curve.values()):
             for axis, (quantity, trajectory) in zip(axes[:, column], panels, strict=True):
                 x, mean, interval = curve(rows[names[0]], quantity, trajectory)

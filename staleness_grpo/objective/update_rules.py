@@ -47,8 +47,8 @@ def vcpo(
     rule is applied after Adam, because Adam would undo a scaling of the gradient. ess_power = 1/2
     is the authors' rule for Adam, and ess_power = 1 is their linear rule.
     Verified: the authors' code and run scripts use ess_target = 1, ess_power = 1/2 and raw sequence
-    ratios. Their minimum-variance baseline needs the gradient norm of every response, and is not
-    implemented here.
+    ratios. Their minimum-variance baseline needs the gradient norm of every response, which its
+    log-probabilities do not tell. So the baseline is not implemented here.
     Bias and variance: the direction of a step does not change. Its length is multiplied by a factor
     that correlates with the batch.
     """

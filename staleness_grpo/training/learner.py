@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from staleness_grpo.errors import require, require_at_least, require_choice, require_positive
-from staleness_grpo.objective.corrections import registry
+from staleness_grpo.objective.corrections import signatures
 from staleness_grpo.objective.update_rules import UPDATE_RULES
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
@@ -64,7 +64,7 @@ def make_optimizer(
     after: list[optax.GradientTransformation] = []
     if correction is not None and correction.update_rule is not None:
         rule = UPDATE_RULES[correction.update_rule]
-        overrides = registry.chosen_parameters(rule.transformation, correction)
+        overrides = signatures.chosen_parameters(rule.transformation, correction)
         transformation = rule.transformation(**overrides)
         (after if rule.after_optimizer else before).append(transformation)
     if config.max_grad_norm > 0:

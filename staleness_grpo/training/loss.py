@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from staleness_grpo.objective.advantages import group_advantages
-from staleness_grpo.objective.corrections import registry
+from staleness_grpo.objective.corrections import registry, signatures
 from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
 from staleness_grpo.objective.update_rules import sequence_ess
 from staleness_grpo.policy.logprobs import response_logprobs
@@ -91,7 +91,7 @@ def logprobs_loss(
     """
     name = "grpo_clip" if correction is None else correction.name
     objective = registry.CORRECTIONS[name].token_objective
-    overrides = {} if correction is None else registry.chosen_parameters(objective, correction)
+    overrides = {} if correction is None else signatures.chosen_parameters(objective, correction)
     token_objective = registry.bind(name, surrogate, overrides)
 
     def loss_of_logprobs(policy_logprobs, entropy, rollout):

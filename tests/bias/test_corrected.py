@@ -32,6 +32,10 @@ OVERRIDES = {
     "m2po_authors": {"second_moment": 0.02, "clip_low": 0.01, "clip_high": 0.01},
     "m2po_areal": {"second_moment": 0.02},
     "sat": {"quantile": 0.6},
+    "dual_clip": {"cap": 1.3},
+    "dppo_kl": {"kl_threshold": 0.01, "cap": 1.2},
+    "kpop": {"kl_threshold": 0.02},
+    "dro": {"beta": 0.3},
 }
 
 

@@ -162,6 +162,7 @@ OUT_OF_RANGE = [
     ("mesh.tensor", 2),  # 1 device
     ("correction.cap", -1.0),
     ("correction.quantile", 1.5),
+    ("correction.tau_positive", 0.0),
     ("correction.cap", 2.0),  # grpo_clip has no cap
     ("correction.ess_power", 1.0),  # no correction of the update is chosen
 ]
@@ -202,6 +203,11 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         ),
         ({"updates_per_batch": 4, "lag.max_lag": 2}, "lag.max_lag=2", "3 updates old"),
         ({"mesh.tensor": 8}, "policy.num_heads=4", "multiple of mesh.tensor=8"),
+        (
+            {"correction.name": "dual_clip", "correction.cap": 1.0},
+            "correction.cap=1.0",
+            "a number > 1",
+        ),
         (
             {"policy.num_heads": 8, "mesh.tensor": 8},
             "policy.num_kv_heads=4",

@@ -254,5 +254,62 @@ def r1_reward_stable_reinforce(batch, clip_low, clip_high, ratio_low, ratio_high
     return formula(batch)
 
 
+@per_token
+def dual_clip(batch, b, t, clip_low, clip_high, cap):
+    advantage, x = batch.advantages[b], batch.log_rho(b, t)
+    if advantage < 0 and clamped_exp(x) > cap:
+        return cap * advantage, 0.0
+    return ppo(x, advantage, 1 - clip_low, 1 + clip_high)
+
+
+@per_token
+def sapo(batch, b, t, tau_positive, tau_negative):
+    advantage, x = batch.advantages[b], batch.log_rho(b, t)
+    tau, rho = tau_positive if advantage > 0 else tau_negative, clamped_exp(x)
+    exponential = math.exp(-abs(tau * (rho - 1)))
+    smaller, larger = exponential / (1 + exponential), 1 / (1 + exponential)
+    gate = larger if rho > 1 else smaller
+    slope = 4 * larger * smaller * rho * advantage if abs(x) < 20 else 0.0
+    return 4 / tau * gate * advantage, slope
+
+
+@reinforce
+def vespo(batch, b, t, exponent_positive, decay_positive, exponent_negative, decay_negative):
+    k, decay = exponent_positive, decay_positive
+    if batch.advantages[b] < 0:
+        k, decay = exponent_negative, decay_negative
+    weight = clamped_exp(batch.total(batch.log_rho, b))
+    return math.exp(decay) * weight**k * math.exp(-decay * weight)
+
+
+@per_token
+def dro(batch, b, t, beta):
+    advantage, x = batch.advantages[b], batch.log_rho(b, t)
+    return batch.policy[b, t] * advantage - beta / 2 * x * x, advantage - beta * x
+
+
+def binary_kl(log_p, log_q):
+    """Returns the divergence of a coin of probability p from one of q, both at most 1 - 1e-8."""
+    p, q = min(math.exp(log_p), 1.0), math.exp(log_q)
+    other_p, other_q = max(1 - math.exp(log_p), 1e-8), max(1 - q, 1e-8)
+    return p * math.log(math.exp(log_p) / q) + (1 - p) * math.log(other_p / other_q)
+
+
+@reinforce
+def dppo_kl(batch, b, t, kl_threshold, cap):
+    x, advantage = batch.log_rho(b, t), batch.advantages[b]
+    leaves = (advantage > 0 and x > 0) or (advantage < 0 and x < 0)
+    if leaves and binary_kl(batch.behavior[b, t], batch.policy[b, t]) > kl_threshold:
+        return 0.0
+    return min(clamped_exp(x), cap)
+
+
+@weighted_ppo
+def kpop(batch, b, t, kl_threshold):
+    pair = batch.proximal[b, t], batch.behavior[b, t]
+    far = max(binary_kl(*pair), binary_kl(*reversed(pair))) > kl_threshold
+    return 0.0 if far else clamped_exp(batch.log_w(b, t))
+
+
 # Other parameters and another normalization, the same objective.
 dr_grpo = clip_higher = grpo_clip

@@ -6,7 +6,7 @@ import pytest
 
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError
-from staleness_grpo.objective.corrections import registry, settings
+from staleness_grpo.objective.corrections import registry, settings, signatures
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.objective.update_rules import UPDATE_RULES
 
@@ -33,7 +33,7 @@ def test_bind_refuses_by_name():
 
 def test_every_parameter_has_its_flag():
     update_parameters = [
-        registry.own_parameters(rule.transformation) for rule in UPDATE_RULES.values()
+        signatures.own_parameters(rule.transformation) for rule in UPDATE_RULES.values()
     ]
     known = set().union(*map(registry.parameters, registry.CORRECTIONS), *update_parameters)
     assert known == set(settings.PARAMETERS)

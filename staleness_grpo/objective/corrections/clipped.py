@@ -6,7 +6,8 @@ defines the symbols. clip(x) means clip(x, 1 - clip_low, 1 + clip_high).
 All these corrections are biased at any lag > 0, for two reasons:
 
   - The ratio of a token leaves out the ratio of the tokens before it (its prefix).
-  - The clip removes the gradient beyond a bound only for one sign of the advantage.
+  - The clip removes the gradient beyond a bound. Most clips do so only for one sign of the
+    advantage.
 
 Until a first token is clipped, the bias is of first order in the drift. After that, the bias can
 reverse the gradient. The variance is bounded where the bounds act.
@@ -41,6 +42,38 @@ def grpo_clip(tokens: TokenBatch, *, clip_low: float, clip_high: float) -> Array
         leave-one-out mean, which would only scale A by G / (G - 1).
     """
     return clipped_objective(tokens.ratio(), tokens.advantages, clip_low, clip_high)
+
+
+def dual_clip(tokens: TokenBatch, *, clip_low: float, clip_high: float, cap: float = 3.0) -> Array:
+    """Clips as GRPO does, and bounds the ratio of tokens with A < 0 from above as well.
+
+    Formula: max(min(rho A, clip(rho) A), cap A) if A < 0, else min(rho A, clip(rho) A).
+    Source: dual-clip PPO, arXiv 1912.09729, with the published cap of 3. It is the default policy
+    loss of verl. The cap must exceed 1, or the clip acts on fresh rollouts.
+    Verified: value and gradient equal those of verl's code in float64. TRL's `delta` gives the same
+    gradient if the cap is at least 1 + clip_high, as its code was read.
+    Bias: the bias of `grpo_clip`. Tokens with A < 0 and rho > cap also lose their gradient, so the
+    policy no longer moves back from a token that it has raised too far.
+    Variance: bounded for both signs of A. With `grpo_clip` it is not bounded for A < 0.
+    """
+    clipped = clipped_objective(tokens.ratio(), tokens.advantages, clip_low, clip_high)
+    bounded = jnp.maximum(clipped, cap * tokens.advantages)
+    return jnp.where(tokens.advantages < 0, bounded, clipped)
+
+
+def sapo(tokens: TokenBatch, *, tau_positive: float = 1.0, tau_negative: float = 1.05) -> Array:
+    """Replaces the clip by a smooth gate, which fades out tokens far from the behavior policy.
+
+    Formula: (4 / tau) sigmoid(tau (rho - 1)) A; tau = tau_positive if A > 0, else tau_negative.
+    Source: SAPO, arXiv 2511.20347, with the published temperatures.
+    Verified: value and gradient equal those of verl's code in float64. verl and TRL average over
+    tokens, then over responses, which is the length normalization 'response'.
+    Bias: the score of a token has weight rho / cosh(tau (rho - 1) / 2)^2. So the bias is that of
+    `token_is` up to second order in rho - 1. Beyond, tokens fade out for both signs of A.
+    Variance: bounded, because the weight tends to 0 for small and for large rho.
+    """
+    tau = jnp.where(tokens.advantages > 0, tau_positive, tau_negative)
+    return 4 / tau * jax.nn.sigmoid(tau * (tokens.ratio() - 1)) * tokens.advantages
 
 
 def gspo(tokens: TokenBatch, *, clip_low: float = 3e-4, clip_high: float = 4e-4) -> Array:

@@ -108,6 +108,74 @@ def dppo_tv(tokens: TokenBatch, *, probability_change: float = 0.2, penalty: flo
     return masked_gain - penalty * tokens.log_ratio() ** 2
 
 
+def _log_complement(logprobs: Array) -> jax.Array:
+    """Returns log(1 - p) of log p. 1 - p counts as at least 1e-8, so the result is finite."""
+    return jnp.log(-jnp.expm1(jnp.minimum(logprobs, -1e-8)))
+
+
+def binary_kl(logprobs_p: Array, logprobs_q: Array) -> jax.Array:
+    """Returns D(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q)) of log p and log q.
+
+    This is the Kullback-Leibler divergence if a policy only tells a token from all other tokens. It
+    is at most the divergence of the two policies. NaN stays NaN.
+    """
+    p = jnp.exp(jnp.minimum(logprobs_p, 0.0))
+    complement = _log_complement(logprobs_p) - _log_complement(logprobs_q)
+    return p * (logprobs_p - logprobs_q) + (1 - p) * complement
+
+
+def dppo_kl(tokens: TokenBatch, *, kl_threshold: float = 0.05, cap: float = 20.0) -> Array:
+    """Drops tokens that moved in the direction of A if their binary divergence is too large.
+
+    Formula: sg(m min(rho, cap)) A log pi_theta, with
+
+        m = 0 if D(pi_phi, pi_theta) > kl_threshold, and A > 0 and rho > 1, or A < 0 and rho < 1
+        m = 1 otherwise
+
+    Here D is `binary_kl` of the token's probabilities.
+    Source: DPPO, arXiv 2602.04879, as in verl. kl_threshold is that of verl's example. The cap is
+    the default of verl's loss, and the example has 10000 instead. There is no penalty, which
+    `dppo_tv` has from prime-rl.
+    Verified: the gradient equals the gradient of verl's code in float64. verl adds 1e-8 to 1 - p
+    for every p, which may matter if D is very close to the threshold.
+    Bias: as with PPO's clip, but a rare token may change its ratio more than a frequent one.
+    Variance: bounded by the cap.
+    """
+    policy_logprobs = jax.lax.stop_gradient(tokens.policy_logprobs)
+    too_far = binary_kl(tokens.behavior_logprobs, policy_logprobs) > kl_threshold
+    outward = tokens.advantages * (policy_logprobs - tokens.behavior_logprobs) > 0
+    weight = jnp.minimum(jax.lax.stop_gradient(tokens.ratio()), cap)
+    weight = jnp.where(too_far & outward, 0.0, weight)
+    return weight * tokens.advantages * tokens.policy_logprobs
+
+
+def kpop(
+    tokens: TokenBatch, *, clip_low: float, clip_high: float, kl_threshold: float = 0.1
+) -> Array:
+    """Drops the tokens whose binary divergence is too large, in either direction.
+
+    Formula: w 1[max(D(pi_prox, pi_phi), D(pi_phi, pi_prox)) <= kl_threshold] min(r A, clip(r) A),
+    where D is `binary_kl` of the token's probabilities.
+    Source: KPop of the Ring team, as in AReaL, in place of IcePop's range of w. One threshold
+    serves both directions.
+    Verified: compared by reading AReaL's code and proposals for verl (#6800) and prime-rl (#3283),
+    but not by running them. prime-rl adds a penalty. The threshold is not settled: prime-rl's
+    proposal has 0.1 and calls it published, and AReaL's example has 2.
+    Bias: the bias of `token_is`, and an additional bias from the dropped tokens.
+    Variance: w has no bound, because a rare token keeps a large w at a small divergence.
+    """
+    behavior_logprobs, proximal_logprobs = tokens.behavior_logprobs, tokens.proximal_logprobs
+    divergence = jnp.maximum(
+        binary_kl(proximal_logprobs, behavior_logprobs),
+        binary_kl(behavior_logprobs, proximal_logprobs),
+    )
+    weight = clamped_exp(tokens.proximal_log_weight())
+    weight = jnp.where(divergence > kl_threshold, 0.0, weight)
+    return weight * clipped_objective(
+        tokens.proximal_ratio(), tokens.advantages, clip_low, clip_high
+    )
+
+
 def m2po_areal(tokens: TokenBatch, *, second_moment: float = 0.04) -> Array:
     """Drops the tokens with the largest (log w)^2 until the mean (log w)^2 is below a bound.
 

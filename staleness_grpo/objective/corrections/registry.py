@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from staleness_grpo.objective.corrections import clipped, masked, weighted
+from staleness_grpo.objective.corrections import clipped, masked, signatures, weighted
 from staleness_grpo.objective.surrogate import SurrogateConfig, TokenObjective
 from staleness_grpo.types import Array
 
@@ -66,6 +66,20 @@ CORRECTIONS: dict[str, Correction] = {
         source="DAPO, arXiv 2503.14476",
         verified=_EQUALS_VERL,
         length_normalization="tokens",
+    ),
+    "dual_clip": _per_response(
+        clipped.dual_clip,
+        formula="max(min(rho A, clip(rho) A), cap A) if A < 0, else min(rho A, clip(rho) A)",
+        source="dual-clip PPO, arXiv 1912.09729, as in verl",
+        verified=_EQUALS_VERL,
+    ),
+    "sapo": _per_response(
+        clipped.sapo,
+        formula=(
+            "(4 / tau) sigmoid(tau (rho - 1)) A, tau = tau_positive if A > 0, else tau_negative"
+        ),
+        source="SAPO, arXiv 2511.20347",
+        verified=_EQUALS_VERL,
     ),
     "gspo": _per_response(
         clipped.gspo,
@@ -165,6 +179,21 @@ CORRECTIONS: dict[str, Correction] = {
         source="variant of TOPR proposed for verl (#6986)",
         verified="second-hand",
     ),
+    "vespo": _per_response(
+        weighted.vespo,
+        formula=(
+            "sg(W^k exp(l (1 - W))) A log pi_theta, W = prod_t rho, k and l are exponent and decay "
+            "by the sign of A"
+        ),
+        source="VESPO, arXiv 2602.10693, as in TRL",
+        verified="compared with TRL's code in float64, not in a test here",
+    ),
+    "dro": _per_response(
+        weighted.dro,
+        formula="A log pi_theta - (beta / 2) (log rho)^2",
+        source="DRO, arXiv 2405.19107, as in verl",
+        verified=f"{_EQUALS_VERL}; not the paper's regression with a learned value",
+    ),
     "token_mis": _per_response(
         masked.token_mis,
         formula="w 1[ratio_low <= w <= ratio_high] min(r A, clip(r) A)",
@@ -190,6 +219,24 @@ CORRECTIONS: dict[str, Correction] = {
         ),
         source="DPPO, prime-rl",
         verified="read in prime-rl's code",
+    ),
+    "dppo_kl": _per_response(
+        masked.dppo_kl,
+        formula=(
+            "sg(m min(rho, cap)) A log pi_theta; m = 0 if A log rho > 0 and D(pi_phi, pi_theta) > "
+            "kl_threshold, else 1; D(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q))"
+        ),
+        source="DPPO, arXiv 2602.04879, as in verl",
+        verified=_EQUALS_VERL,
+    ),
+    "kpop": _per_response(
+        masked.kpop,
+        formula=(
+            "w 1[D(pi_prox, pi_phi) and D(pi_phi, pi_prox) <= kl_threshold] min(r A, clip(r) A), "
+            "D as in dppo_kl"
+        ),
+        source="KPop of the Ring team, as in AReaL",
+        verified="read in AReaL's code; not settled: kl_threshold (0.1 or 2)",
     ),
     "m2po_areal": Correction(
         masked.m2po_areal,
@@ -230,42 +277,15 @@ RENAMED = {"stable_reinforce": "r1_reward_stable_reinforce"}
 
 def parameters(name: str) -> dict[str, float]:
     """Returns the parameters of a correction that have defaults, with the defaults."""
-    return own_parameters(CORRECTIONS[name].token_objective)
+    return signatures.own_parameters(CORRECTIONS[name].token_objective)
 
 
 def uses_surrogate_clip(name: str) -> bool:
     """Returns whether the correction reads surrogate.clip_low and surrogate.clip_high."""
-    return inspect.Parameter.empty in _keyword_arguments(CORRECTIONS[name].token_objective).values()
-
-
-def own_parameters(function: Callable) -> dict[str, float]:
-    """Returns the names and defaults of a function's own parameters.
-
-    These are the keyword-only arguments that have a default.
-    """
-    return {
-        key: value
-        for key, value in _keyword_arguments(function).items()
-        if value is not inspect.Parameter.empty
-    }
-
-
-def chosen_parameters(function: Callable, correction_config: Any) -> dict[str, float]:
-    """Returns the values in `config.correction` of the function's own parameters, except None."""
-    return {
-        key: correction_config[key]
-        for key in own_parameters(function)
-        if correction_config.get(key) is not None
-    }
-
-
-def _keyword_arguments(function: Callable) -> dict[str, Any]:
-    """Returns the keyword-only arguments with their defaults, or with inspect.Parameter.empty."""
-    return {
-        key: parameter.default
-        for key, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    return (
+        inspect.Parameter.empty
+        in signatures.keyword_arguments(CORRECTIONS[name].token_objective).values()
+    )
 
 
 def name_hint(name: Any) -> str:

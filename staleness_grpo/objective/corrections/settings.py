@@ -9,15 +9,21 @@ from staleness_grpo.errors import FieldError, require
 # correction give the meaning and the published value of its parameters.
 PARAMETERS = (
     "alignment_threshold",  # gac, gac_after_optimizer
-    "cap",  # token_tis, sequence_tis, geometric_tis, aipo
+    "beta",  # dro
+    "cap",  # token_tis, sequence_tis, geometric_tis, aipo, dual_clip, dppo_kl
     # The corrections with their own clip range: clip_higher, gspo, cispo, m2po_authors, mu_grpo.
     "clip_high",
     "clip_low",
+    "decay_negative",  # vespo
+    "decay_positive",
     "delta",  # negative_mask
     "ess_power",  # vcpo
     "ess_target",
+    "exponent_negative",  # vespo
+    "exponent_positive",
     "hill_at_quantile",  # sat
     "hill_exponent",
+    "kl_threshold",  # dppo_kl, kpop
     "penalty",  # dppo_tv
     "probability_change",
     "quantile",  # sat
@@ -27,9 +33,13 @@ PARAMETERS = (
     "second_moment",  # m2po_authors, m2po_areal
     "sigmas",  # r1_reward_stable_reinforce
     "skip_threshold",  # gac, gac_after_optimizer
+    "tau_negative",  # sapo
+    "tau_positive",
     "veto_high",  # mu_grpo
     "veto_low",
 )
+# Parameters that must be > 0, because the correction divides by them.
+_ABOVE_ZERO = ("tau_negative", "tau_positive")
 # Parameters that must be <= 1.
 _AT_MOST_ONE = ("clip_low", "hill_at_quantile", "quantile", "removed_fraction", "skip_threshold")
 
@@ -54,7 +64,7 @@ def check_correction(
     """
     # These modules import JAX, which takes a while. So they are imported only when they are needed,
     # and wrong flags are reported sooner.
-    from staleness_grpo.objective.corrections import registry
+    from staleness_grpo.objective.corrections import registry, signatures
     from staleness_grpo.objective.update_rules import UPDATE_RULES
 
     name, update_rule = correction_config["name"], correction_config["update_rule"]
@@ -64,15 +74,19 @@ def check_correction(
     require(known_rule, "correction.update_rule", hint, update_rule)
     known = list(registry.parameters(name))
     if update_rule is not None:
-        known += registry.own_parameters(UPDATE_RULES[update_rule].transformation)
+        known += signatures.own_parameters(UPDATE_RULES[update_rule].transformation)
     for parameter in PARAMETERS:
         value, field = correction_config[parameter], f"correction.{parameter}"
         if value is None:
             continue
         if value < 0:
             raise FieldError(field, "give a number >= 0", value)
+        if value == 0 and parameter in _ABOVE_ZERO:
+            raise FieldError(field, "give a number > 0", value)
         if value > 1 and parameter in _AT_MOST_ONE:
             raise FieldError(field, "give a number <= 1", value)
+        if (name, parameter) == ("dual_clip", "cap") and value <= 1:
+            raise FieldError(field, "dual_clip would clip fresh rollouts: give a number > 1", value)
         if parameter in known:
             continue
         if parameter.startswith("clip_") and registry.uses_surrogate_clip(name):

@@ -1,4 +1,4 @@
-"""Defines corrections that multiply each token by an exact or truncated importance weight.
+"""Defines corrections that multiply each token by a weight, mostly an importance weight.
 
 Each function returns the objective of each token, [..., R], which is maximized. `objective.tokens`
 defines the symbols. clip(x) means clip(x, 1 - clip_low, 1 + clip_high).
@@ -10,7 +10,12 @@ batch, the weights w = pi_prox / pi_phi equal rho = pi_theta / pi_phi, but have 
 import jax
 import jax.numpy as jnp
 
-from staleness_grpo.objective.tokens import TokenBatch, clamped_exp, clipped_objective
+from staleness_grpo.objective.tokens import (
+    LOG_RATIO_CLAMP,
+    TokenBatch,
+    clamped_exp,
+    clipped_objective,
+)
 from staleness_grpo.types import Array
 
 
@@ -161,3 +166,44 @@ def topr_geometric(tokens: TokenBatch) -> Array:
     Bias and variance: see `topr`. The geometric mean is not an importance weight.
     """
     return _tapered(tokens, tokens.response_mean(tokens.log_ratio()))
+
+
+def vespo(
+    tokens: TokenBatch,
+    *,
+    exponent_positive: float = 2.0,
+    decay_positive: float = 3.0,
+    exponent_negative: float = 3.0,
+    decay_negative: float = 2.0,
+) -> Array:
+    """Weights each response by a smooth function of its importance weight, which has a maximum.
+
+    Formula: sg(phi(W)) A log pi_theta with W = prod_t rho and phi(W) = W^k exp(l (1 - W)). Here k
+    and l are `exponent_positive` and `decay_positive` if A >= 0, else the other two.
+    Source: VESPO, arXiv 2602.10693, as in TRL, whose defaults are used.
+    Verified: the gradient equals the gradient of TRL's code in float64. TRL divides by the number
+    of all tokens of the batch. It replaces a weight of NaN by 0, and here it stays NaN.
+    Bias: phi(1) is 1 with slope k - l, and the exact weight has slope 1. So with the defaults the
+    weight is right to first order in W - 1 for A < 0, and not for A >= 0.
+    Variance: bounded, because phi is at most e^(l - k) (k / l)^k, at W = k / l.
+    """
+    log_weight = tokens.response_sum(jax.lax.stop_gradient(tokens.log_ratio()))
+    log_weight = jnp.clip(log_weight, -LOG_RATIO_CLAMP, LOG_RATIO_CLAMP)
+    positive = tokens.advantages >= 0
+    exponent = jnp.where(positive, exponent_positive, exponent_negative)
+    decay = jnp.where(positive, decay_positive, decay_negative)
+    weight = jnp.exp(exponent * log_weight - decay * jnp.expm1(log_weight))
+    return weight * tokens.advantages * tokens.policy_logprobs
+
+
+def dro(tokens: TokenBatch, *, beta: float = 0.05) -> Array:
+    """Treats stale tokens as if they were fresh, and adds a penalty on the squared log-ratio.
+
+    Formula: A log pi_theta - (beta / 2) (log rho)^2.
+    Source: DRO, as in verl and Tinker, whose example has beta = 0.05. The paper, arXiv 2405.19107,
+    regresses rewards on log-ratios with a learned value. Here A is the advantage of the group.
+    Verified: the gradient equals the gradient of verl's code in float64.
+    Bias: the bias of `none`, and a pull towards the behavior policy, which does not depend on A.
+    Variance: not bounded, because the slope of the penalty grows with log rho.
+    """
+    return none(tokens) - beta / 2 * tokens.log_ratio() ** 2
