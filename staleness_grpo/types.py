@@ -68,6 +68,8 @@ class Rollout:
     # batch. Dtype and masking are as in behavior_logprobs. None with one update per batch, because
     # the learner's own policy is then the proximal policy.
     proximal_logprobs_NxGxR: Array | None = None
+    # Log-probabilities under the reference policy; None without a penalty. Dtype as above.
+    reference_logprobs_NxGxR: Array | None = None
     # int8. 0: judged; 1: failed; 2: timed out. A failed or timed-out response has reward 0. None
     # until the rewards are judged.
     reward_outcome_NxG: Array | None = None

@@ -112,6 +112,7 @@ def recorded_by_a_training() -> set[str]:
     from tests.helpers.tiny import tiny_config
 
     every = {"metrics.lags": True, "metrics.paired_every": 1, "eval_every": 1, "lag.max_lag": 1}
+    every["reference.kl"] = 0.1
     records = list(train(build_run(tiny_config(**every, steps=2))))
     broken = dict.fromkeys(("loss", "grad_norm", "update_norm", "param_norm"), float("nan"))
     return {name for record in [*records, finish_record({}, broken)] for name in record}

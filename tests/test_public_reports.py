@@ -259,13 +259,13 @@ def test_the_first_step_of_a_warm_up_learns():
     config = ConfigDict(
         dict(name="sgd", learning_rate=0.4, warmup_steps=4, max_grad_norm=0.0, weight_decay=0.0)
     )
-    optimizer, params = make_optimizer(config), jnp.zeros(1)
+    optimizer, params = make_optimizer(config, 6), jnp.zeros(1)
     state, taken = optimizer.init(params), []
     for _ in range(6):
         update, state = optimizer.update(jnp.ones(1), state, params)
         taken.append(-float(update[0]))
     np.testing.assert_allclose(taken, [0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rtol=1e-6)
-    recorded = [float(learning_rate_schedule(config)(step)) for step in range(6)]
+    recorded = [float(learning_rate_schedule(config, 6)(step)) for step in range(6)]
     np.testing.assert_allclose(recorded, taken, rtol=1e-6)
 
 

@@ -91,7 +91,9 @@ def check_same_config(
     given = flattened(json.loads(json.dumps(plain(config.to_dict()))))
     ignored_prefixes = FREE_PREFIXES + (MESH_PREFIXES if mesh_may_differ else ())
     ignored = set(MOVABLE)
-    if steps_may_grow and saved.get("steps", math.inf) < config.steps:
+    decays = saved.get("optimizer.decay", "none") != "none"
+    fixed_length = decays and "optimizer.decay_steps" not in saved
+    if steps_may_grow and not fixed_length and saved.get("steps", math.inf) < config.steps:
         ignored.add("steps")
     for name in sorted(saved | given):
         saved_value = str(saved.get(name, "absent"))

@@ -14,6 +14,7 @@ Temporary arrays are larger on a CPU, which computes bfloat16 products in float3
 rematerialization.
 """
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -93,6 +94,7 @@ def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", 
       - `update` and `sampling`.
       - `paired_gram`, if the config compares gradients.
       - `proximal_logprobs`, if the config takes several updates per batch.
+      - `reference_logprobs`, if the config has a penalty.
     """
     import jax
 
@@ -109,7 +111,10 @@ def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", 
     state = abstract_state(programs.policy, programs.make_optimizer(None), mesh)
     key, index_N = jax.eval_shape(lambda: jax.random.key(0)), whole_batch.prompts.index_N
     paired_gram: Any = programs.paired_gram  # a jitted function, or None
-    proximal_logprobs: Any = programs.proximal_logprobs
+    scorers: dict[str, Any] = {
+        "proximal_logprobs": programs.proximal_logprobs,
+        "reference_logprobs": programs.reference_logprobs,
+    }
     with jax.set_mesh(mesh):
         arguments, limits = programs.sampling(
             state.params, whole_batch.prompts, key, index_N, index_N, config.group_size
@@ -120,9 +125,11 @@ def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", 
         }
         if paired_gram is not None:
             lowered["paired_gram"] = paired_gram.lower(state.params, minibatch, minibatch)
-        if proximal_logprobs is not None:
-            unscored = abstract_rollout(config, mesh, config.num_prompts // updates)
-            lowered["proximal_logprobs"] = proximal_logprobs.lower(state.params, unscored)
+        for name, scorer in scorers.items():
+            if scorer is not None:
+                unscored = abstract_rollout(config, mesh, config.num_prompts // updates)
+                unscored = dataclasses.replace(unscored, reference_logprobs_NxGxR=None)
+                lowered[name] = scorer.lower(state.params, unscored)
     return state, lowered
 
 
@@ -156,6 +163,7 @@ def abstract_rollout(
         rewards_NxG=array((n, g), jnp.float32),
         behavior_version_N=array((n,), jnp.int32),
         proximal_logprobs_NxGxR=array((n, g, r), jnp.float32) if proximal else None,
+        reference_logprobs_NxGxR=array((n, g, r), jnp.float32) if config.reference.kl else None,
     )
 
 
@@ -175,6 +183,7 @@ def parameter_copies(config: ConfigDict) -> dict[str, int]:
     The number is the largest during the training, and differs by program. The copies are:
 
     - the proximal policy, if there are several updates per batch.
+    - the reference policy, if there is a penalty.
     - the first version and all versions in flight, with `metrics.parameter_drift`. The oldest
       version in flight is dropped once its drift is measured, which is before an update.
     """
@@ -192,12 +201,13 @@ def parameter_copies(config: ConfigDict) -> dict[str, int]:
             during_sampling = max(during_sampling, 1 + len(versions))
             versions = {version for version in versions if version > step - config.lag.max_lag}
             during_update = max(during_update, 1 + len(versions))
-    proximal = int(config.updates_per_batch > 1)
+    others = int(config.updates_per_batch > 1) + int(config.reference.kl > 0)
     return dict(
-        sampling=during_sampling + proximal,
-        proximal_logprobs=during_sampling + proximal,
-        update=during_update + proximal,
-        paired_gram=during_update + proximal,
+        sampling=during_sampling + others,
+        proximal_logprobs=during_sampling + others,
+        reference_logprobs=during_sampling + others,
+        update=during_update + others,
+        paired_gram=during_update + others,
     )
 
 

@@ -89,6 +89,15 @@ def default_config() -> ConfigDict:
                 normalize_std=True,  # divide advantages by the group's standard deviation
                 std_epsilon=1e-4,  # added to that standard deviation
             ),
+            reference=dict(
+                kl=0.0,  # weight of the divergence from a reference policy; 0: no penalty
+                # Estimator of the divergence: k1, k2 or k3 (objective/reference_kl.py).
+                estimator="k3",
+                # Subtract the penalty from the rewards, instead of adding it to the loss.
+                in_reward=False,
+                # Model folder of the reference policy; unset: the policy at the start of the run.
+                checkpoint=config_dict.placeholder(str),
+            ),
             correction=dict(
                 name="grpo_clip",  # correction of the loss, a name from docs/corrections.md
                 # Correction of the update, a name from docs/corrections.md: vcpo, gac, ...
@@ -100,11 +109,15 @@ def default_config() -> ConfigDict:
                 name="adam",  # sgd, adam or adamw
                 learning_rate=1e-3,  # eta
                 warmup_steps=0,  # learner steps of linear warm-up
+                decay="none",  # none, linear or cosine: how the learning rate falls to 0
+                # Learner steps after which it is 0; unset: `steps`.
+                decay_steps=config_dict.placeholder(int),
                 max_grad_norm=0.0,  # the gradient's global norm is clipped to this; 0: no clip
                 b1=0.9,  # decay of Adam's first moment
                 b2=0.999,  # decay of Adam's second moment
                 epsilon=1e-8,  # added to Adam's denominator
                 weight_decay=0.0,  # weight decay, for AdamW only
+                decay_norms=True,  # weight decay also for the scales of norms and for biases
             ),
             metrics=dict(
                 lags=False,  # record every group's lag at every step, to replay it as a trace

@@ -116,6 +116,7 @@ def _check_sections(config: ConfigDict) -> None:
     # These modules import JAX, which is slow. Imported here, they do not delay a message about a
     # wrong flag.
     from staleness_grpo.objective.corrections.settings import check_correction
+    from staleness_grpo.objective.reference_kl import check_reference
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.configured import check_fields
     from staleness_grpo.policy.sampler import check_sampler
@@ -127,6 +128,7 @@ def _check_sections(config: ConfigDict) -> None:
     section_checks: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "lag": check_lag,
         "surrogate": lambda fields: SurrogateConfig(**fields),
+        "reference": check_reference,
         "optimizer": check_optimizer,
         "policy": check_fields,
         "warm_start": check_warm_start,

@@ -163,6 +163,13 @@ def make_cell_program(
         rewards = task.judge(answer_key, responses.tokens_NxGxR, responses.mask_NxGxR)
         return rewards.astype(jnp.float32)
 
+    def with_reference(rollout, inputs):
+        """Adds the log-probabilities of the start policy, if there is a penalty."""
+        if programs.reference_logprobs is None:
+            return rollout
+        logprobs = programs.reference_logprobs(inputs.params, rollout)
+        return dataclasses.replace(rollout, reference_logprobs_NxGxR=logprobs)
+
     def program(inputs: CellInputs) -> dict[str, jax.Array]:
         optimizer = programs.make_optimizer(inputs.learning_rate)
         update = learner.update_step(programs.loss, optimizer)
@@ -201,7 +208,7 @@ def make_cell_program(
             state, ring_OxD = carry
             theta_D = ravel_pytree(state.params)[0]
             rollout, phi_D, ring_OxD = stale_rollout(theta_D, ring_OxD, step)
-            state, metrics = update(state, rollout)
+            state, metrics = update(state, with_reference(rollout, inputs))
             record = {name: metrics[name] for name in UPDATE_METRICS}
             record[FAILURES] = jnp.count_nonzero(rollout.reward_outcome_NxG).astype(jnp.float32)
             record["drift_from_behavior"] = jnp.linalg.norm(theta_D - phi_D)
@@ -224,6 +231,7 @@ def make_cell_program(
         def measured_ceiling(ceiling_of, carry, step):
             state, ring_OxD = carry
             rollout, _, _ = stale_rollout(ravel_pytree(state.params)[0], ring_OxD, step)
+            rollout = with_reference(rollout, inputs)
             return ceiling_of(state.params, rollout).astype(jnp.float32)
 
         def block(loop):

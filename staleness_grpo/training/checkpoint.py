@@ -60,13 +60,19 @@ def config_hash(config: ConfigDict) -> str:
 
     Unset fields are left out. So a new optional field does not change the hash of old configs.
     """
+    free = set(FREE_FIELDS) - ({"steps"} if steps_shape_the_run(config) else set())
     fields = {
         name: value
         for name, value in flattened(plain(config.to_dict())).items()
-        if name not in FREE_FIELDS and not name.startswith(FREE_SECTIONS)
+        if name not in free and not name.startswith(FREE_SECTIONS)
     }
     text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def steps_shape_the_run(config: ConfigDict) -> bool:
+    """Says whether a run with more steps would differ from the first step on."""
+    return config.optimizer.decay != "none" and config.optimizer.decay_steps is None
 
 
 def step_name(step: int) -> str:

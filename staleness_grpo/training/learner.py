@@ -17,12 +17,22 @@ from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training.diagnostics import cosine
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
 
+DECAYS = ("none", "linear", "cosine")
+# Last names of the paths of parameters that are no matrices: the scales of norms, and biases.
+VECTORS = ("scale", "bias")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def check_optimizer(fields: Mapping[str, Any]) -> None:
     """Raises FieldError if a field of `config.optimizer` has a value that cannot be used."""
     require_choice(fields, "name", OPTIMIZERS)
+    require_choice(fields, "decay", DECAYS)
+    decay_steps = fields["decay_steps"]
+    if decay_steps is not None:
+        hint = "optimizer.decay=none makes no use of it: leave it out, or choose linear or cosine"
+        require(fields["decay"] != "none", "decay_steps", hint, decay_steps)
+        hint = f"give a number above warmup_steps={fields['warmup_steps']}"
+        require(decay_steps > fields["warmup_steps"], "decay_steps", hint, decay_steps)
     require_at_least(fields, {"warmup_steps": 0, "max_grad_norm": 0, "weight_decay": 0})
     require_positive(fields, ("learning_rate", "epsilon"))
     for name in ("b1", "b2"):
@@ -35,20 +45,37 @@ def check_optimizer(fields: Mapping[str, Any]) -> None:
     )
 
 
-def learning_rate_schedule(config: Any, peak: Any = None) -> optax.Schedule:
-    """Returns a schedule that rises linearly from peak / warmup_steps, and then stays at the peak.
+def learning_rate_schedule(config: Any, num_steps: int, peak: Any = None) -> optax.Schedule:
+    """Returns a schedule that rises linearly from peak / warmup_steps to the peak, then may fall.
+
+    After the warm-up the learning rate stays, or falls to 0 at step `decay_steps`: along a line, or
+    along half a cosine.
 
     Args:
       config: `config.optimizer`.
+      num_steps: learner steps of the run, which unset `decay_steps` equal.
       peak: a learning rate, possibly traced, that replaces `config.learning_rate`.
     """
     peak = config.learning_rate if peak is None else peak
     warmup = config.warmup_steps
-    return lambda count: peak * jnp.minimum(1.0, (count + 1) / warmup) if warmup else peak
+
+    def risen(count):
+        return peak * jnp.minimum(1.0, (count + 1) / warmup) if warmup else peak
+
+    if config.decay == "none":
+        return risen
+    end = num_steps if config.decay_steps is None else config.decay_steps
+    length = max(end - warmup, 1)
+    fall = (
+        optax.cosine_decay_schedule(1.0, length)
+        if config.decay == "cosine"
+        else optax.linear_schedule(1.0, 0.0, length)
+    )
+    return lambda count: risen(count) * fall(jnp.maximum(count - warmup, 0))
 
 
 def make_optimizer(
-    config: Any, correction: Any = None, learning_rate: Any = None
+    config: Any, num_steps: int, correction: Any = None, learning_rate: Any = None
 ) -> optax.GradientTransformation:
     """Returns the optimizer: global-norm clip, then SGD, Adam or AdamW, then the learning rate.
 
@@ -56,6 +83,7 @@ def make_optimizer(
 
     Args:
       config: `config.optimizer`.
+      num_steps: learner steps of the run, for the fall of the learning rate.
       correction: `config.correction`. If it names an update rule, that rule is applied either first
         or just before the learning rate.
       learning_rate: a number, possibly traced, that replaces `config.learning_rate`.
@@ -72,9 +100,17 @@ def make_optimizer(
     if config.name in ("adam", "adamw"):
         before.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     if config.name == "adamw":
-        before.append(optax.add_decayed_weights(config.weight_decay))
-    schedule = learning_rate_schedule(config, learning_rate)
+        mask = None if config.decay_norms else _matrices
+        before.append(optax.add_decayed_weights(config.weight_decay, mask))
+    schedule = learning_rate_schedule(config, num_steps, learning_rate)
     return optax.chain(*before, *after, optax.scale_by_learning_rate(schedule))
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """Returns for each parameter whether it is a matrix: no scale of a norm, and no bias."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) not in VECTORS, params
+    )
 
 
 def initial_state(optimizer: optax.GradientTransformation, params: PyTree) -> LearnerState:
@@ -132,7 +168,7 @@ def init_state(
 def make_scorer(policy: Policy, temperature: float) -> Callable[[PyTree, Rollout], Array]:
     """Returns jitted (params, rollout) -> log pi of the response tokens [N, G, R].
 
-    The function computes the log-probabilities of the proximal policy.
+    The function computes the log-probabilities of the proximal and of the reference policy.
     """
 
     @jax.jit

@@ -50,7 +50,7 @@ def train(
     copy_params = jax.jit(
         lambda params: jax.tree.map(jnp.copy, params)
     )  # the update donates `params`
-    learning_rate = learner.learning_rate_schedule(config.optimizer)
+    learning_rate = learner.learning_rate_schedule(config.optimizer, config.steps)
     pending, collapsed = None, False
     last_time = time.perf_counter()
     for step in range(run.step, config.steps):
@@ -71,6 +71,7 @@ def train(
                     run.proximal_params = copy_params(run.state.params)
                 logprobs = run.programs.proximal_logprobs(run.proximal_params, batch)
                 batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=logprobs)
+            batch = run.with_reference(batch)
             drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
             record |= _evaluate(run, step, batch)
             run.state, metrics = run.update(run.state, batch)
@@ -147,7 +148,7 @@ def _evaluate(run: Run, step: int, batch: Rollout) -> dict:
         if run.programs.cosine_ceiling is not None:
             measured["gradient_cosine_ceiling"] = run.programs.cosine_ceiling(params, batch)
     if run.programs.paired_gram is not None and step % config.metrics.paired_every == 0:
-        fresh = run.generator.answer_again(params, step)
+        fresh = run.with_reference(run.generator.answer_again(params, step))
         measured["paired_gram"] = run.programs.paired_gram(params, batch, fresh)
         assert fresh.reward_outcome_NxG is not None  # `answer_again` waits for the rewards
         measured["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)

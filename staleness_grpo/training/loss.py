@@ -12,7 +12,12 @@ import jax.numpy as jnp
 
 from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.corrections import registry, signatures
-from staleness_grpo.objective.surrogate import SurrogateConfig, corrected_surrogate
+from staleness_grpo.objective.reference_kl import kl_terms
+from staleness_grpo.objective.surrogate import (
+    SurrogateConfig,
+    corrected_surrogate,
+    token_weights,
+)
 from staleness_grpo.objective.update_rules import sequence_ess
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
@@ -31,6 +36,7 @@ def surrogate_loss(
     microbatch_prompts: int = 0,
     end_token: EndToken = None,
     drop_truncated: bool = False,
+    reference: Any = None,
 ) -> Loss:
     """Returns the loss (params, rollout) -> (loss, diagnostics). Its gradient is -H.
 
@@ -40,9 +46,9 @@ def surrogate_loss(
       microbatch_prompts: number of groups that the policy processes at a time; 0: the whole batch.
         A correction that needs all log-probabilities before any gradient takes two passes over the
         policy (`in_microbatches`). Other corrections take one pass (`accumulated`).
-      end_token, drop_truncated: see `logprobs_loss`.
+      end_token, drop_truncated, reference: see `logprobs_loss`.
     """
-    loss_of_logprobs = logprobs_loss(surrogate, correction, end_token, drop_truncated)
+    loss_of_logprobs = logprobs_loss(surrogate, correction, end_token, drop_truncated, reference)
     name = "grpo_clip" if correction is None else correction.name
     if microbatch_prompts and not registry.CORRECTIONS[name].reads_other_responses:
         logprobs_of = logprobs_function(policy, temperature)
@@ -77,6 +83,7 @@ def logprobs_loss(
     correction: Any = None,
     end_token: EndToken = None,
     drop_truncated: bool = False,
+    reference: Any = None,
 ) -> Callable[[Array, Array, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
     """Returns the loss as a function (log pi, entropy, rollout) -> (loss, diagnostics).
 
@@ -88,17 +95,31 @@ def logprobs_loss(
       drop_truncated: whether responses that were cut at the length limit have no part in the loss,
         as in the overlong filtering of DAPO (arXiv 2503.14476). Their tokens count as masked. Their
         rewards still count in the advantages of their group.
+      reference: `config.reference`, if the divergence from a reference policy is a penalty. It is
+        added to the loss with the weights of the tokens. Or it is summed over the tokens of a
+        response, with the behavior policy's log-probabilities, and subtracted from its reward.
     """
     name = "grpo_clip" if correction is None else correction.name
     objective = registry.CORRECTIONS[name].token_objective
     overrides = {} if correction is None else signatures.chosen_parameters(objective, correction)
     token_objective = registry.bind(name, surrogate, overrides)
 
+    def divergence(logprobs, rollout, mask):
+        """Returns the divergence of each token from the reference policy, 0 where masked."""
+        logprobs = jnp.where(mask, logprobs, 0.0)
+        reference_logprobs = jnp.where(mask, rollout.reference_logprobs_NxGxR, 0.0)
+        return kl_terms(logprobs, reference_logprobs, reference.estimator)
+
     def loss_of_logprobs(policy_logprobs, entropy, rollout):
         responses = rollout.responses
         rewards = jnp.asarray(rollout.rewards_NxG, policy_logprobs.dtype)
+        judged = rewards
+        if reference is not None and reference.in_reward:
+            mask = rollout.responses.mask_NxGxR
+            behavior = rollout.responses.behavior_logprobs_NxGxR
+            judged = rewards - reference.kl * jnp.sum(divergence(behavior, rollout, mask), axis=-1)
         advantages = group_advantages(
-            rewards, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon
+            judged, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon
         )
         behavior_logprobs, mask = responses.behavior_logprobs_NxGxR, responses.mask_NxGxR
         is_truncated = truncated(responses, end_token)
@@ -114,6 +135,12 @@ def logprobs_loss(
             token_objective,
         )
         tokens = jnp.maximum(jnp.sum(mask), 1)
+        if reference is not None:
+            terms = divergence(policy_logprobs, rollout, loss_mask)
+            if not reference.in_reward:
+                weights = token_weights(loss_mask, surrogate.length_normalization)
+                loss += reference.kl * jnp.sum(weights * terms)
+            diagnostics["reference_kl"] = jnp.sum(jax.lax.stop_gradient(terms)) / tokens
         diagnostics |= {
             "sequence_ess": sequence_ess(policy_logprobs, behavior_logprobs, loss_mask),
             "entropy": jnp.sum(entropy) / tokens,

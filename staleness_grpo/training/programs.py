@@ -39,6 +39,9 @@ class Programs:
     cosine_ceiling: Callable[[PyTree, Rollout], Array] | None
     # (params, rollout) -> log-probabilities [N, G, R]; None with one update per rollout batch.
     proximal_logprobs: Callable[[PyTree, Rollout], Array] | None
+    # (params, rollout) -> log-probabilities [N, G, R] of the reference policy; None without a
+    # penalty.
+    reference_logprobs: Callable[[PyTree, Rollout], Array] | None
     # (params, stale, fresh) -> inner products [4, J, J]; None if gradients are not compared.
     paired_gram: Callable[[PyTree, Rollout, Rollout], Array] | None
 
@@ -84,16 +87,18 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
     policy = make_policy(config.policy, task.vocab_size)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
     temperature, microbatch = config.sampler.temperature, config.microbatch_prompts
-    truncation = dict(end_token=task.end_token, drop_truncated=config.drop_truncated)
-    loss = surrogate_loss(
-        policy, surrogate, temperature, config.correction, microbatch, **truncation
+    terms: dict[str, Any] = dict(
+        end_token=task.end_token,
+        drop_truncated=config.drop_truncated,
+        reference=config.reference if config.reference.kl else None,
     )
+    loss = surrogate_loss(policy, surrogate, temperature, config.correction, microbatch, **terms)
     paired_gram = None
     if config.metrics.paired_every:
         num_blocks = config.metrics.paired_blocks or config.num_prompts
         paired_gram = diagnostics.make_paired_gram(
             logprobs_function(policy, temperature, microbatch),
-            logprobs_loss(surrogate, config.correction, **truncation),
+            logprobs_loss(surrogate, config.correction, **terms),
             num_blocks,
         )
     several_updates = config.updates_per_batch > 1
@@ -103,11 +108,14 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
         temperature=temperature,
         loss=loss,
         make_optimizer=lambda learning_rate: learner.make_optimizer(
-            config.optimizer, config.correction, learning_rate
+            config.optimizer, config.steps, config.correction, learning_rate
         ),
         cosine_ceiling=diagnostics.make_cosine_ceiling(
             loss, config.num_prompts // config.updates_per_batch
         ),
         proximal_logprobs=learner.make_scorer(policy, temperature) if several_updates else None,
+        reference_logprobs=(
+            learner.make_scorer(policy, temperature) if config.reference.kl else None
+        ),
         paired_gram=paired_gram,
     )

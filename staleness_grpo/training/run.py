@@ -71,6 +71,7 @@ class Run:
     drift: ParameterDrift | None
     state: LearnerState
     proximal_params: PyTree | None = None
+    reference_params: PyTree | None = None  # of the reference policy; None without a penalty
     step: int = 0  # the next learner step
     # (steps, slots, behavior version, groups) of groups that are not judged yet. No group is left
     # here when a snapshot is made.
@@ -83,6 +84,14 @@ class Run:
     def own_slots(self) -> np.ndarray:
         """Returns the group slots that this process keeps, in order."""
         return mesh_lib.own_rows(self.mesh, self.schedule.num_groups)
+
+    def with_reference(self, batch: Rollout) -> Rollout:
+        """Returns a batch with the reference policy's log-probabilities, if there is a penalty."""
+        score = self.programs.reference_logprobs
+        if score is None:
+            return batch
+        logprobs = score(self.reference_params, batch)
+        return dataclasses.replace(batch, reference_logprobs_NxGxR=logprobs)
 
     def watch_with(self, watch: Watch) -> None:
         """Sets the function that is called with name and arrays when a part of a step ends."""
@@ -206,6 +215,7 @@ def assemble_run(
         raise FieldError("policy.checkpoint", str(error), checkpoint) from error
     key = jax.random.key(config.seed)
     state = learner.init_state(programs.policy, programs.make_optimizer(None), mesh, key, params)
+    reference_params = _reference_params(programs, config, mesh, state)
     judge_pool = reward_pool(task, config)
     schedule = lag_schedule(config)
     return Run(
@@ -230,7 +240,31 @@ def assemble_run(
             else None
         ),
         state=state,
+        reference_params=reference_params,
     )
+
+
+def _reference_params(
+    programs: Programs, config: ConfigDict, mesh: Mesh, state: LearnerState
+) -> PyTree | None:
+    """Returns the parameters of the reference policy; None without a penalty.
+
+    A resumed run makes them again, so checkpoints do not contain them.
+
+    Raises:
+      FieldError: the folder of the reference policy cannot be used.
+    """
+    if programs.reference_logprobs is None:
+        return None
+    folder = config.reference.checkpoint
+    if folder is None:
+        return _copied(state.params)  # the update donates the state
+    from staleness_grpo.policy import huggingface
+
+    try:
+        return huggingface.load_params(folder, programs.policy, mesh)
+    except ModelFolderError as error:
+        raise FieldError("reference.checkpoint", str(error), folder) from error
 
 
 def reward_pool(task: Task, config: ConfigDict) -> RewardPool | None:

@@ -70,7 +70,7 @@ def test_each_has_its_place_in_the_optimizer():
         config.optimizer.update(fields)
         config.correction.update(correction)
         optimizer = optax.with_extra_args_support(
-            learner.make_optimizer(config.optimizer, config.correction)
+            learner.make_optimizer(config.optimizer, config.steps, config.correction)
         )
         state = optimizer.init(jnp.zeros(2))
         for gradient in gradients:

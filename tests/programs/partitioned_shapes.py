@@ -38,7 +38,7 @@ def count_shapes() -> dict:
             d_ff=48,
         )
     )
-    optimizer = learner.make_optimizer(default_config().optimizer)
+    optimizer = learner.make_optimizer(default_config().optimizer, num_steps=1)
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(0))
 
     # Features of the feed-forward layer [N, G, R - 1, 48], with N = 1 on each device and 8 in all.

@@ -91,7 +91,7 @@ def test_minibatches_learn_from_one_batch_with_the_policy_at_its_start_as_proxim
         return loss, logprobs
 
     gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-    optimizer = learner.make_optimizer(config.optimizer)
+    optimizer = learner.make_optimizer(config.optimizer, config.steps)
     params = jax.device_get(loop.state.params)
     opt_state, versions, losses, differs = optimizer.init(params), [params], [], 0.0
     for start in range(0, config.steps, 2):
