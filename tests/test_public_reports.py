@@ -71,9 +71,12 @@ def test_a_file_from_windows_has_the_same_problems(tmp_path):
     assert [problem.prompt for problem in expected] == ["ä", "b"]
 
 
-@pytest.mark.parametrize("prompt", [["hi"], [{"role": "user", "content": "hi"}], {"text": "hi"}, 7])
-def test_a_prompt_that_is_a_list_of_messages_is_refused_by_its_line(prompt, tmp_path):
-    """unslothai/unsloth#337: lists of messages gave a parser's error that named no fix."""
+@pytest.mark.parametrize("prompt", [["hi"], [], {"text": "hi"}, 7])
+def test_a_prompt_that_is_neither_text_nor_messages_is_refused_by_its_line(prompt, tmp_path):
+    """unslothai/unsloth#337: lists of messages gave a parser's error that named no fix.
+
+    Lists of messages are read here. Other values are refused.
+    """
     good = {"prompt": "hi", "answer": "2"}
     path = problems_file(tmp_path, good, good | {"prompt": prompt})
     with pytest.raises(text.FieldError, match="line 2 has no text as its prompt: write"):
