@@ -173,7 +173,9 @@ def make_verifier(
     hint = "every weight is 0, so every reward is: give one that is not"
     require(any(weights.values()), "reward_weights", hint)
     parts: dict[str, Verifier] = {}
-    for name in weights:
+    # The order is that of NAMES, whatever the order in a config is. Checkpoints hold components in
+    # this order.
+    for name in sorted(weights, key=NAMES.index):
         if name == "format":
             parts[name] = _format(format_pattern)
         elif name == "length":

@@ -93,7 +93,7 @@ def describe(task: Any) -> dict[str, Any]:
         verifier = task.verify
         parts.append(_source(verifier if inspect.isroutine(verifier) else type(verifier)))
         if isinstance(verifier, WeightedSum):
-            parts.append(_data([verifier.weights, verifier.verifiers]))
+            parts.append(_data([verifier.component_names, verifier.weights, verifier.verifiers]))
             for component in verifier.verifiers.values():
                 is_routine = inspect.isroutine(component)
                 parts.append(_source(component if is_routine else type(component)))

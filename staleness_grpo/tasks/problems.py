@@ -156,7 +156,7 @@ def _parquet_rows(path: pathlib.Path, columns: Columns) -> Iterator[tuple[str, d
 def _problem(fields: Mapping[str, Any], place: str, columns: Columns) -> TextProblem:
     """Returns the problem of a line or row. Raises FieldError if it has none."""
     prompt_column, answer_column = columns.chosen(list(fields), place)
-    value = _look_up(fields, prompt_column)
+    value = _look_up(fields, prompt_column, place, "prompt_column")
     prompt: str | Messages
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         prompt = tuple(_message(message, place, prompt_column) for message in value)
@@ -169,7 +169,8 @@ def _problem(fields: Mapping[str, Any], place: str, columns: Columns) -> TextPro
         _text(prompt[-1]["content"], place, prompt_column)
     else:
         prompt = _text(value, place, prompt_column)
-    answer = _text(_number_as_text(_look_up(fields, answer_column)), place, answer_column)
+    value = _look_up(fields, answer_column, place, "answer_column")
+    answer = _text(_number_as_text(value), place, answer_column)
     if prompt_column == "question" and columns.answer is None:
         _, marker, answer = answer.rpartition("####")
         if not marker or not answer.strip():  # an empty answer would reward an empty response
@@ -181,13 +182,20 @@ def _problem(fields: Mapping[str, Any], place: str, columns: Columns) -> TextPro
     return TextProblem(prompt, answer.strip(), place)
 
 
-def _look_up(fields: Mapping[str, Any], column: str) -> Any:
-    """Returns the value of a column, or of a field inside a column; None if it is absent."""
+def _look_up(fields: Mapping[str, Any], column: str, place: str, choice: str) -> Any:
+    """Returns the value of a column, or of a field inside a column.
+
+    Raises:
+      FieldError: the column `choice` has no such field inside.
+    """
     if column in fields:
         return fields[column]
     value: Any = fields
     for name in column.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
+        inside = list(value) if isinstance(value, Mapping) else []
+        hint = f"{place} has no {name} there: choose one of ({', '.join(inside) or 'none'})"
+        require(name in inside, choice, hint, column)
+        value = value[name]
     return value
 
 

@@ -156,8 +156,10 @@ def _check_template_arguments(
             used = tokenizer.template_variables()
         except ModelFolderError as error:
             raise _template_error(error) from error
-        hint = f"the checkpoint's chat template does not use it, but {', '.join(used) or 'none'}"
-        require(name in used, field, f"{hint}: leave it out", value)
+        hint = (
+            f"the checkpoint's chat template does not use it: it uses {', '.join(used) or 'none'}"
+        )
+        require(name in used, field, hint, value)
 
 
 def _check_limit(max_prompt_length: int | None, too_long: str) -> None:

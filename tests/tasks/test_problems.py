@@ -43,7 +43,8 @@ def test_a_column_may_be_a_field_inside_another(tmp_path):
         (Columns("a", "task"), "^answer_column=task: line 1 has no such column: choose .*a, b"),
         (Columns("a"), "^path: line 1 has no text as its answer .its columns: a, b.*answer_column"),
         (Columns(), "^path: line 1 has no text as its question .its columns: a, b.*prompt_column"),
-        (Columns("a", "b.c"), "^path: line 1 has no text as its b.c: give each problem a text"),
+        (Columns("a", "b.c"), "^answer_column=b.c: line 1 has no c there: choose one of .d"),
+        (Columns("a.c", "a"), "^prompt_column=a.c: line 1 has no c there: choose one of .none"),
         (Columns("b.d", "a"), "^path: line 1 has no text as its b.d: give each problem a text"),
     ],
 )
@@ -113,6 +114,9 @@ def test_a_parquet_file_has_the_problems_of_the_same_json_lines(tmp_path):
     read = read_problems(path, chosen)
     assert read == read_problems(problems_file(tmp_path, *rows), chosen)
     assert [problem.place for problem in read] == ["row 1", "row 2"]
+    dotted = [{"prompt": "a", "x.y": "with a dot", "x": {"y": "inside"}}]
+    (problem,) = read_problems(parquet(tmp_path, dotted, "dotted.parquet"), Columns(answer="x.y"))
+    assert problem.reference == "with a dot"
     # The content decides, whatever the name is.
     assert read_problems(path.rename(tmp_path / "data"), chosen) == read
 

@@ -143,7 +143,7 @@ def test_arguments_reach_the_chat_template(letters, tmp_path):
             dict(enable_thinkin=False),
             {},
             "^template_arguments.enable_thinkin=False: the checkpoint's chat template does not use "
-            "it, but date, enable_thinking: leave it out",
+            "it: it uses date, enable_thinking",
         ),
         (dict(messages=[]), {}, "^template_arguments.messages="),
         (dict(bos_token="x"), {}, "^template_arguments.bos_token="),
