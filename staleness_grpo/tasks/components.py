@@ -84,14 +84,15 @@ class WeightedSum:
       weights: name -> weight. A component with weight 0 is only recorded.
 
     Raises:
-      FieldError: a weight is missing, belongs to no component, or is not finite, or a name cannot
-        be that of a field.
+      FieldError: there is no component, a weight is missing, belongs to no component or is not
+        finite, or a name cannot be that of a field.
     """
 
     verifiers: Mapping[str, Verifier]
     weights: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        require(len(self.verifiers) > 0, "verifiers", "give at least one component")
         for name in self.verifiers:
             usable = name.isidentifier() and name not in TAKEN_NAMES
             hint = "name a component by letters, digits and _, and not as another metric"

@@ -136,8 +136,8 @@ def _parquet_rows(path: pathlib.Path, columns: Columns) -> Iterator[tuple[str, d
       FieldError: the file cannot be read, a column is absent, or pyarrow is not installed.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        hint = "a Parquet file needs pyarrow: pip install pyarrow, or give a JSON-lines file"
-        raise FieldError("path", hint)
+        fix = "pip install pyarrow (of the extra tasks), or give a JSON-lines file"
+        raise FieldError("path", f"a Parquet file needs pyarrow: {fix}")
     import pyarrow
     import pyarrow.parquet
 

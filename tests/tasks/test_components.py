@@ -166,6 +166,7 @@ def test_fields_of_the_reward_that_cannot_be_used_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("names", "weights"),
     [
+        ((), {}),
         (("right",), {}),
         (("right",), {"right": 1.0, "wrong": 1.0}),
         (("right",), {"right": math.inf}),
