@@ -45,7 +45,7 @@ setuptools.setup(
     ],
     extras_require={
         "hf": ["jinja2", "safetensors", "tokenizers"],
-        "tasks": ["math-verify", "reasoning-gym"],
+        "tasks": ["math-verify", "pyarrow", "reasoning-gym"],
         # The folder experiments/ runs from the repository and is in no wheel.
         "experiments": ["absl-py", "matplotlib"],
         "test": [

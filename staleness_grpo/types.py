@@ -73,6 +73,9 @@ class Rollout:
     # int8. 0: judged; 1: failed; 2: timed out. A failed or timed-out response has reward 0. None
     # until the rewards are judged.
     reward_outcome_NxG: Array | None = None
+    # float32, [N, G, O] with one entry for each component of the reward. None if the reward is no
+    # weighted sum, and on the devices, which do not need it.
+    reward_components_NxGxO: Array | None = None
 
 
 @jax.tree_util.register_dataclass

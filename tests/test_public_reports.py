@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from staleness_grpo.config.build import build_run
+from staleness_grpo.config.defaults import default_config
 from staleness_grpo.objective.advantages import group_advantages
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import (
@@ -71,9 +71,12 @@ def test_a_file_from_windows_has_the_same_problems(tmp_path):
     assert [problem.prompt for problem in expected] == ["ä", "b"]
 
 
-@pytest.mark.parametrize("prompt", [["hi"], [{"role": "user", "content": "hi"}], {"text": "hi"}, 7])
-def test_a_prompt_that_is_a_list_of_messages_is_refused_by_its_line(prompt, tmp_path):
-    """unslothai/unsloth#337: lists of messages gave a parser's error that named no fix."""
+@pytest.mark.parametrize("prompt", [["hi"], [], {"text": "hi"}, 7])
+def test_a_prompt_that_is_neither_text_nor_messages_is_refused_by_its_line(prompt, tmp_path):
+    """unslothai/unsloth#337: lists of messages gave a parser's error that named no fix.
+
+    Lists of messages are read here. Other values are refused.
+    """
     good = {"prompt": "hi", "answer": "2"}
     path = problems_file(tmp_path, good, good | {"prompt": prompt})
     with pytest.raises(text.FieldError, match="line 2 has no text as its prompt: write"):
@@ -256,9 +259,8 @@ def test_approx_kl_is_the_divergence_of_the_learner_from_the_sampler():
 
 def test_the_first_step_of_a_warm_up_learns():
     """verl-project/verl#3674: its learning rate was 0."""
-    config = ConfigDict(
-        dict(name="sgd", learning_rate=0.4, warmup_steps=4, max_grad_norm=0.0, weight_decay=0.0)
-    )
+    config = default_config().optimizer
+    config.update(dict(name="sgd", learning_rate=0.4, warmup_steps=4))
     optimizer, params = make_optimizer(config, 6), jnp.zeros(1)
     state, taken = optimizer.init(params), []
     for _ in range(6):

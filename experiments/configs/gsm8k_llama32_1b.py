@@ -15,7 +15,7 @@ With a model of 135 million parameters in place of the checkpoint, three updates
 CPU (docs/log/2026-11-25-gsm8k-with-135m-on-a-cpu.md).
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from experiments.common import llama_shapes
 
@@ -43,6 +43,20 @@ def get_config() -> ConfigDict:
             chat=True,
             system="",
             max_response_length=1024,
+            # Unset fields. docs/models.md says what each of them does.
+            max_prompt_length=config_dict.placeholder(int),
+            too_long=config_dict.placeholder(str),
+            template_arguments=dict(enable_thinking=config_dict.placeholder(bool)),
+            prompt_column=config_dict.placeholder(str),
+            answer_column=config_dict.placeholder(str),
+            answer_after=config_dict.placeholder(str),
+            reward_weights={
+                name: config_dict.placeholder(float)
+                for name in ("exact", "number", "math_verify", "format", "length")
+            },
+            format_pattern=config_dict.placeholder(str),
+            length_range=config_dict.placeholder(tuple),
+            length_unit=config_dict.placeholder(str),
         )
     )
     config.paired = ConfigDict(

@@ -67,9 +67,9 @@ def lowest_reward(task: Task) -> float:
 class TextTask(Task, Protocol):
     """A task whose responses are converted to text and judged by a verifier in worker processes."""
 
-    verify: Callable[
-        [str, Any], float
-    ]  # (response, reference) -> reward; picklable, so that workers get it
+    # (response, reference) -> reward; picklable, so that workers get it. The components of a
+    # `components.WeightedSum` are recorded.
+    verify: Callable[[str, Any], float]
 
     def samples(
         self, index_N: np.ndarray, tokens_NxGxR: np.ndarray, mask_NxGxR: np.ndarray

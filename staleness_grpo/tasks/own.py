@@ -13,6 +13,7 @@ import numpy as np
 
 from staleness_grpo.errors import FieldError, require
 from staleness_grpo.tasks.base import TextTask
+from staleness_grpo.tasks.components import WeightedSum
 
 MEMBERS = (
     "vocab_size",
@@ -91,6 +92,11 @@ def describe(task: Any) -> dict[str, Any]:
     if isinstance(task, TextTask):
         verifier = task.verify
         parts.append(_source(verifier if inspect.isroutine(verifier) else type(verifier)))
+        if isinstance(verifier, WeightedSum):
+            parts.append(_data([verifier.component_names, verifier.weights, verifier.verifiers]))
+            for component in verifier.verifiers.values():
+                is_routine = inspect.isroutine(component)
+                parts.append(_source(component if is_routine else type(component)))
     parts.append(_data(getattr(task, "fingerprint", None) or _fields(task)))
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return {"name": f"{kind.__module__}:{kind.__qualname__}", "digest": digest}

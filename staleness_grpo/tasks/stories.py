@@ -7,7 +7,8 @@ from typing import Any
 from staleness_grpo.errors import require_choice
 from staleness_grpo.policy.huggingface.tokenizer import Tokenizer
 from staleness_grpo.tasks import verifiers
-from staleness_grpo.tasks.text import PromptedTask, TextProblem
+from staleness_grpo.tasks.problems import TextProblem
+from staleness_grpo.tasks.prompted import PromptedTask
 
 # The openings resemble the stories on which the tinyllamas models were trained.
 NAMES = ("Lily", "Tim", "Sara", "Ben", "Mia", "Tom", "Amy", "Max")

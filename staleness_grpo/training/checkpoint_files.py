@@ -1,5 +1,6 @@
 """Reads and writes the arrays and unread groups of a checkpoint, and digests its files."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -81,6 +82,12 @@ _ROLLOUT = Rollout(
     behavior_version_N=0,  # type: ignore[arg-type]  # only names are used
     reward_outcome_NxG=0,  # type: ignore[arg-type]  # only names are used
 )
+COMPONENTS = ".reward_components_NxGxO"  # the name of that leaf
+# The structure in a run whose reward is a weighted sum.
+_WITH_COMPONENTS = dataclasses.replace(
+    _ROLLOUT,
+    reward_components_NxGxO=0,  # type: ignore[arg-type]  # only names are used
+)
 
 
 def write_groups(path: pathlib.Path, groups: Groups) -> None:
@@ -101,10 +108,11 @@ def read_groups(path: pathlib.Path) -> Groups:
         indices_W = saved["steps_W"], saved["slots_W"], saved["versions_W"]
         if not indices_W[0].size:
             return Groups(*indices_W, rollout=None)
-        leaves = [saved[name] for name in by_path(_ROLLOUT)]
+        structure = _WITH_COMPONENTS if COMPONENTS in saved else _ROLLOUT
+        leaves = [saved[name] for name in by_path(structure)]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"its file {path.name} cannot be read: {error}") from error
-    rollout = jax.tree.unflatten(jax.tree.structure(_ROLLOUT), leaves)
+    rollout = jax.tree.unflatten(jax.tree.structure(structure), leaves)
     return Groups(*indices_W, rollout=rollout)
 
 

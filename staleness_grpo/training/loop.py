@@ -136,6 +136,13 @@ def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
     ]
     counts = mesh_lib.sum_over_processes(np.array(outcomes)).astype(int)
     record |= zip(("reward_errors", "reward_timeouts"), counts, strict=True)
+    if names := run.generator.component_names:
+        components = np.asarray(rollout.reward_components_NxGxO, np.float64)
+        means = mesh_lib.sum_over_processes(components.sum(axis=(0, 1)))
+        means = means / (len(lag_N) * run.config.group_size)
+        record |= {f"reward_{name}": float(mean) for name, mean in zip(names, means, strict=True)}
+        # The update does not need them, so its program is the same with and without components.
+        rollout = dataclasses.replace(rollout, reward_components_NxGxO=None)
     return record, rollout, lag_N
 
 

@@ -13,12 +13,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pebble
 
 from staleness_grpo.errors import FieldError, require_at_least, require_positive
+from staleness_grpo.tasks.components import WeightedSum
 
 # (response, reference) -> reward. Worker processes must be able to import a verifier by name.
 Verifier = Callable[[str, Any], float]
@@ -36,6 +37,16 @@ def check_rewards(fields: Mapping[str, Any]) -> None:
     require_positive(fields, ("time_limit",))
 
 
+class Judged(NamedTuple):
+    """Holds the rewards of B samples."""
+
+    rewards_B: np.ndarray  # float32
+    outcome_B: np.ndarray  # int8, of OUTCOMES
+    # float32, [B, O] with one entry for each component; None if the verifier is no WeightedSum. A
+    # sample that was not judged has zeros.
+    components_BxO: np.ndarray | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Judging:
     """Holds B samples that worker processes judge, some of which may not be judged yet.
@@ -45,36 +56,48 @@ class Judging:
       time_limit: the time limit of one sample, in seconds.
       report: is called with a description of each failure. The description continues the words "a
         reward function".
+      num_components: the number of the reward's components; 0 if the verifier is no WeightedSum.
     """
 
     futures: Sequence[concurrent.futures.Future]
     time_limit: float
     report: Callable[[str], None]
+    num_components: int = 0
 
     def done(self) -> bool:
         """Returns whether all samples are judged, so that `result` returns at once."""
         return all(future.done() for future in self.futures)
 
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Waits for the samples, and returns (rewards_B float32, outcome_B int8, of OUTCOMES)."""
+    def result(self) -> Judged:
+        """Waits for the samples, and returns their rewards."""
         judged = [self._judged(future) for future in self.futures]
-        rewards_B = np.array([reward for reward, _ in judged], np.float32)
-        outcome_B = np.array([outcome for _, outcome in judged], np.int8)
-        return rewards_B, outcome_B
+        components_BxO = None
+        if self.num_components:
+            components_BxO = np.zeros((len(judged), self.num_components), np.float32)
+            for row, (_, _, components) in zip(components_BxO, judged, strict=True):
+                row[: len(components)] = components
+        return Judged(
+            np.array([reward for reward, _, _ in judged], np.float32),
+            np.array([outcome for _, outcome, _ in judged], np.int8),
+            components_BxO,
+        )
 
-    def _judged(self, future: concurrent.futures.Future) -> tuple[float, int]:
-        """Waits for a sample, reports its failure, and returns (reward, outcome)."""
+    def _judged(self, future: concurrent.futures.Future) -> tuple[float, int, Sequence[float]]:
+        """Waits for a sample, reports its failure, and returns (reward, outcome, components).
+
+        The components are empty if the sample failed.
+        """
         try:
-            reward, failure = future.result()
+            reward, components, failure = future.result()
         except concurrent.futures.TimeoutError:
             self.report(f"took longer than {self.time_limit:g} s")
-            return 0.0, TIMED_OUT
+            return 0.0, TIMED_OUT, ()
         except Exception as error:  # ProcessExpired, or CancelledError after `close`
-            reward, failure = 0.0, f"failed: {type(error).__name__}: {error}"
+            reward, components, failure = 0.0, (), f"failed: {type(error).__name__}: {error}"
         if failure is None:
-            return reward, JUDGED
+            return reward, JUDGED, components
         self.report(failure)
-        return 0.0, FAILED
+        return 0.0, FAILED, ()
 
 
 _verify: Verifier  # set once in each worker process
@@ -101,19 +124,25 @@ def _start_worker(verify: Verifier, has_started: Any) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _judge(response: str, reference: Any) -> tuple[float, str | None]:
-    """Returns (reward, None), or (0, a description of the failure).
+def _judge(response: str, reference: Any) -> tuple[float, Sequence[float], str | None]:
+    """Returns (reward, components, None), or (0, (), a description of the failure).
 
-    The error or the reward of a verifier may be impossible to pickle. So only a float and a string
-    are returned.
+    Only the verifiers of a WeightedSum have components. The error or the reward of a verifier may
+    be impossible to pickle. So only floats and a string are returned.
     """
+    components: Sequence[float] = ()
     try:
-        reward = float(_verify(response, reference))
+        if isinstance(_verify, WeightedSum):
+            components = _verify.components(response, reference)
+            reward = _verify.total(components)
+        else:
+            reward = float(_verify(response, reference))
     except BaseException as error:  # includes SystemExit, which would end the worker
-        return 0.0, "failed: " + "".join(traceback.format_exception_only(error))
-    if abs(reward) <= LARGEST_REWARD:  # False for NaN
-        return reward, None
-    return 0.0, f"gave {reward}"
+        return 0.0, (), "failed: " + "".join(traceback.format_exception_only(error))
+    for value in (reward, *components):
+        if not abs(value) <= LARGEST_REWARD:  # also for NaN
+            return 0.0, (), f"gave {value}"
+    return reward, components, None
 
 
 class FailureReports:
@@ -182,6 +211,8 @@ class RewardPool:
             hint = "define it at the top of a module, where worker processes can import it"
             raise FieldError("verify", f"{verify} cannot be pickled ({error}): {hint}") from error
         self._time_limit, self._num_workers = time_limit, num_workers
+        # The names of the reward's components, if the verifier is a WeightedSum.
+        self.component_names = verify.component_names if isinstance(verify, WeightedSum) else ()
         # Forked processes can deadlock, because JAX has threads.
         context = multiprocessing.get_context("spawn")
         self._has_started = context.Semaphore(0)
@@ -201,7 +232,7 @@ class RewardPool:
             self._pool.schedule(_judge, args=sample, timeout=self._time_limit)
             for sample in zip(responses_B, references_B, strict=True)
         ]
-        return Judging(futures, self._time_limit, self._report)
+        return Judging(futures, self._time_limit, self._report, len(self.component_names))
 
     def close(self) -> None:
         """Ends the worker processes. Samples that are not judged yet are dropped.

@@ -48,12 +48,15 @@ class PendingRollout:
         """Waits for the rewards, and returns the groups with their rewards."""
         if self.judging is None:
             return self.rollout
-        rewards_B, outcome_B = self.judging.result()
+        rewards_B, outcome_B, components_BxO = self.judging.result()
         shape = self.rollout.responses.tokens_NxGxR.shape[:2]
         return dataclasses.replace(
             self.rollout,
             rewards_NxG=rewards_B.reshape(shape),
             reward_outcome_NxG=outcome_B.reshape(shape),
+            reward_components_NxGxO=(
+                None if components_BxO is None else components_BxO.reshape(*shape, -1)
+            ),
         )
 
 
@@ -96,6 +99,11 @@ class Generator:
     def task(self) -> Task:
         """Returns the task whose prompts are answered."""
         return self.programs.task
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Returns the names of the reward's components; empty if it is no weighted sum."""
+        return () if self.reward_pool is None else self.reward_pool.component_names
 
     def generate(
         self, params: PyTree, version: int, steps_W: np.ndarray, slots_W: np.ndarray
@@ -152,9 +160,9 @@ class Generator:
         steps_N = np.full_like(slots_N, step)
         prompts = self.prompts(TRAINING, steps_N, slots_N)
         responses = self.sample(params, prompts, TRAINING, steps_N, slots_N, self.group_size)
-        return mesh_lib.put_own_rows(
-            self.score(prompts, responses, step), self.mesh, self.num_prompts
-        )
+        rollout = self.score(prompts, responses, step)
+        rollout = dataclasses.replace(rollout, reward_components_NxGxO=None)
+        return mesh_lib.put_own_rows(rollout, self.mesh, self.num_prompts)
 
     def prompts(self, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray) -> Prompts:
         """Returns the prompts of these (step, slot) pairs; see `draw_prompts`."""

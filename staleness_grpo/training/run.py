@@ -6,6 +6,7 @@ these two.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -217,6 +218,7 @@ def assemble_run(
     state = learner.init_state(programs.policy, programs.make_optimizer(None), mesh, key, params)
     reference_params = _reference_params(programs, config, mesh, state)
     judge_pool = reward_pool(task, config)
+    _report_dropped(task)
     schedule = lag_schedule(config)
     return Run(
         config=config,
@@ -279,6 +281,17 @@ def reward_pool(task: Task, config: ConfigDict) -> RewardPool | None:
         return RewardPool(task.verify, **config.rewards)
     except FieldError as error:
         raise error.below("task") from error
+
+
+def _report_dropped(task: Task) -> None:
+    """Prints how many problems a task has left out because of their length, if any."""
+    num_dropped = getattr(task, "num_dropped", 0)
+    if not num_dropped or jax.process_index() > 0:
+        return
+    limit = getattr(task, "max_prompt_length", None)
+    total = num_dropped + task.num_prompts
+    reason = f"their prompts have more than task.max_prompt_length={limit} tokens"
+    print(f"{num_dropped} of {total} problems are left out: {reason}", file=sys.stderr)
 
 
 def starting_params(

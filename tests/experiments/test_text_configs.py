@@ -4,17 +4,20 @@ import json
 
 import jax
 import pytest
+from absl import flags
 
 from experiments.common import cli
-from experiments.common.flag_parsing import load_config
+from experiments.common.flag_parsing import load_config, parse
 from experiments.paired_bias.measure import trainings
 from staleness_grpo.config import validation
+from staleness_grpo.config.defaults import field_value
 from staleness_grpo.policy.architecture import TransformerConfig
 from staleness_grpo.policy.transformer import Policy
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.policy import huggingface  # noqa: E402
-from staleness_grpo.tasks import make_task, task_fields  # noqa: E402
+from staleness_grpo.runtime.records import flattened  # noqa: E402
+from staleness_grpo.tasks import components, make_task, task_fields  # noqa: E402
 from staleness_grpo.tasks.text import PromptedTask  # noqa: E402
 from tests.helpers import byte_tokenizer  # noqa: E402
 
@@ -62,6 +65,31 @@ def test_shipped_configs_are_valid(name, folder, tmp_path):
     cells = trainings(config).values() if "paired" in config else [config]
     for cell in cells:
         validation.validate(cell, num_devices=16)
+
+
+def test_every_unset_field_of_a_file_of_problems_can_be_given_as_a_flag():
+    values = {
+        "max_prompt_length": ("512", 512),
+        "too_long": ("drop", "drop"),
+        "template_arguments.enable_thinking": ("False", False),
+        "prompt_column": ("problem", "problem"),
+        "answer_column": ("reward_model.ground_truth", "reward_model.ground_truth"),
+        "answer_after": ("</think>", "</think>"),
+        "format_pattern": ("<think>.*</think>.*", "<think>.*</think>.*"),
+        "length_range": ("(200, 800)", (200, 800)),
+        "length_unit": ("words", "words"),
+    } | {f"reward_weights.{name}": ("-1", -1.0) for name in components.NAMES}
+    path = CONFIGS / "gsm8k_llama32_1b.py"
+    given = [f"--config.task.{name}={value}" for name, (value, _) in values.items()]
+    flag_values = flags.FlagValues()
+    parse(["train", f"--config={path}", *given], flag_values, path)
+    task = flag_values["config"].value.task
+    for name, (_, value) in values.items():
+        assert field_value(task, name) == value
+    default = load_config(path).task
+    # The others are unset, so they leave results of an older version as they are.
+    given_by_default = "name path verifier prompt chat system max_response_length"
+    assert set(flattened(default.to_dict())) == set(given_by_default.split())
 
 
 def test_gsm8k_itself(folder, data):

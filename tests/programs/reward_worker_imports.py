@@ -5,6 +5,7 @@ python -m tests.programs.reward_worker_imports
 
 import sys
 
+import staleness_grpo.tasks.components  # noqa: F401
 import staleness_grpo.tasks.verifiers  # noqa: F401  imported for what comes with it
 import staleness_grpo.training.rewards  # noqa: F401
 

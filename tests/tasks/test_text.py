@@ -124,7 +124,7 @@ def test_chats_are_written_in_the_checkpoints_template(letters, tmp_path):
         (["{"], "line 1 is not JSON"),
         ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], "line 2 has no text as its answer"),
         ([{"answer": "b"}], "line 1 has no text as its question"),
-        ([{"prompt": "a", "answer": 3}], "line 1 has no text as its answer"),
+        ([{"prompt": "a", "answer": True}], "line 1 has no text as its answer"),
         ([[1]], "line 1 is not a JSON object"),
         (
             [{"question": "a", "answer": "b"}],

@@ -70,8 +70,8 @@ def test_a_broken_sample_is_scored_zero_and_reported_and_the_rest_is_judged(capf
             "too large for float32",
         ]
         judging = pool.submit(responses, ["a"] * 8 + ["terminate"] + ["a"] * 7)
-        rewards, outcomes = judging.result()
-        assert judging.done()
+        rewards, outcomes, components = judging.result()
+        assert judging.done() and components is None
         np.testing.assert_array_equal(
             rewards, np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0], np.float32)
         )
@@ -79,7 +79,7 @@ def test_a_broken_sample_is_scored_zero_and_reported_and_the_rest_is_judged(capf
         kinds += [FAILED, FAILED, FAILED, JUDGED, JUDGED, FAILED]
         np.testing.assert_array_equal(outcomes, kinds)
         assert rewards.dtype == np.float32 and outcomes.dtype == np.int8
-        again, _ = pool.submit(["a", "b"], ["a", "a"]).result()  # the pool is whole again
+        again, _, _ = pool.submit(["a", "b"], ["a", "a"]).result()  # the pool is whole again
         np.testing.assert_array_equal(again, [1, 0])
     finally:
         pool.close()
@@ -115,7 +115,7 @@ class SlowToStart:
 def test_the_warm_up_of_a_process_does_not_count_as_a_samples_time():
     pool = RewardPool(SlowToStart(), num_workers=1, time_limit=0.5)
     try:
-        rewards, outcomes = pool.submit(["a", "b"], ["a", "b"]).result()
+        rewards, outcomes, _ = pool.submit(["a", "b"], ["a", "b"]).result()
         np.testing.assert_array_equal(rewards, [1, 1])
         np.testing.assert_array_equal(outcomes, [JUDGED, JUDGED])
     finally:

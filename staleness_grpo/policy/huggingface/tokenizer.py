@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from staleness_grpo.policy.huggingface import added_tokens
@@ -54,55 +54,85 @@ class Tokenizer:
             [int(token) for token in tokens], skip_special_tokens=skip_special_tokens
         )
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[dict[str, str]], arguments: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Returns the tokens of a conversation, up to the point where the assistant answers.
 
         Args:
           messages: the messages, each with "role" and "content".
+          arguments: more variables of the chat template, by name.
 
         Raises:
           ModelFolderError: the folder has no chat template, or its chat template fails.
         """
         # No special tokens are added, because the template contains them.
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, arguments), add_special_tokens=False)
 
-    def render_chat(self, messages: Sequence[dict[str, str]]) -> str:
+    def render_chat(
+        self, messages: Sequence[dict[str, str]], arguments: Mapping[str, Any] | None = None
+    ) -> str:
         """Returns the text that `encode_chat` encodes, and raises the same errors."""
-        if self.chat_template is None:
-            raise ModelFolderError("the checkpoint has no chat template")
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        class Generation(Extension):
-            """Renders the contents of {% generation %} blocks, which mark the assistant's part."""
-
-            tags = {"generation"}
-
-            def parse(self, parser):
-                next(parser.stream)
-                return parser.parse_statements(["name:endgeneration"], drop_needle=True)
-
-        # Chat templates expect these settings, and these names in addition to Jinja's own.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_from_template
-        environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
-        names = dict(
-            messages=list(messages), tools=None, documents=None, add_generation_prompt=True
-        )
+        template = self._template()
+        names = dict(tools=None, documents=None) | dict(arguments or {})
+        names |= dict(messages=list(messages), add_generation_prompt=True)
         try:
-            return environment.from_string(self.chat_template).render(
-                **names, **self.special_tokens
-            )
+            environment = chat_environment()
+            return environment.from_string(template).render(**names, **self.special_tokens)
         except ModelFolderError:
             raise
         except Exception as error:  # a template is a program, and can raise any error
-            reason = f"{type(error).__name__}: {error}"
-            raise ModelFolderError(
-                f"the chat template in {self.template_file} fails ({reason})"
-            ) from error
+            raise self._template_failure(error) from error
+
+    def template_variables(self) -> list[str]:
+        """Returns the variables of the chat template that `arguments` may set, in order.
+
+        Raises:
+          ModelFolderError: the folder has no chat template, or it cannot be parsed.
+        """
+        import jinja2
+        import jinja2.meta
+
+        environment, template = chat_environment(), self._template()
+        try:
+            used = jinja2.meta.find_undeclared_variables(environment.parse(template))
+        except jinja2.TemplateError as error:
+            raise self._template_failure(error) from error
+        return sorted(used - {"messages", "add_generation_prompt", *self.special_tokens})
+
+    def _template(self) -> str:
+        """Returns the chat template. Raises ModelFolderError if there is none."""
+        if self.chat_template is None:
+            raise ModelFolderError("the checkpoint has no chat template")
+        return self.chat_template
+
+    def _template_failure(self, error: Exception) -> ModelFolderError:
+        """Returns the error of a chat template that fails."""
+        reason = f"{type(error).__name__}: {error}"
+        return ModelFolderError(f"the chat template in {self.template_file} fails ({reason})")
+
+
+def chat_environment() -> Any:
+    """Returns Jinja's environment with the settings and names that chat templates expect."""
+    from jinja2.ext import Extension
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """Renders the contents of {% generation %} blocks, which mark the assistant's part."""
+
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_from_template
+    environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
+    return environment
 
 
 def load(folder: str | pathlib.Path) -> Tokenizer:
