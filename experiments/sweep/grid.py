@@ -138,6 +138,7 @@ def _validate_map(config: ConfigDict) -> None:
     has_no_checkpoint = config.policy.checkpoint is None
     hint = "a sweep makes its own initial policies: leave this field unset"
     check(has_no_checkpoint, "policy.checkpoint", hint)
+    check(config.heldout.every == 0, "heldout.every", "a sweep has no held-out problems: give 0")
     has_whole_batches = config.microbatch_prompts == 0
     hint = "a sweep does not split its batches into microbatches: give 0"
     check(has_whole_batches, "microbatch_prompts", hint)

@@ -19,8 +19,10 @@ def summarize(records: list[dict]) -> dict:
     """
     _, rewards = evaluations(records)
     seconds = sorted(record["time_step"] for record in records)
+    heldout = [record["heldout_reward"] for record in records if "heldout_reward" in record]
     return {
         "learner_steps": len(records),
+        **({"first_heldout_reward": heldout[0], "final_heldout_reward": None} if heldout else {}),
         "collapsed": records[-1]["collapsed"],
         "first_eval_reward": float(rewards[0]) if len(rewards) else None,
         "peak_eval_reward": float(rewards.max()) if len(rewards) else None,

@@ -72,6 +72,13 @@ def curves(runs: dict[str, list[dict]]) -> plt.Figure:
         for (label, records), color in zip(runs.items(), style.COLORS, strict=False):
             steps = column(records, "step")
             reward.plot(*evaluations(records), color=color, label=label)
+            held_out = [
+                (record["step"], record["heldout_reward"])
+                for record in records
+                if "heldout_reward" in record
+            ]
+            if held_out:
+                reward.plot(*zip(*held_out, strict=True), "--", color=color, label="held out")
             for axis, lines in zip(axes.flat[1:], PANELS.values(), strict=True):
                 for name, line_style in lines:
                     if name in records[0]:

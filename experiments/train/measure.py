@@ -23,6 +23,7 @@ from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints
+from staleness_grpo.training.heldout import num_overlapping
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.run import Run, assemble_run
 
@@ -40,6 +41,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     problems_fingerprint = fingerprint(task, config.task.name)
     check_same_problems(workdir, config, problems_fingerprint)
     _warn_of_end_token(task)
+    if overlapping := num_overlapping(config, task):
+        reason = f"{overlapping} problems of heldout.path are training problems too"
+        print(f"{reason}: what they show is not held out", file=sys.stderr)
     # Of several processes, only one writes the records.
     writes_records = jax.process_index() == 0
     with Preemption() as preemption, contextlib.ExitStack() as stack:
@@ -70,6 +74,10 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
         if not summary["collapsed"]:
             final = run.generator.evaluate(run.state.params, config.steps)
             summary["final_eval_reward"] = final["eval_reward"]
+            if run.heldout is not None:
+                final = run.heldout.evaluate(run.state.params, config.steps)
+                summary["final_heldout_reward"] = final["heldout_reward"]
+                summary["final_heldout_pass_at"] = final["heldout_pass_at"]
         # The policy is saved before summary.json. If saving fails, the workdir is not finished, and
         # the same command tries again.
         if config.save_policy and not summary["collapsed"]:

@@ -30,6 +30,17 @@ def default_config() -> ConfigDict:
             save_policy=False,  # write the final policy to the model folder WORKDIR/policy
             # Learner steps between evaluations of the current policy on N * G prompts; 0: never.
             eval_every=10,
+            # Problems that training never draws. They are the same at each evaluation.
+            heldout=dict(
+                every=0,  # learner steps between evaluations on held-out problems; 0: never
+                # File of held-out problems, for a task that reads a file.
+                path=config_dict.placeholder(str),
+                fraction=0.0,  # share of the task's own prompts that are held out
+                num_problems=0,  # number of held-out problems that are answered; 0: all
+                num_samples=1,  # responses to each problem, for pass@k
+                greedy=False,  # answer with the most probable tokens instead of sampled ones
+                success=1.0,  # least reward of a right response, for pass@k
+            ),
             task=dict(
                 name="arithmetic",  # arithmetic, enumerable, jsonl, reasoning_gym or stories
                 num_terms=2,  # terms of a sum, 2 to 4

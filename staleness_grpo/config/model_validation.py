@@ -84,6 +84,7 @@ def check_task(config: ConfigDict, task: Any = None) -> None:
     if task is None:
         task = _make_task(config)
     check_interface(task)
+    _check_heldout_problems(config, task)
     if config.policy.checkpoint is not None:
         _check_task_with_checkpoint(config, task)
         return
@@ -94,6 +95,28 @@ def check_task(config: ConfigDict, task: Any = None) -> None:
     hint = f"the task {name} has no corpus (`corpus_batch`) for a warm start: give 0"
     has_corpus = hasattr(task, "corpus_batch")
     require(config.warm_start.steps == 0 or has_corpus, "warm_start.steps", hint)
+
+
+def _check_heldout_problems(config: ConfigDict, task: Any) -> None:
+    """Checks that the held-out problems can be had, and that the policy can answer them."""
+    from staleness_grpo.training.heldout import heldout_task, split
+
+    fields = config.heldout
+    if not fields.every:
+        return
+    try:
+        if fields.path is None:
+            split(task, fields.fraction)
+            return
+        other = heldout_task(config, task)
+    except FieldError as error:
+        raise error.below("heldout") from error
+    if config.policy.checkpoint is not None:
+        try:
+            _check_task_with_checkpoint(config, other)
+        except FieldError as error:
+            hint = f"its problems cannot be answered: {error.field}: {error.hint}"
+            raise FieldError("heldout.path", hint, fields.path) from error
 
 
 def _make_task(config: ConfigDict) -> Any:

@@ -121,6 +121,7 @@ def _check_sections(config: ConfigDict) -> None:
     from staleness_grpo.policy.configured import check_fields
     from staleness_grpo.policy.sampler import check_sampler
     from staleness_grpo.staleness.schedule import check_lag
+    from staleness_grpo.training.heldout import check_heldout
     from staleness_grpo.training.learner import check_optimizer
     from staleness_grpo.training.rewards import check_rewards
     from staleness_grpo.training.warm_start import check_warm_start
@@ -129,6 +130,7 @@ def _check_sections(config: ConfigDict) -> None:
         "lag": check_lag,
         "surrogate": lambda fields: SurrogateConfig(**fields),
         "reference": check_reference,
+        "heldout": check_heldout,
         "optimizer": check_optimizer,
         "policy": check_fields,
         "warm_start": check_warm_start,

@@ -154,6 +154,8 @@ def _evaluate(run: Run, step: int, batch: Rollout) -> dict:
         measured |= run.generator.evaluate(params, step)
         if run.programs.cosine_ceiling is not None:
             measured["gradient_cosine_ceiling"] = run.programs.cosine_ceiling(params, batch)
+    if run.heldout is not None and step % config.heldout.every == 0:
+        measured |= run.heldout.evaluate(params, step)
     if run.programs.paired_gram is not None and step % config.metrics.paired_every == 0:
         fresh = run.with_reference(run.generator.answer_again(params, step))
         measured["paired_gram"] = run.programs.paired_gram(params, batch, fresh)

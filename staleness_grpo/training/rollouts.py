@@ -30,7 +30,7 @@ def watch_nothing(part: str, arrays: PyTree) -> None:
 
 
 # Purposes of random draws. Draws for different purposes are independent.
-TRAINING, EVALUATION = 1, 2
+TRAINING, EVALUATION, HELD_OUT = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +61,25 @@ class PendingRollout:
 
 
 def draw_prompts(
-    task: Task, seed: int, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray
+    task: Task,
+    seed: int,
+    purpose: int,
+    steps_N: np.ndarray,
+    slots_N: np.ndarray,
+    prompt_indices: np.ndarray | None = None,
 ) -> Prompts:
     """Draws the prompt of each (step, slot) pair, uniformly with replacement.
 
-    The choice depends on (seed, purpose, step, slot) only.
+    The choice depends on (seed, purpose, step, slot) only. It is one of `prompt_indices`, or of all
+    prompts.
 
     Raises:
       FieldError: the task made a prompt with another shape or with unknown tokens.
     """
-    index_N = uniform_integers(task.num_prompts, seed, purpose, steps_N, slots_N)
+    count = task.num_prompts if prompt_indices is None else len(prompt_indices)
+    index_N = uniform_integers(count, seed, purpose, steps_N, slots_N)
+    if prompt_indices is not None:
+        index_N = prompt_indices[index_N]
     prompts = task.prompts(index_N)
     check_prompts(task, index_N, prompts)
     return prompts
@@ -92,6 +101,8 @@ class Generator:
     group_size: int  # G
     updates_per_batch: int = 1
     reward_pool: RewardPool | None = None  # for tasks that judge text
+    # The prompts that may be drawn; None: all. Others are held out.
+    prompt_indices: np.ndarray | None = None
     report: Callable[[str], None] = dataclasses.field(default_factory=FailureReports)
     watch: Watch = watch_nothing  # is called when prompts, and then responses, are ready
 
@@ -166,7 +177,7 @@ class Generator:
 
     def prompts(self, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray) -> Prompts:
         """Returns the prompts of these (step, slot) pairs; see `draw_prompts`."""
-        return draw_prompts(self.task, self.seed, purpose, steps_N, slots_N)
+        return draw_prompts(self.task, self.seed, purpose, steps_N, slots_N, self.prompt_indices)
 
     def sample(
         self,

@@ -25,6 +25,7 @@ from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks.base import Task, TextTask
 from staleness_grpo.training import learner
 from staleness_grpo.training.diagnostics import ParameterDrift
+from staleness_grpo.training.heldout import HeldOut, make_heldout, split
 from staleness_grpo.training.programs import Programs, make_programs
 from staleness_grpo.training.rewards import RewardPool
 from staleness_grpo.training.rollouts import Generator, PendingRollout, Watch, watch_nothing
@@ -72,6 +73,7 @@ class Run:
     drift: ParameterDrift | None
     state: LearnerState
     proximal_params: PyTree | None = None
+    heldout: HeldOut | None = None
     reference_params: PyTree | None = None  # of the reference policy; None without a penalty
     step: int = 0  # the next learner step
     # (steps, slots, behavior version, groups) of groups that are not judged yet. No group is left
@@ -220,19 +222,23 @@ def assemble_run(
     judge_pool = reward_pool(task, config)
     _report_dropped(task)
     schedule = lag_schedule(config)
+    fraction = config.heldout.fraction
+    generator = Generator(
+        programs,
+        mesh,
+        config.seed,
+        num_prompts=config.num_prompts,
+        group_size=config.group_size,
+        updates_per_batch=config.updates_per_batch,
+        reward_pool=judge_pool,
+        prompt_indices=split(task, fraction)[0] if fraction else None,
+    )
     return Run(
         config=config,
         mesh=mesh,
         programs=programs,
-        generator=Generator(
-            programs,
-            mesh,
-            config.seed,
-            num_prompts=config.num_prompts,
-            group_size=config.group_size,
-            updates_per_batch=config.updates_per_batch,
-            reward_pool=judge_pool,
-        ),
+        generator=generator,
+        heldout=make_heldout(config, generator),
         schedule=schedule,
         update=programs.compiled_update(state, mesh),
         buffer=RingBuffer(schedule.max_lag, len(mesh_lib.own_rows(mesh, schedule.num_groups))),
