@@ -114,6 +114,9 @@ def default_config() -> ConfigDict:
                 # Blocks that the groups are joined into to compute intervals, 4 or more; 0: each
                 # group is a block.
                 paired_blocks=0,
+                # Learner steps between samples of prompts and responses in samples.jsonl; 0: never.
+                samples_every=0,
+                num_samples=2,  # groups of a step that samples.jsonl has
                 # Measure how far the parameters move. This keeps up to S + 1 copies of them.
                 parameter_drift=True,
             ),
