@@ -7,6 +7,7 @@ it writes summary.json.
 import contextlib
 import json
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from staleness_grpo.policy import huggingface
 from staleness_grpo.runtime.preemption import EXIT_CODE, Preemption, Stopped
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_json
+from staleness_grpo.runtime.sinks import Sinks
 from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training.checkpoint import Checkpoints, step_name
@@ -46,7 +48,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     # Of several processes, only one writes the records.
     writes_records = jax.process_index() == 0
     if writes_records:
-        watch = f"python -m experiments.show {workdir} --follow"
+        watch = f"python -m experiments.show {shlex.quote(str(workdir))} --follow"
         print(f"records: {workdir / METRICS}; to watch them: {watch}", file=sys.stderr)
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         try:
@@ -59,11 +61,12 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
             write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
-        append = append_sample = _discard
+        append = append_sample = show = _discard
         if writes_records:
             path = workdir / METRICS
             append = stack.enter_context(Appender(path, num_kept=len(records))).append
             append_sample = _sample_appender(stack, workdir / SAMPLES, run)
+            show = stack.enter_context(Sinks(workdir, config.to_dict(), records)).append
         with Progress("learner steps", config.steps, done=len(records)) as progress:
             for record in train(run, checkpoints, preemption):
                 # Samples come first: then every step with a record has them.
@@ -71,6 +74,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
                     append_sample(sample)
                 append(record)
                 records.append(plain(record))
+                show(records[-1])
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
         if run.step < config.steps and not (records and records[-1]["collapsed"]):
             hint = "run the same command to go on"

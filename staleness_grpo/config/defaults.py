@@ -120,6 +120,12 @@ def default_config() -> ConfigDict:
                 # Measure how far the parameters move. This keeps up to S + 1 copies of them.
                 parameter_drift=True,
             ),
+            # What shows the records of a training while it runs, beside metrics.jsonl.
+            sinks=dict(
+                tensorboard=False,  # write TensorBoard's event files into WORKDIR/tensorboard
+                wandb=False,  # write an offline run of Weights & Biases into WORKDIR/wandb
+                wandb_project="staleness_grpo",  # the project that this run belongs to
+            ),
             checkpoint=dict(
                 save_every=50,  # learner steps between saves; a run also saves at its end
                 keep=2,  # number of newest checkpoints that are kept

@@ -119,6 +119,7 @@ def _check_sections(config: ConfigDict) -> None:
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.configured import check_fields
     from staleness_grpo.policy.sampler import check_sampler
+    from staleness_grpo.runtime.sinks import check_sinks
     from staleness_grpo.staleness.schedule import check_lag
     from staleness_grpo.training.learner import check_optimizer
     from staleness_grpo.training.rewards import check_rewards
@@ -132,6 +133,7 @@ def _check_sections(config: ConfigDict) -> None:
         "warm_start": check_warm_start,
         "sampler": check_sampler,
         "rewards": check_rewards,
+        "sinks": check_sinks,
     }
     for section, check in section_checks.items():
         _refuse_here(config, section, partial(check, config[section].to_dict()))
