@@ -30,6 +30,7 @@ from staleness_grpo.training.loop import train
 from staleness_grpo.training.run import Run, assemble_run
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+Append = Callable[[dict[str, Any]], None]
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -61,7 +62,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
             write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
-        append = append_sample = show = _discard
+        append: Append = _discard
+        append_sample: Append = _discard
+        show: Append = _discard
         if writes_records:
             path = workdir / METRICS
             append = stack.enter_context(Appender(path, num_kept=len(records))).append
@@ -122,9 +125,7 @@ def _discard(record: dict[str, Any]) -> None:
     """Ignores a record. Processes that write no records pass their records to this function."""
 
 
-def _sample_appender(
-    stack: contextlib.ExitStack, path: pathlib.Path, run: Run
-) -> Callable[[dict[str, Any]], None]:
+def _sample_appender(stack: contextlib.ExitStack, path: pathlib.Path, run: Run) -> Append:
     """Opens samples.jsonl, and moves samples of steps that are trained again to another file."""
     if not run.config.metrics.samples_every and not path.exists():
         return _discard

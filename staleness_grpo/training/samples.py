@@ -35,9 +35,10 @@ class PendingSamples:
         mask_NxGxR = responses.mask_NxGxR
         length_NxG = mask_NxGxR.sum(axis=-1)
         # Masked places hold 0 in both, and a response has at least one token.
-        log_ratio_NxG = np.sum(
-            policy_logprobs - responses.behavior_logprobs_NxGxR, axis=-1, dtype=np.float64
+        log_ratio_NxGxR = np.subtract(
+            policy_logprobs, responses.behavior_logprobs_NxGxR, dtype=np.float64
         )
+        log_ratio_NxG = log_ratio_NxGxR.sum(axis=-1)
         return [
             {
                 "step": self.step,
