@@ -30,6 +30,20 @@ CURVES = (
     "response_length",
     "truncated_fraction",
 )
+# Fields that tell one training from another.
+WHAT = (
+    "task.name",
+    "policy.checkpoint",
+    "lag.schedule",
+    "lag.max_lag",
+    "correction.name",
+    "correction.update_rule",
+    "optimizer.name",
+    "optimizer.learning_rate",
+    "num_prompts",
+    "group_size",
+    "seed",
+)
 NUMBERS_WIDTH = 64  # columns of the terminal that the table needs beside its curves
 STYLES = {"finished": "green", "collapsed": "red", "running": "cyan"}
 MAX_GROUPS, MAX_RESPONSES = 2, 4
@@ -128,10 +142,7 @@ def _title(workdir: Workdir, state: str) -> Text:
 def _what(config: dict[str, Any]) -> str:
     """Returns the fields that tell one training from another."""
     flat = flattened(config)
-    fields = ("task.name", "policy.checkpoint", "lag.schedule", "lag.max_lag", "correction.name")
-    fields += ("correction.update_rule", "optimizer.name", "optimizer.learning_rate")
-    fields += ("num_prompts", "group_size", "seed")
-    return "  ".join(f"{name} {flat[name]}" for name in fields if name in flat)
+    return "  ".join(f"{name} {flat[name]}" for name in WHAT if name in flat)
 
 
 def _progress(workdir: Workdir, records: list[dict]) -> str:
