@@ -17,6 +17,14 @@ PANELS = {  # field -> title
     "drift_from_behavior": "drift from behavior",
     "gradient_cosine": "gradient cosine",
 }
+# A t interval knows no bounds. It is drawn only where the metric can be.
+RANGES = {
+    "entropy": (0, np.inf),
+    "clip_fraction": (0, 1),
+    "ess": (0, 1),
+    "drift_from_behavior": (0, np.inf),
+    "gradient_cosine": (-1, 1),
+}
 LINE_STYLES = ("-", "--", ":", "-.")
 MAX_KINDS = len(style.COLORS) * len(LINE_STYLES)
 
@@ -48,8 +56,10 @@ def compared(found: list[Kind]) -> plt.Figure:
                 color = style.COLORS[number % len(style.COLORS)]
                 look = LINE_STYLES[number // len(style.COLORS)]
                 axis.plot(line.steps, line.mean, look, color=color, label=kind.label)
-                if line.low is not None:
-                    axis.fill_between(line.steps, line.low, line.high, color=color, alpha=0.2, lw=0)
+                if line.low is not None and line.high is not None:
+                    limits = RANGES.get(name, (-np.inf, np.inf))
+                    low, high = np.clip(line.low, *limits), np.clip(line.high, *limits)
+                    axis.fill_between(line.steps, low, high, color=color, alpha=0.2, lw=0)
             if not axis.lines:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
         for axis in axes[1]:
