@@ -1,5 +1,6 @@
 """Samples are what was trained on, with the log-ratio of the learner's policy at that step."""
 
+import contextlib
 import json
 
 import jax
@@ -85,3 +86,20 @@ def test_records_are_those_of_a_run_without_samples():
             yield json.dumps(plain(record))
 
     assert list(lines(**SAMPLED)) == list(lines())
+
+
+def test_responses_of_text_are_those_that_the_verifier_reads(tmp_path):
+    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+    from tests.helpers import byte_model
+
+    byte_model.write(tmp_path)
+    config = byte_model.text_config(tmp_path)
+    config.update(dict(steps=1, eval_every=0))
+    config.metrics.samples_every = 1
+    with contextlib.closing(build_run(config)) as run:
+        seen, (record,) = seen_by_the_update(run)
+    ((_, batch),) = seen
+    arrays = batch.prompts.index_N, batch.responses.tokens_NxGxR, batch.responses.mask_NxGxR
+    texts, _ = run.programs.task.samples(*arrays)
+    assert [text for sample in record["samples"] for text in sample["responses"]] == texts[:8]
+    assert all(sample["prompt"] for sample in record["samples"])
