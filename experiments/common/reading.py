@@ -80,7 +80,7 @@ def is_locked(folder: pathlib.Path) -> bool:
     """
     with contextlib.suppress(OSError):
         inode = str(folder.stat().st_ino)
-        for line in LOCKS.read_text().splitlines():
+        for line in LOCKS.read_text(encoding="utf-8").splitlines():
             words = line.split()
             if "FLOCK" in words and "WRITE" in words and f":{inode} " in f"{line} ":
                 return True
