@@ -46,6 +46,7 @@ setuptools.setup(
     extras_require={
         "hf": ["jinja2", "safetensors", "tokenizers"],
         "tasks": ["math-verify", "pyarrow", "reasoning-gym"],
+        "sinks": ["tensorboard", "wandb"],
         # The folder experiments/ runs from the repository and is in no wheel.
         "experiments": ["absl-py", "matplotlib"],
         "test": [

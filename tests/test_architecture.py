@@ -70,7 +70,11 @@ def test_only_the_policy_imports_flax_and_scaling_imports_no_jax(path):
     assert own != "scaling" or "jax" not in tops
 
 
-EXPERIMENT_ROOMS = {"corrections": {"bias", "sweep"}, "paired_bias": {"sweep", "train"}}
+EXPERIMENT_ROOMS = {
+    "corrections": {"bias", "sweep"},
+    "compare": {"train"},
+    "paired_bias": {"sweep", "train"},
+}
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*/*.py"))
 
 

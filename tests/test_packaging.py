@@ -68,7 +68,7 @@ def test_metadata_and_citation_have_one_license_and_paper(metadata):
 
 def test_dependencies_are_those_that_the_package_imports(metadata):
     extras = metadata["extras_require"]
-    optional = modules(extras["hf"] + extras["tasks"])
+    optional = modules(extras["hf"] + extras["tasks"] + extras["sinks"])
     required = modules(metadata["install_requires"])
     assert not required & optional
     assert imported("staleness_grpo") == required | optional | {"staleness_grpo"}

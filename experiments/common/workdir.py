@@ -19,9 +19,15 @@ from staleness_grpo.runtime.records import flattened, plain, read_json, write_js
 
 SUMMARY = "summary.json"  # an experiment writes this file last: a workdir that has it is finished
 
-# Fields that a second call on a workdir may change: how checkpoints are saved, and how many
-# processes judge the rewards in how much time.
-FREE_PREFIXES = ("checkpoint.", "rewards.")
+# Fields that a second call on a workdir may change: how checkpoints are saved, how many processes
+# judge the rewards in how much time, and what is shown of a run beside its records.
+FREE_PREFIXES = (
+    "checkpoint.",
+    "rewards.",
+    "sinks.",
+    "metrics.samples_every",
+    "metrics.num_samples",
+)
 # A file of problems may be moved: `check_same_problems` compares its content.
 MOVABLE = ("task.path",)
 # The mesh of devices may change too, unless the experiment measures the mesh itself.

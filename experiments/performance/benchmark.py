@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.common import cli
+from experiments.common.training_only import refuse_training_only
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError
 
@@ -47,6 +48,7 @@ def validate(config: ConfigDict) -> None:
     for field, (value, reason) in REQUIRED_SETTINGS.items():
         if field_value(config, field) != value:
             raise FieldError(field, f"{reason}: give {value}", field_value(config, field))
+    refuse_training_only(config)
     validate_for(config, jax.device_count())
 
 

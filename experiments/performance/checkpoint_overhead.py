@@ -20,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.common import cli
+from experiments.common.training_only import refuse_training_only
 from staleness_grpo.errors import FieldError
 
 MIN_SAVES = 3
@@ -37,6 +38,7 @@ def first_saved_step(config: ConfigDict) -> int:
 def validate(config: ConfigDict) -> None:
     """Raises FieldError if the config cannot be run, or has too few steps."""
     cli.validate_on_this_machine(config)
+    refuse_training_only(config)
     min_steps = first_saved_step(config) + 2 * MIN_SAVES * config.checkpoint.save_every
     if config.steps < min_steps:
         hint = (

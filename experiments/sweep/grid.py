@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from experiments.common.training_only import refuse_training_only
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import describe_type, field_value
 from staleness_grpo.errors import FieldError, require
@@ -149,6 +150,7 @@ def _validate_map(config: ConfigDict) -> None:
     freezes_after_evaluation = sweep.freeze_after >= config.eval_every
     hint = f"give a number >= eval_every={config.eval_every}"
     check(freezes_after_evaluation, "sweep.freeze_after", hint)
+    refuse_training_only(config)
     for cell in cells(config).values():
         try:
             validation.validate(cell, jax.device_count())

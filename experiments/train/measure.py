@@ -1,12 +1,15 @@
 """Trains one policy and writes its files into a workdir.
 
-During the training it writes metrics.jsonl and checkpoints. At the end it writes summary.json.
+During the training it writes metrics.jsonl, samples.jsonl if asked for, and checkpoints. At the end
+it writes summary.json.
 """
 
 import contextlib
 import json
 import pathlib
+import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,14 +21,18 @@ from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.policy import huggingface
 from staleness_grpo.runtime.preemption import EXIT_CODE, Preemption, Stopped
 from staleness_grpo.runtime.progress import Progress
-from staleness_grpo.runtime.records import Appender, plain, write_json
+from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_json
+from staleness_grpo.runtime.sinks import Sinks
 from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.tasks.own import fingerprint
-from staleness_grpo.training.checkpoint import Checkpoints
+from staleness_grpo.training.checkpoint import Checkpoints, step_name
 from staleness_grpo.training.heldout import num_overlapping
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.run import Run, assemble_run
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+Append = Callable[[dict[str, Any]], None]
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -46,6 +53,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
         print(f"{reason}: what they show is not held out", file=sys.stderr)
     # Of several processes, only one writes the records.
     writes_records = jax.process_index() == 0
+    if writes_records:
+        watch = f"python -m experiments.show {shlex.quote(str(workdir))} --follow"
+        print(f"records: {workdir / METRICS}; to watch them: {watch}", file=sys.stderr)
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         try:
             run = assemble_run(config, task, preemption.requested_before_the_first_step)
@@ -57,14 +67,22 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
             write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
-        append = _discard
+        append: Append = _discard
+        append_sample: Append = _discard
+        show: Append = _discard
         if writes_records:
-            path = workdir / "metrics.jsonl"
+            path = workdir / METRICS
             append = stack.enter_context(Appender(path, num_kept=len(records))).append
+            append_sample = _sample_appender(stack, workdir / SAMPLES, run)
+            show = stack.enter_context(Sinks(workdir, config.to_dict(), records)).append
         with Progress("learner steps", config.steps, done=len(records)) as progress:
             for record in train(run, checkpoints, preemption):
+                # Samples come first: then every step with a record has them.
+                for sample in record.pop("samples", ()):
+                    append_sample(sample)
                 append(record)
                 records.append(plain(record))
+                show(records[-1])
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
         if run.step < config.steps and not (records and records[-1]["collapsed"]):
             hint = "run the same command to go on"
@@ -116,6 +134,18 @@ def _discard(record: dict[str, Any]) -> None:
     """Ignores a record. Processes that write no records pass their records to this function."""
 
 
+def _sample_appender(stack: contextlib.ExitStack, path: pathlib.Path, run: Run) -> Append:
+    """Opens samples.jsonl, and moves samples of steps that are trained again to another file."""
+    if not run.config.metrics.samples_every and not path.exists():
+        return _discard
+    kept = (
+        [sample for sample in read_jsonl(path) if sample["step"] < run.step]
+        if path.exists()
+        else []
+    )
+    return stack.enter_context(Appender(path, num_kept=len(kept))).append
+
+
 def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[dict]:
     """Loads the newest checkpoint into the run, if there is one.
 
@@ -132,12 +162,17 @@ def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[di
     checkpoints.restore(run, refuse)
     if not run.step:
         return []
-    path = workdir / "metrics.jsonl"
+    path = workdir / METRICS
     lines = path.read_bytes().splitlines()[: run.step] if path.exists() else []
     if len(lines) < run.step:
         raise refuse(
             f"metrics.jsonl has {len(lines)} records, the checkpoint comes after {run.step}",
             "restore the complete file, or give another folder",
+        )
+    if jax.process_index() == 0:
+        print(
+            f"resuming from step {run.step}: {checkpoints.folder / step_name(run.step)}",
+            file=sys.stderr,
         )
     return [json.loads(line) for line in lines]
 

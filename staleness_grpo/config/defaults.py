@@ -138,8 +138,17 @@ def default_config() -> ConfigDict:
                 # Blocks that the groups are joined into to compute intervals, 4 or more; 0: each
                 # group is a block.
                 paired_blocks=0,
+                # Learner steps between samples of prompts and responses in samples.jsonl; 0: never.
+                samples_every=0,
+                num_samples=2,  # groups of a step that samples.jsonl has
                 # Measure how far the parameters move. This keeps up to S + 1 copies of them.
                 parameter_drift=True,
+            ),
+            # What shows the records of a training while it runs, beside metrics.jsonl.
+            sinks=dict(
+                tensorboard=False,  # write TensorBoard's event files into WORKDIR/tensorboard
+                wandb=False,  # write an offline run of Weights & Biases into WORKDIR/wandb
+                wandb_project="staleness_grpo",  # the project that this run belongs to
             ),
             checkpoint=dict(
                 save_every=50,  # learner steps between saves; a run also saves at its end

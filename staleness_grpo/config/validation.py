@@ -28,7 +28,7 @@ AT_LEAST = {
     "eval_every": 0,
 }
 SECTIONS_AT_LEAST = {
-    "metrics": {"paired_every": 0, "paired_blocks": 0},
+    "metrics": {"paired_every": 0, "paired_blocks": 0, "samples_every": 0, "num_samples": 1},
     "checkpoint": {"save_every": 1, "keep": 1},
     "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
 }
@@ -66,7 +66,7 @@ def validate_without_task(
     for section, bounds in SECTIONS_AT_LEAST.items():
         _refuse_here(config, section, partial(require_at_least, config[section], bounds))
     _check_sections(config)
-    for check in (_check_batch, _check_comparisons, _check_trace, _check_saving):
+    for check in (_check_batch, _check_comparisons, _check_samples, _check_trace, _check_saving):
         _refuse_here(config, "", partial(check, config))
     _refuse_here(config, "", lambda: _check_mesh(config, num_devices))
     _refuse_here(config, "", lambda: check_policy(config, platform))
@@ -120,6 +120,7 @@ def _check_sections(config: ConfigDict) -> None:
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.configured import check_fields
     from staleness_grpo.policy.sampler import check_sampler
+    from staleness_grpo.runtime.sinks import check_sinks
     from staleness_grpo.staleness.schedule import check_lag
     from staleness_grpo.training.heldout import check_heldout
     from staleness_grpo.training.learner import check_optimizer
@@ -136,6 +137,7 @@ def _check_sections(config: ConfigDict) -> None:
         "warm_start": check_warm_start,
         "sampler": check_sampler,
         "rewards": check_rewards,
+        "sinks": check_sinks,
     }
     for section, check in section_checks.items():
         _refuse_here(config, section, partial(check, config[section].to_dict()))
@@ -182,6 +184,16 @@ def _check_comparisons(config: ConfigDict) -> None:
     updates = config.updates_per_batch
     hint = f"comparisons need whole batches: give 0, or updates_per_batch=1 in place of {updates}"
     require(updates == 1, "metrics.paired_every", hint)
+
+
+def _check_samples(config: ConfigDict) -> None:
+    """Refuses more samples of a step than the step has groups."""
+    num_groups = config.num_prompts // config.updates_per_batch
+    require(
+        config.metrics.samples_every == 0 or config.metrics.num_samples <= num_groups,
+        "metrics.num_samples",
+        f"a learner step has {num_groups} groups: give at most {num_groups}",
+    )
 
 
 def _check_trace(config: ConfigDict) -> None:

@@ -47,10 +47,10 @@ FORMAT = 3
 PARTIAL, REFUSED = ".partial", ".refused"
 # Sections that a resumed run may change. Only one field of them can change a result: a reward that
 # takes longer than rewards.time_limit is 0.
-FREE_SECTIONS = ("mesh.", "checkpoint.", "rewards.")
+FREE_SECTIONS = ("mesh.", "checkpoint.", "rewards.", "sinks.")
 # The number of steps may grow (`_check_length`). A file of problems may be moved, because the
-# experiment compares its content.
-FREE_FIELDS = ("steps", "task.path")
+# experiment compares its content. Samples are not part of a run's state.
+FREE_FIELDS = ("steps", "task.path", "metrics.samples_every", "metrics.num_samples")
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 CHECKED_ENTRIES = ("format", "config_hash", "steps", "step", "drift_versions", "files", "arrays")
 

@@ -22,6 +22,7 @@ from staleness_grpo.training import learner
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.rewards import FAILED, TIMED_OUT
 from staleness_grpo.training.run import Run
+from staleness_grpo.training.samples import PendingSamples
 from staleness_grpo.types import Rollout
 
 # A run ends, with `collapsed` true in its record, if one of these metrics is not finite.
@@ -36,6 +37,9 @@ def train(
     Because of the delay, the device does not wait while the host reads metrics. If one of
     MUST_BE_FINITE is not finite in a step, the step's record has `collapsed` true, and the run ends
     after this record.
+
+    A record has `samples`, a list of the records of some groups, at the steps that
+    `metrics.samples_every` chooses.
 
     Args:
       run: a run from `build_run`, new or restored.
@@ -73,12 +77,9 @@ def train(
                 batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=logprobs)
             batch = run.with_reference(batch)
             drifts = drift.measure(step, run.state.params, lag_N) if drift else {}
-            record |= _evaluate(run, step, batch)
+            record |= _evaluate(run, step, batch, lag_N)
             run.state, metrics = run.update(run.state, batch)
-        # On CPUs, programs without a common array may run at the same time, and then collectives of
-        # several processes mix: those of this update with those of a save or a sum.
-        if jax.process_count() > 1 and jax.default_backend() == "cpu":
-            jax.block_until_ready((run.state, metrics))
+        _end_collectives((run.state, metrics))
         run.watch("update", (run.state, metrics))
         run.step = step + 1
 
@@ -146,7 +147,7 @@ def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
     return record, rollout, lag_N
 
 
-def _evaluate(run: Run, step: int, batch: Rollout) -> dict:
+def _evaluate(run: Run, step: int, batch: Rollout, lag_N: np.ndarray) -> dict:
     """Measures the fields of the record that are not measured at every step, if they are due."""
     config, params = run.config, run.state.params
     measured: dict[str, Any] = {}
@@ -161,11 +162,30 @@ def _evaluate(run: Run, step: int, batch: Rollout) -> dict:
         measured["paired_gram"] = run.programs.paired_gram(params, batch, fresh)
         assert fresh.reward_outcome_NxG is not None  # `answer_again` waits for the rewards
         measured["paired_reward_failures"] = jnp.count_nonzero(fresh.reward_outcome_NxG)
+    if run.programs.samples is not None and step % config.metrics.samples_every == 0:
+        taken = run.programs.samples(params, batch)
+        _end_collectives(taken)
+        measured["samples"] = PendingSamples(run.programs.task, step, lag_N, *taken)
     return measured
 
 
+def _end_collectives(arrays: Any) -> None:
+    """Waits for arrays of several processes on CPUs.
+
+    There, programs without a common array may run at the same time, and then collectives of several
+    processes mix: those of an update with those of a save or a sum.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(arrays)
+
+
 def finish_record(record: dict, on_device: dict) -> dict:
-    """Adds the metrics on the device to a record, and whether the run has collapsed."""
+    """Adds the metrics on the device to a record, and whether the run has collapsed.
+
+    Samples in the record are decoded.
+    """
+    if "samples" in record:
+        record["samples"] = record["samples"].records()
     record |= {name: float(value) for name, value in jax.device_get(on_device).items()}
     not_finite = [name for name in MUST_BE_FINITE if not math.isfinite(record[name])]
     record["collapsed"] = bool(not_finite)

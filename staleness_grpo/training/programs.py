@@ -20,6 +20,7 @@ from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training import diagnostics, learner
 from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
+from staleness_grpo.training.samples import Take, make_take
 from staleness_grpo.types import Array, LearnerState, Prompts, PyTree, Responses, Rollout
 
 
@@ -44,6 +45,7 @@ class Programs:
     reference_logprobs: Callable[[PyTree, Rollout], Array] | None
     # (params, stale, fresh) -> inner products [4, J, J]; None if gradients are not compared.
     paired_gram: Callable[[PyTree, Rollout, Rollout], Array] | None
+    samples: Take | None = None  # None if no samples are recorded
 
     def update_step(self, learning_rate: Any = None) -> Callable[[LearnerState, Rollout], tuple]:
         """Returns one optimizer update as a pure function; see `learner.update_step`."""
@@ -101,6 +103,10 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
             logprobs_loss(surrogate, config.correction, **terms),
             num_blocks,
         )
+    samples = None
+    if config.metrics.samples_every:
+        shards = config.mesh.data * config.mesh.fsdp
+        samples = make_take(policy, temperature, config.metrics.num_samples, shards, microbatch)
     several_updates = config.updates_per_batch > 1
     return Programs(
         policy=policy,
@@ -118,4 +124,5 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
             learner.make_scorer(policy, temperature) if config.reference.kl else None
         ),
         paired_gram=paired_gram,
+        samples=samples,
     )

@@ -77,6 +77,8 @@ AT_LEAST = {
     "rewards.num_workers": 1,
     "metrics.paired_every": 0,
     "metrics.paired_blocks": 0,
+    "metrics.samples_every": 0,
+    "metrics.num_samples": 1,
     "lag.max_lag": 0,
     "optimizer.warmup_steps": 0,
     "checkpoint.save_every": 1,
@@ -196,6 +198,12 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         ),
         ({"metrics.paired_every": 1, "num_prompts": 2}, "num_prompts=2", "4 or more"),
         ({"metrics.paired_blocks": 2}, "metrics.paired_blocks=2", "4 or more"),
+        (
+            {"metrics.samples_every": 1, "metrics.num_samples": 9, "num_prompts": 8},
+            "metrics.num_samples=9",
+            "has 8 groups: give at most 8",
+        ),
+        ({"sinks.wandb_project": ""}, "sinks.wandb_project=", "give a name"),
         (
             {"num_prompts": 8, "updates_per_batch": 4, "lag.max_lag": 3, "mesh.data": 4},
             "num_prompts=8",

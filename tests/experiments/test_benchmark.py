@@ -83,6 +83,7 @@ def test_work_is_that_of_the_products_of_the_forward_pass():
         ("lag.max_lag", 2, "give 0"),
         ("updates_per_batch", 2, "give 1"),
         ("warm_start.steps", 5, "give 0"),
+        ("metrics.samples_every", 5, "only experiments.train .* give 0"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(field, value, hint):

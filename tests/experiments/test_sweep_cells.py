@@ -39,6 +39,7 @@ def test_shipped_configs_are_valid_and_their_cells_have_names_of_their_own(confi
         ("lag.schedule", "uniform", "lag.schedule"),
         ("variants.cyclic.lag.schedule", "uniform", "variants.cyclic.lag.schedule"),
         ("optimizer.b1", 1.5, "optimizer.b1"),
+        ("sinks.wandb", True, "sinks.wandb"),
         ("sweep.seeds", (-1,), "sweep.seeds"),
         ("sweep.learning_rates", (0.0,), "sweep.learning_rates"),
         ("variants.cyclic.sweep.seeds", (-1,), "variants.cyclic.sweep.seeds"),

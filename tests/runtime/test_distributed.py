@@ -16,6 +16,7 @@ import pytest
 from staleness_grpo.errors import FlagError
 from staleness_grpo.runtime import distributed
 from staleness_grpo.runtime.distributed import Hosts
+from staleness_grpo.runtime.records import read_jsonl
 from staleness_grpo.training.rollouts import batch_layouts
 from tests.helpers import killing
 
@@ -282,3 +283,19 @@ def test_saves_of_several_processes_do_not_mix_with_the_update(machine, tmp_path
     often = {"steps": 120, "checkpoint.save_every": 2, "checkpoint.keep": 2, "eval_every": 0}
     machine.run(tmp_path / "run", num_processes=2, devices=1, mesh=(2, 1, 1), **often)
     assert len(records(tmp_path / "run")) == 120
+
+
+@pytest.mark.slow
+def test_samples_of_two_processes_are_those_of_one(machine, tmp_path):
+    """Either process may hold the groups; process 0 writes them. Takes half a minute."""
+    settings = {"metrics.samples_every": 1, "metrics.num_samples": 7, "steps": 4, "eval_every": 0}
+    machine.run(tmp_path / "one", devices=1, **settings)
+    machine.run(tmp_path / "two", **TWICE_FOUR, **settings)
+    one, two = (read_jsonl(tmp_path / name / "samples.jsonl") for name in ("one", "two"))
+    assert len(one) == 4 * 7
+    for of_one, of_two in zip(one, two, strict=True):
+        for name, value in of_one.items():
+            if name.startswith("log_ratio"):  # meshes sum in another order, in float32
+                np.testing.assert_allclose(of_two[name], value, atol=1e-5)
+            else:
+                assert of_two[name] == value

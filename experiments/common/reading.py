@@ -1,0 +1,121 @@
+"""Reads the workdirs of other commands, also while these write them; writes nothing."""
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from experiments.common.workdir import SUMMARY
+from staleness_grpo.errors import FlagError
+from staleness_grpo.runtime.records import read_json
+
+LOCKS = pathlib.Path("/proc/locks")
+TRAINING = "experiments.train"
+# A field that only configs of one command have -> the command, and what its workdir holds.
+KINDS = {
+    "sweep": ("experiments.sweep", "maps of trainings over lag and learning rate"),
+    "stability": ("experiments.corrections", "a comparison of corrections"),
+    "jobs": ("experiments.reproduce", "the jobs of the main result"),
+    "topology": ("experiments.memory", "the memory of a learner step"),
+    "benchmark": ("experiments.benchmark", "the time of learner steps"),
+    "paired": ("experiments.paired_bias", "trainings whose gradient bias is measured"),
+    "sampled": ("experiments.bias", "the exact bias of small problems"),
+    "steps": (TRAINING, "one training"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Holds what config.json says about a folder of results."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    command: str  # the module that made the folder
+    holds: str  # what the folder holds, in words
+
+    @property
+    def is_training(self) -> bool:
+        """Returns whether the folder holds one training."""
+        return self.command == TRAINING
+
+    def summary(self) -> dict[str, Any] | None:
+        """Returns summary.json; None while the command is not finished."""
+        with contextlib.suppress(FileNotFoundError):
+            return read_json(self.folder / SUMMARY)
+        return None
+
+
+def read_workdir(path: str) -> Workdir:
+    """Returns a folder of results. Raises FlagError if it is none."""
+
+    def refuse(reason: str) -> FlagError:
+        hint = f"{reason}: give the --workdir of a command that has started"
+        return FlagError.of_variable("WORKDIR", path, hint)
+
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise refuse("this is a file" if folder.exists() else "there is no such folder")
+    try:
+        config = read_json(folder / "config.json")
+    except FileNotFoundError as error:
+        if is_locked(folder):  # the command writes config.json when all that may fail has succeeded
+            hint = "its run has not come to its first step: try again soon, or add --follow"
+            raise FlagError.of_variable("WORKDIR", path, hint) from error
+        raise refuse("no workdir, because it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise refuse(f"its config.json cannot be read ({error})") from error
+    names = [name for name in KINDS if isinstance(config, dict) and name in config]
+    if not names:
+        raise refuse("its config.json is that of no command")
+    return Workdir(folder, config, *KINDS[names[0]])
+
+
+def is_locked(folder: pathlib.Path) -> bool:
+    """Returns whether a process of this machine writes into the folder.
+
+    The folder itself is not locked to find out, because that could refuse a run that just starts.
+    """
+    with contextlib.suppress(OSError):
+        inode = str(folder.stat().st_ino)
+        for line in LOCKS.read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            if "FLOCK" in words and "WRITE" in words and f":{inode} " in f"{line} ":
+                return True
+    return False
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports wrong arguments in one line, with the form of the command."""
+
+    def __init__(self, form: str, description: str):
+        super().__init__(
+            prog=form.partition(" ")[0],
+            usage=f"python -m {form}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._form = form
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message, and exits with code 2."""
+        print(f"{message}: write python -m {self._form}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def exits_in_one_line() -> Iterator[None]:
+    """Turns an error that the user can fix into one line on stderr and exit code 2."""
+    try:
+        yield
+    except FlagError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has read enough
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,165 @@
+"""The terminal view: what a folder is, its state, its curves, also while a run writes into it."""
+
+import json
+import os
+import pathlib
+import threading
+
+import pytest
+
+from experiments.common.reading import is_locked
+from experiments.common.workdir import exclusive
+from experiments.show import __main__ as show
+from experiments.show.records import Tail
+from experiments.show.view import LEVELS, NOT_FINITE, number, printable, sparkline
+from experiments.train import __main__ as train
+from staleness_grpo.runtime.records import write_json
+from tests.helpers.tiny import tiny_config
+
+RESULTS = sorted(pathlib.Path("experiments/results").iterdir())
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # so that no line is broken
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    config = tiny_config(**{"eval_every": 2, "lag.max_lag": 1, "metrics.samples_every": 3})
+    train.main(config, workdir)
+    return workdir
+
+
+def shown(capsys, *arguments):
+    show.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A copy of the finished run as it was after four steps, while it wrote the fifth."""
+    for name in ("config.json", "metrics.jsonl", "samples.jsonl"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    lines = (finished / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:50])
+    return tmp_path
+
+
+def test_a_finished_training(finished, capsys):
+    text = shown(capsys, finished)
+    assert "one training, by experiments.train: finished\n" in text
+    assert "6 of 6 learner steps" in text and "samples of step 3:" in text
+    for name in ("reward", "eval_reward", "entropy", "clip_fraction", "drift_from_behavior"):
+        assert f"\n{name} " in text
+    assert show.main([str(finished), "--follow"]) is None  # it ends at once
+
+
+def test_a_run_that_is_being_written(unfinished, capsys):
+    assert "not finished, not running on this machine" in shown(capsys, unfinished)
+    if not pathlib.Path("/proc/locks").exists():
+        pytest.skip("needs /proc/locks")
+    with exclusive(unfinished):
+        text = shown(capsys, unfinished)
+        assert is_locked(unfinished) and ": running\n" in text
+    assert "4 of 6 learner steps" in text
+
+
+def test_following_ends_when_the_run_does(unfinished, finished, monkeypatch):
+    monkeypatch.setattr(show, "SECONDS", 0.01)
+    done = threading.Event()
+
+    def follow():
+        show.main([str(unfinished), "--follow"])
+        done.set()
+
+    threading.Thread(target=follow, daemon=True).start()
+    assert not done.wait(0.2)
+    (unfinished / "summary.json").write_bytes((finished / "summary.json").read_bytes())
+    assert done.wait(20)
+
+
+def test_a_collapse_says_what_was_not_finite(unfinished, capsys):
+    last = json.loads((unfinished / "metrics.jsonl").read_text().splitlines()[3])
+    last |= {"loss": None, "collapsed": True, "not_finite": ["loss"]}
+    with (unfinished / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps(last | {"step": 4}) + "\n")
+    text = shown(capsys, unfinished)
+    assert ": collapsed" in text and "not finite: loss" in text and "5 of 6" in text
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_the_folder_of_any_command_says_what_it_is(folder, capsys):
+    text = shown(capsys, folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert text.startswith(f"{folder}: ") and ", by experiments." in text
+    assert ("one training" in text) == (set(config) <= set(tiny_config()))
+
+
+def test_trainings_inside_a_folder_are_named(finished, tmp_path, capsys):
+    write_json(tmp_path / "config.json", {"paired": {}, "steps": 3})
+    (tmp_path / "S1").symlink_to(finished)
+    text = shown(capsys, tmp_path)
+    assert "trainings in it: S1; show one by python -m experiments.show" in text
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        show.main([str(argument) for argument in arguments])
+    assert end.value.code == 2
+    out, errors = capsys.readouterr()
+    assert out == "" and errors.count("\n") == 1
+    return errors
+
+
+def test_what_is_no_workdir_is_refused_in_one_line(tmp_path, capsys):
+    hint = "give the --workdir of a command that has started\n"
+    absent = tmp_path / "absent"
+    assert refusal(capsys, absent) == f"WORKDIR={absent}: there is no such folder: {hint}"
+    reason = "no workdir, because it has no config.json"
+    assert refusal(capsys, tmp_path) == f"WORKDIR={tmp_path}: {reason}: {hint}"
+    (tmp_path / "config.json").write_text("{")
+    assert "its config.json cannot be read" in refusal(capsys, tmp_path)
+    (tmp_path / "config.json").write_text('{"name": "package"}')
+    assert "its config.json is that of no command" in refusal(capsys, tmp_path)
+    form = "write python -m experiments.show WORKDIR [--follow]\n"
+    assert refusal(capsys).endswith(form)
+    assert refusal(capsys, tmp_path, "--folow") == f"unrecognized arguments: --folow: {form}"
+
+
+def test_a_run_in_its_warm_start_is_not_called_no_workdir(tmp_path, capsys):
+    if not pathlib.Path("/proc/locks").exists():
+        pytest.skip("needs /proc/locks")
+    with exclusive(tmp_path):
+        assert "its run has not come to its first step" in refusal(capsys, tmp_path)
+
+
+def test_a_tail_reads_whole_lines_once_and_follows_a_file_that_is_cut_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    path.write_text('{"step": 0}\n{"st')
+    assert tail.read() == [{"step": 0}]
+    with path.open("a") as file:
+        file.write('ep": 1}\n{"step": 2}\nnoise\n')
+    assert tail.read() == [{"step": 0}, {"step": 1}, {"step": 2}]
+    os.truncate(path, len('{"step": 0}\n'))
+    assert tail.read() == [{"step": 0}]
+    path.write_text('{"step": 5, "resumed": true}\n{"step": 6}\n')  # as long as before, or longer
+    assert tail.read() == [{"step": 5, "resumed": True}, {"step": 6}]
+
+
+def test_a_sparkline_has_means_of_neighbors_from_lowest_to_highest():
+    assert sparkline([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], 8) == LEVELS
+    assert sparkline([0.0, 2.0, 7.0, 9.0], 2) == LEVELS[0] + LEVELS[-1]
+    assert sparkline([3.0, 3.0], 9) == LEVELS[0] * 2
+    assert sparkline([0.0, None, 1.0], 3) == LEVELS[0] + NOT_FINITE + LEVELS[-1]
+    assert sparkline([None, None], 2) == NOT_FINITE * 2
+    assert sparkline([], 5) == ""
+
+
+def test_text_of_a_policy_cannot_move_the_cursor():
+    assert printable("a\x1b[2Jb\n", 40) == "a\\x1b[2Jb\\n"
+    assert printable("x" * 20, 10) == "x" * 7 + "..."
+    assert number(None) == "not finite" and number(0.123456) == "0.1235" and number(3) == "3"
