@@ -8,6 +8,7 @@ import contextlib
 import json
 import pathlib
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -84,6 +85,8 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
                 records.append(plain(record))
                 show(records[-1])
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
+                if config.save_policy_every and run.step % config.save_policy_every == 0:
+                    _save_policy_of_step(run, workdir)
         if run.step < config.steps and not (records and records[-1]["collapsed"]):
             hint = "run the same command to go on"
             print(f"stopped and saved before step {run.step}; {hint}", file=sys.stderr)
@@ -175,6 +178,16 @@ def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[di
             file=sys.stderr,
         )
     return [json.loads(line) for line in lines]
+
+
+def _save_policy_of_step(run: Run, workdir: pathlib.Path) -> None:
+    """Writes the policy as it is now into a model folder that has its number of updates."""
+    folder = workdir / f"policy_{run.step:08d}"
+    partial = workdir / f"{folder.name}.partial"
+    save_policy(run, partial)
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
+        partial.rename(folder)
 
 
 def save_policy(run: Run, folder: pathlib.Path) -> None:

@@ -28,6 +28,8 @@ def default_config() -> ConfigDict:
             # Optimizer updates per rollout batch. Each update uses its own part of the N groups.
             updates_per_batch=1,
             save_policy=False,  # write the final policy to the model folder WORKDIR/policy
+            # Learner steps between model folders WORKDIR/policy_STEP during the run; 0: none.
+            save_policy_every=0,
             # Learner steps between evaluations of the current policy on N * G prompts; 0: never.
             eval_every=10,
             # Problems that training never draws. They are the same at each evaluation.

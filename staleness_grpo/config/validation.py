@@ -26,6 +26,7 @@ AT_LEAST = {
     "updates_per_batch": 1,
     "microbatch_prompts": 0,
     "eval_every": 0,
+    "save_policy_every": 0,
 }
 SECTIONS_AT_LEAST = {
     "metrics": {"paired_every": 0, "paired_blocks": 0, "samples_every": 0, "num_samples": 1},
@@ -267,14 +268,15 @@ def _check_processes(config: ConfigDict, needed: int, field: str, num_devices: i
 
 def _check_saving(config: ConfigDict) -> None:
     """Refuses at the start a policy that could not be saved at the end."""
-    if not config.save_policy:
+    if not config.save_policy and not config.save_policy_every:
         return
+    field = "save_policy" if config.save_policy else "save_policy_every"
     both = config.policy.qkv_bias and config.policy.qk_norm
     hint = (
         "no known architecture has both policy.qkv_bias and policy.qk_norm: "
         "give False, or set only one of the two"
     )
-    require(not both, "save_policy", hint)
+    require(not both, field, hint)
     installed = importlib.util.find_spec("safetensors") is not None
     hint = "safetensors is not installed: pip install safetensors (or the extra hf), or give False"
-    require(installed, "save_policy", hint)
+    require(installed, field, hint)

@@ -18,6 +18,7 @@ from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.runtime.cores import usable_cores
 from staleness_grpo.runtime.preemption import Stopped
+from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import replacing
 from staleness_grpo.types import PyTree
 
@@ -128,11 +129,13 @@ def train_supervised(
     params = jax.jit(policy.init)(jax.random.key(config.seed))
     opt_state = optimizer.init(params)
     fractions = tuple(config[name] for name in FRACTIONS)
-    for i in range(config.steps):
-        batch = task.corpus_batch(config.seed, i, config.batch_size, fractions)
-        params, opt_state = step(params, opt_state, batch)
-        if i % 8 == 7:  # a long queue of unfinished steps can deadlock on simulated devices
-            jax.block_until_ready(opt_state)
-            if must_stop():
-                raise Stopped
+    with Progress("warm start", config.steps) as progress:
+        for i in range(config.steps):
+            batch = task.corpus_batch(config.seed, i, config.batch_size, fractions)
+            params, opt_state = step(params, opt_state, batch)
+            if i % 8 == 7:  # a long queue of unfinished steps can deadlock on simulated devices
+                jax.block_until_ready(opt_state)
+                if must_stop():
+                    raise Stopped
+            progress.advance()
     return params

@@ -175,3 +175,19 @@ def test_tensors_that_are_no_finite_numbers_are_refused(name, value, param_dtype
     with pytest.raises(FieldError, match=f"policy.checkpoint=.*{words}"):
         experiment.main(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_policies_of_steps_are_those_that_training_had(tmp_path):
+    """Each folder is the policy after that number of updates, as a shorter run ends with it."""
+    fields = {"save_policy_every": 2, "save_policy": True, "steps": 6, "lag.max_lag": 1}
+    experiment.main(tiny_config(**fields), tmp_path / "long")
+    folders = sorted(path.name for path in (tmp_path / "long").glob("policy_*"))
+    assert folders == ["policy_00000002", "policy_00000004", "policy_00000006"]
+    experiment.main(tiny_config(**fields | {"steps": 4}), tmp_path / "short")
+    saved = [
+        safetensors.load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "long" / "policy_00000004", tmp_path / "short" / "policy")
+    ]
+    assert saved[0].keys() == saved[1].keys()
+    for name, array in saved[0].items():
+        np.testing.assert_array_equal(array, saved[1][name])
