@@ -255,6 +255,8 @@ def _check_saving(config: ConfigDict) -> None:
     """Refuses at the start a policy that could not be saved at the end."""
     if not config.save_policy:
         return
+    hint = "a policy of one's own has no model folder: give False, its checkpoints are kept"
+    require(config.policy.name is None, "save_policy", hint)
     both = config.policy.qkv_bias and config.policy.qk_norm
     hint = (
         "no known architecture has both policy.qkv_bias and policy.qk_norm: "
