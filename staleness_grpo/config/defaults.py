@@ -36,10 +36,11 @@ def default_config() -> ConfigDict:
                 num_digits=2,  # digits of each term
             ),
             policy=dict(
-                # A policy of one's own, path/to/file.py:Class or package.module:Class; unset: the
-                # decoder, which the other fields describe (docs/own_policy.md).
+                # A class of one's own, path/to/file.py:Class or package.module:Class. The section
+                # `policy.arguments` has its arguments. Unset: the decoder, which the other fields
+                # describe.
                 name=config_dict.placeholder(str),
-                arguments=dict(),  # arguments of this class, by their names
+                arguments=dict(),  # of the class, by their names
                 # Model folder with the policy's shape and parameters; turns the warm start off.
                 checkpoint=config_dict.placeholder(str),
                 num_layers=2,  # decoder blocks
