@@ -19,8 +19,9 @@ def check_policy(config: ConfigDict, platform: str | None) -> None:
     if config.policy.name is not None:
         _check_own_policy(config)
         return
-    hint = "there is no policy.name, so nothing reads them: leave them out"
-    require(not config.policy.arguments, "policy.arguments", hint)
+    for name in config.policy.arguments:
+        hint = "only a policy of one's own reads it: set policy.name, or leave it out"
+        raise FieldError(f"policy.arguments.{name}", hint)
     if config.policy.attention == "splash":
         platform = platform or jax.default_backend()
         hint = f"this kernel is for TPUs, but the devices have platform {platform}: choose xla"
@@ -142,9 +143,13 @@ def _check_policy_with_task(config: ConfigDict, task: Any) -> None:
 
     try:
         name, arguments = config.policy.name, config.policy.arguments
-        own.check_interface(own.make(name, arguments, task.vocab_size))
+        policy = own.make(name, arguments, task.vocab_size)
     except FieldError as error:
         raise error.below("policy") from error
+    try:
+        own.check_interface(policy)
+    except FieldError as error:
+        raise FieldError("policy.name", error.hint, name) from error
 
 
 def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:

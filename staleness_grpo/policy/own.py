@@ -65,8 +65,8 @@ def make(name: str, arguments: Mapping[str, Any], vocab_size: int) -> AnyPolicy:
     takes_any = any(field.kind is inspect.Parameter.VAR_KEYWORD for field in fields.values())
     unknown = [] if takes_any else [field for field in given if field not in fields]
     known = f"its arguments are {', '.join(fields) or 'none'}"
-    hint = f"{name} has no argument {' or '.join(unknown)}: {known}"
-    require(not unknown, "arguments", hint)
+    hint = f"it has no argument {' or '.join(unknown)}: {known}"
+    require(not unknown, "name", hint, name)
     missing = [
         field
         for field, parameter in fields.items()
@@ -74,13 +74,14 @@ def make(name: str, arguments: Mapping[str, Any], vocab_size: int) -> AnyPolicy:
         and parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         and field not in given
     ]
-    require(not missing, "arguments", f"{name} needs {' and '.join(missing)}: set it")
+    hint = f"it needs {' and '.join(missing)}: set policy.arguments.{', '.join(missing[:1])}"
+    require(not missing, "name", hint, name)
     try:
         policy: AnyPolicy = importing.load(name)(vocab_size=vocab_size, **given)
     except FieldError as error:
         raise error.below("arguments") from error
     except (TypeError, ValueError) as error:  # the class explains what is wrong
-        raise FieldError("arguments", f"{name} refuses them: {error}") from error
+        raise FieldError("name", f"it refuses policy.arguments: {error}", name) from error
     return policy
 
 

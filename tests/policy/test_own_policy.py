@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments.common import cli
 from experiments.common.flag_parsing import parse
@@ -19,6 +20,7 @@ from experiments.train import __main__ as train
 from staleness_grpo.bias.enumeration import Problem
 from staleness_grpo.config import validation
 from staleness_grpo.config.build import build_run
+from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.policy import own
 from staleness_grpo.runtime.records import read_json, read_jsonl
@@ -29,6 +31,7 @@ from tests.bias import problems
 from tests.helpers.tiny import tiny_config
 
 EXAMPLE = cli.ROOT / "docs" / "examples" / "gru.py"
+SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")
 CONFIGS = cli.ROOT / "experiments" / "configs"
 TINY = ("warm_start.steps=0", "num_prompts=4", "group_size=4", "policy.arguments.width=8")
 specification = importlib.util.spec_from_file_location("gru_of_the_page", EXAMPLE)
@@ -141,13 +144,22 @@ def test_its_bias_is_exact_and_grows_with_the_lag():
         ("policy.checkpoint=folder", "^policy.checkpoint=folder: only the decoder reads it"),
         ("policy.d_model=64", "^policy.d_model=64: only the decoder reads it"),
         ("save_policy=True", "^save_policy=True: a policy of one's own has no model folder"),
-        ("policy.arguments.width=-1", "^policy.name=.*its init fails with ValueError"),
+        ("policy.arguments.width=-1", "^policy.name=.*its apply fails with TypeError"),
     ],
 )
 def test_what_it_cannot_have_is_refused_in_one_line(path, flag, message):
     with pytest.raises(FieldError, match=message) as caught:
         validation.validate(trained(path, flag), 1)
     assert "\n" not in str(caught.value)
+
+
+def test_the_reference_policy_is_that_of_the_start_only(path):
+    config = trained(path, "reference.kl=0.1", "steps=2", "eval_every=0")
+    *_, record = records_of(build_run(config))
+    assert np.isfinite(record["loss"])
+    config.reference.checkpoint = "folder"
+    with pytest.raises(FieldError, match="^reference.checkpoint=folder: a policy of one's own has"):
+        validation.validate(config, 1)
 
 
 def test_names_and_arguments_that_lead_nowhere_are_one_line(path):
@@ -160,11 +172,18 @@ def test_names_and_arguments_that_lead_nowhere_are_one_line(path):
     with pytest.raises(FlagError, match="unknown field widht: did you mean width"):
         given(f"policy.name={path}:GRU", "policy.arguments.widht=3")
     config = tiny_config()
-    config.policy = tiny_config().policy
     with config.unlocked():
         config.policy.arguments.width = 3
-    with pytest.raises(FieldError, match=r"^policy.arguments=.*there is no policy.name"):
+    with pytest.raises(FieldError, match=r"^policy.arguments.width=3: .*set policy.name"):
         validation.validate(config, 1)
+    config.policy.name = f"{path}:GRU"
+    config.policy.arguments = ConfigDict(dict(wide=3))
+    config.policy.update({name: default_config().policy[name] for name in SHAPE})
+    hint = r"^policy.name=.*GRU: it has no argument wide: its arguments are width, dtype$"
+    with pytest.raises(FieldError, match=hint):
+        validation.validate(config, 1)
+    config.policy.arguments = ConfigDict(dict(width=3))
+    validation.validate(config, 1)
 
 
 def test_what_a_class_lacks_or_does_wrong_is_named():
