@@ -13,11 +13,13 @@ INTRODUCTION = """\
 These names may be relied on: `from staleness_grpo import NAME`. Everything else may change without
 notice. [Words](words.md) explains the terms and the shape letters.
 
-Two more modules may be relied on:
+Three more modules may be relied on:
 
 - `staleness_grpo.policy.huggingface` has `load(folder, dtype=...) -> (policy, params)` and `save`:
   see [models](models.md).
 - `staleness_grpo.tasks.base` has the protocols of a task, `ArrayTask` and `TextTask`.
+- `staleness_grpo.policy.base` has the protocol of a policy, `AnyPolicy`: see
+  [a policy of your own](own_policy.md).
 """
 
 

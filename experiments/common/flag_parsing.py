@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from experiments.common.examples import example_config
-from staleness_grpo.config.defaults import describe_type, field_value
+from staleness_grpo.config.defaults import default_config, describe_type, field_value
 from staleness_grpo.errors import FieldError, FlagError
 
 FLAG_TYPES = (bool, int, float, str, tuple)  # types of unset fields that flags can set
@@ -57,20 +57,24 @@ def given_config(argv: Sequence[str], default_config: pathlib.Path) -> ConfigDic
     """Returns the config of the file that argv names, or of the default file.
 
     A flag --config.task.name with another task than the file's gives the section the fields of that
-    task. So they can be flags.
+    task. So they can be flags. With --config.policy.name, the arguments of that class can be flags.
 
     Raises:
       FlagError: the file cannot be used, or there is no such task.
     """
     config = load_config(_config_path(argv, default_config))
     for arg in argv[1:]:
-        match = re.match(r"--?config\.((?:\w+\.)*task)\.name=(.*)", arg)
+        match = re.match(r"--?config\.((?:\w+\.)*(?:task|policy))\.name=(.*)", arg)
         if match is None:
             continue
-        *parents, _ = match[1].split(".")
+        *parents, kind = match[1].split(".")
         section = functools.reduce(lambda part, name: part.get(name, {}), parents, config)
-        if "task" in section and section.task.get("name") != match[2]:
+        if kind not in section or section[kind].get("name") == match[2]:
+            continue
+        if kind == "task":
             section.task = _task_section(match[1], match[2])
+        elif "name" in section.policy:
+            section.policy = _policy_section(match[1], match[2])
     return config
 
 
@@ -82,7 +86,25 @@ def _task_section(section: str, name: str) -> ConfigDict:
         parameters = task_fields(name)
     except FieldError as error:
         raise FlagError.of_field(error.below(section)) from error
-    fields: dict[str, Any] = {"name": name}
+    return ConfigDict({"name": name} | _defaults(parameters))
+
+
+def _policy_section(section: str, name: str) -> ConfigDict:
+    """Returns the section of a policy of one's own. Its other fields have their defaults."""
+    from staleness_grpo.policy.own import policy_fields
+
+    try:
+        parameters = policy_fields(name)
+    except FieldError as error:
+        raise FlagError.of_field(error.below(section)) from error
+    policy = default_config().policy
+    policy.name, policy.arguments = name, ConfigDict(_defaults(parameters))
+    return policy
+
+
+def _defaults(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Returns the fields for the arguments of a class, which are unset or have their defaults."""
+    fields: dict[str, Any] = {}
     for field, parameter in parameters.items():
         default, kind = parameter.default, parameter.annotation
         if default is inspect.Parameter.empty or default is None:
@@ -90,7 +112,7 @@ def _task_section(section: str, name: str) -> ConfigDict:
             fields[field] = config_dict.placeholder(kinds[0] if kinds else object)
         else:
             fields[field] = dict(default) if isinstance(default, Mapping) else default
-    return ConfigDict(fields)
+    return fields
 
 
 def _config_path(argv: Sequence[str], default_config: pathlib.Path) -> str:

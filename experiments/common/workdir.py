@@ -17,6 +17,7 @@ from staleness_grpo.errors import FieldError, FlagError, require_local
 from staleness_grpo.runtime.environment import describe_environment
 from staleness_grpo.runtime.records import flattened, plain, read_json, write_json
 
+POLICY = "policy"  # the entry of environment.json about the code of a policy of one's own
 SUMMARY = "summary.json"  # an experiment writes this file last: a workdir that has it is finished
 
 # Fields that a second call on a workdir may change: how checkpoints are saved, how many processes
@@ -156,7 +157,8 @@ def check_same_problems(
     """Refuses to add to results that were made with other problems.
 
     Equal configs can lead to different problems, because the config only names the file of problems
-    and the tokenizer, or the class of a task of one's own. The contents of them can change.
+    and the tokenizer, or the class of a task or a policy of one's own. The contents of them can
+    change.
 
     Args:
       folder: the workdir.
@@ -170,11 +172,15 @@ def check_same_problems(
     """
     environment_file = folder / "environment.json"
     try:
-        saved = read_json(environment_file).get("problems") if environment_file.exists() else None
+        environment = read_json(environment_file) if environment_file.exists() else {}
     except (OSError, ValueError) as error:
         hint = f"the file environment.json cannot be read ({error}): give another folder"
         raise FlagError("workdir", folder, hint) from error
-    if saved not in (None, problems_fingerprint):
+    if environment.get(POLICY) not in (None, policy_fingerprint(config)):
+        reason = f"the results in {folder} were made by other code of the policy"
+        hint = f"{reason}: restore the original code, or give another workdir"
+        raise FieldError("policy.name", hint, config.policy.name)
+    if environment.get("problems") not in (None, problems_fingerprint):
         field = "path" if "path" in config.task else "name"
         reason = f"the results in {folder} were made with other problems, or with other tokens"
         hint = f"{reason}: restore the original problems and tokenizer, or give another workdir"
@@ -182,6 +188,16 @@ def check_same_problems(
             reason = f"the results in {folder} were made by other code of the task"
             hint = f"{reason}: restore the original code, or give another workdir"
         raise FieldError(f"task.{field}", hint, config.task[field])
+
+
+def policy_fingerprint(config: ConfigDict) -> str | None:
+    """Returns what identifies the code of a policy of one's own; None for the decoder."""
+    fields = config.get("policy", {})
+    if fields.get("name") is None:
+        return None
+    from staleness_grpo.policy import own
+
+    return own.fingerprint(fields)
 
 
 def write_run_files(
@@ -202,4 +218,6 @@ def write_run_files(
         environment = describe_environment()
         if problems_fingerprint:
             environment |= {"problems": problems_fingerprint}
+        if code := policy_fingerprint(config):
+            environment |= {POLICY: code}
         write_json(workdir / "environment.json", environment)

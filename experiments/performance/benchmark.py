@@ -84,6 +84,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
 
     from experiments.performance import machine
     from experiments.performance.random_tokens import RandomTokens
+    from staleness_grpo.policy.configured import as_decoder
     from staleness_grpo.runtime import mesh as mesh_lib
     from staleness_grpo.runtime.records import Appender
     from staleness_grpo.training.loop import train
@@ -106,7 +107,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
 
     peak = machine.matmul_peak(run.mesh, config.policy.dtype)
     bandwidth = machine.memory_bandwidth(run.mesh)
-    policy_config, group_size = run.programs.policy.config, config.group_size
+    policy_config, group_size = as_decoder(run.programs.policy).config, config.group_size
     forward_flops = machine.matmul_flops(policy_config, task, config.num_prompts, group_size)
     num_responses = config.num_prompts * group_size
     tokens_per_second = num_responses * task.max_response_length / sampling

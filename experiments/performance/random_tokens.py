@@ -6,8 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from staleness_grpo.config import validation
-from staleness_grpo.errors import FieldError
-from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.errors import FieldError, require
+from staleness_grpo.policy.configured import make_decoder
 from staleness_grpo.runtime.hashing import uniform_integers
 from staleness_grpo.types import Prompts
 
@@ -71,10 +71,12 @@ def validate_for(config: ConfigDict, num_devices: int, platform: str | None = No
         size = config.benchmark.get(name)
         if not isinstance(size, int) or size < 1:
             raise FieldError(f"benchmark.{name}", "give a whole number >= 1", size)
+    hint = "this measures the decoder only: leave the flag out"
+    require(config.policy.name is None, "policy.name", hint, config.policy.name)
     vocab_size, chunks = config.benchmark.vocab_size, config.policy.vocab_chunks
     if config.policy.checkpoint is not None:
         # A token outside the policy's vocabulary would make every loss NaN.
-        policy_vocab_size = make_policy(config.policy, vocab_size).config.vocab_size
+        policy_vocab_size = make_decoder(config.policy, vocab_size).config.vocab_size
         if policy_vocab_size != vocab_size:
             hint = f"policy.checkpoint has {policy_vocab_size} tokens: give {policy_vocab_size}"
             raise FieldError("benchmark.vocab_size", hint, vocab_size)

@@ -20,6 +20,7 @@ from experiments.common.workdir import SUMMARY, check_same_problems, write_run_f
 from experiments.train.analysis import summarize
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.policy import huggingface
+from staleness_grpo.policy.configured import as_decoder
 from staleness_grpo.runtime.preemption import EXIT_CODE, Preemption, Stopped
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_json
@@ -203,7 +204,7 @@ def save_policy(run: Run, folder: pathlib.Path) -> None:
         end_token=programs.task.end_token, pad_token=programs.task.pad_token
     )
     try:
-        huggingface.save(folder, programs.policy, run.state.params, source, **tokens)
+        huggingface.save(folder, as_decoder(programs.policy), run.state.params, source, **tokens)
     except huggingface.ModelFolderError as error:
         state = "the training is done, but its policy is not saved yet"
         hint = f"{error}; then run the same command again: {state}"

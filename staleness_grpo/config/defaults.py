@@ -49,6 +49,11 @@ def default_config() -> ConfigDict:
                 num_digits=2,  # digits of each term
             ),
             policy=dict(
+                # A class of one's own, path/to/file.py:Class or package.module:Class. The section
+                # `policy.arguments` has its arguments. Unset: the decoder, which the other fields
+                # describe.
+                name=config_dict.placeholder(str),
+                arguments=dict(),  # of the class, by their names
                 # Model folder with the policy's shape and parameters; turns the warm start off.
                 checkpoint=config_dict.placeholder(str),
                 num_layers=2,  # decoder blocks

@@ -16,6 +16,12 @@ def check_policy(config: ConfigDict, platform: str | None) -> None:
     """
     import jax
 
+    if config.policy.name is not None:
+        _check_own_policy(config)
+        return
+    for name in config.policy.arguments:
+        hint = "only a policy of one's own reads it: set policy.name, or leave it out"
+        raise FieldError(f"policy.arguments.{name}", hint)
     if config.policy.attention == "splash":
         platform = platform or jax.default_backend()
         hint = f"this kernel is for TPUs, but the devices have platform {platform}: choose xla"
@@ -41,6 +47,19 @@ def check_policy(config: ConfigDict, platform: str | None) -> None:
     require(heads % tensor == 0, "mesh.tensor", hint)
 
 
+def _check_own_policy(config: ConfigDict) -> None:
+    """Refuses fields that have no effect on a policy of one's own.
+
+    `check_task` makes the policy and checks it, because the task decides its vocabulary.
+    """
+    for name, default_value in default_config().policy.items():
+        if name not in ("name", "arguments"):
+            hint = f"only the decoder reads it, but policy.name is {config.policy.name}: leave it"
+            require(config.policy[name] == default_value, f"policy.{name}", f"{hint} out")
+    hint = "a policy of one's own has no model folder: leave the flag out"
+    require(config.reference.checkpoint is None, "reference.checkpoint", hint)
+
+
 def _run_fields() -> tuple[str, ...]:
     from staleness_grpo.policy.configured import RUN_FIELDS
 
@@ -54,12 +73,12 @@ def _checkpoint_architecture(config: ConfigDict) -> Any:
       FieldError: the checkpoint cannot be used.
     """
     from staleness_grpo.policy import huggingface
-    from staleness_grpo.policy.configured import make_policy
+    from staleness_grpo.policy.configured import make_decoder
 
     checkpoint = config.policy.checkpoint
     require_local(checkpoint, "policy.checkpoint")
     try:
-        architecture = make_policy({**config.policy, "vocab_chunks": 1}, 0).config
+        architecture = make_decoder({**config.policy, "vocab_chunks": 1}, 0).config
         huggingface.check_tensors(checkpoint, architecture)
     except ModuleNotFoundError as error:
         hint = f"a checkpoint needs {error.name}: pip install {error.name}, or the extra hf"
@@ -88,6 +107,8 @@ def check_task(config: ConfigDict, task: Any = None) -> None:
     if config.policy.checkpoint is not None:
         _check_task_with_checkpoint(config, task)
         return
+    if config.policy.name is not None:
+        _check_policy_with_task(config, task)
     vocab_size, chunks = task.vocab_size, config.policy.vocab_chunks
     hint = f"give a divisor of the vocabulary size {vocab_size}"
     require(vocab_size % chunks == 0, "policy.vocab_chunks", hint)
@@ -139,14 +160,29 @@ def _make_task(config: ConfigDict) -> Any:
         raise FieldError("task", str(error), dict(config.task)) from error
 
 
+def _check_policy_with_task(config: ConfigDict, task: Any) -> None:
+    """Makes a policy of one's own for the tokens of the task, and checks it."""
+    from staleness_grpo.policy import own
+
+    try:
+        name, arguments = config.policy.name, config.policy.arguments
+        policy = own.make(name, arguments, task.vocab_size)
+    except FieldError as error:
+        raise error.below("policy") from error
+    try:
+        own.check_interface(policy)
+    except FieldError as error:
+        raise FieldError("policy.name", error.hint, name) from error
+
+
 def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
     """Checks that the checkpoint has the task's tokens, and enough positions for its lengths."""
-    from staleness_grpo.policy.configured import make_policy
+    from staleness_grpo.policy.configured import make_decoder
     from staleness_grpo.policy.huggingface.config import max_positions
     from staleness_grpo.tasks import TEXT_TASKS
     from staleness_grpo.tasks.base import TextTask
 
-    num_known = make_policy(config.policy, task.vocab_size).config.vocab_size
+    num_known = make_decoder(config.policy, task.vocab_size).config.vocab_size
     hint = (
         f"the task has {task.vocab_size} tokens, but the checkpoint has only {num_known}: "
         f"give a checkpoint with at least {task.vocab_size} tokens"

@@ -271,6 +271,8 @@ def _check_saving(config: ConfigDict) -> None:
     if not config.save_policy and not config.save_policy_every:
         return
     field = "save_policy" if config.save_policy else "save_policy_every"
+    hint = "a policy of one's own has no model folder: leave it out, its checkpoints are kept"
+    require(config.policy.name is None, field, hint)
     both = config.policy.qkv_bias and config.policy.qk_norm
     hint = (
         "no known architecture has both policy.qkv_bias and policy.qk_norm: "

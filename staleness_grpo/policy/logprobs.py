@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.numerics import at_least_float32
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import Array, Prompts, PyTree
@@ -21,7 +22,7 @@ def token_logprobs(logprobs: Array, tokens: Array) -> jax.Array:
 
 
 def response_logprobs(
-    policy: Policy,
+    policy: AnyPolicy,
     params: PyTree,
     prompts: Prompts,
     tokens_NxGxR: Array,
@@ -33,7 +34,7 @@ def response_logprobs(
     Both arrays are [N, G, R] in at least float32, and 0 where masked. The entropy has no gradient.
     """
     hidden = policy.response_hidden(params, prompts.tokens_NxP, prompts.mask_NxP, tokens_NxGxR)
-    if policy.config.vocab_chunks > 1:
+    if isinstance(policy, Policy) and policy.config.vocab_chunks > 1:
         head_VxE = params["embedding"] if policy.config.tie_embeddings else params["head"].T
         head_chunks = vocabulary_chunks(head_VxE.astype(hidden.dtype), policy.config.vocab_chunks)
         rows = hidden.reshape(-1, hidden.shape[-1])

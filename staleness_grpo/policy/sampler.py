@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from staleness_grpo.errors import require_at_least
+from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
 from staleness_grpo.policy.numerics import at_least_float32, leading_axes
-from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.types import Array, Prompts, PyTree, Responses
 
 LOWEST_TEMPERATURE = 1e-3
@@ -60,7 +60,7 @@ def first_largest(x: Array) -> jax.Array:
     jax.jit, static_argnames=("policy", "group_size", "max_length", "end_token", "pad_token")
 )
 def sample(
-    policy: Policy,
+    policy: AnyPolicy,
     params: PyTree,
     prompts: Prompts,
     key: jax.Array,
@@ -92,7 +92,7 @@ def sample(
     """
     # The weights are cast once and not for every token. Most of a token's time goes into reading
     # them, and the cast weights may be smaller.
-    params = jax.tree.map(lambda leaf: leaf.astype(policy.config.dtype), params)
+    params = jax.tree.map(lambda leaf: leaf.astype(policy.dtype), params)
     shape = (prompts.tokens_NxP.shape[0], group_size, max_length)
     keys_NxG = response_keys(key, steps_N, slots_N, group_size)
     hidden_NxE, prefix = policy.prefill(params, prompts.tokens_NxP, prompts.mask_NxP)
@@ -124,7 +124,7 @@ def sample(
     empty = (
         jnp.full(shape, pad_token, jnp.int32),
         jnp.zeros(shape, bool),
-        jnp.zeros(shape, at_least_float32(policy.config.dtype)),
+        jnp.zeros(shape, at_least_float32(policy.dtype)),
         jnp.ones(shape[:2], bool),
     )
     written, token = write_tokens(empty, 0, hidden_NxGxE)

@@ -162,6 +162,11 @@ class Policy:
 
     config: TransformerConfig
 
+    @property
+    def dtype(self) -> str:
+        """The type of activations."""
+        return self.config.dtype
+
     def init(self, key: jax.Array) -> PyTree:
         """Returns new random parameters in `param_dtype`."""
         tokens, mask = jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)

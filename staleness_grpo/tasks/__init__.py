@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from staleness_grpo.errors import FieldError
-from staleness_grpo.tasks import importing
+from staleness_grpo.runtime import importing
 
 if TYPE_CHECKING:  # reward workers import this package but should not import JAX
     from staleness_grpo.tasks.base import Task

@@ -26,6 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from staleness_grpo.policy import own
 from staleness_grpo.runtime.environment import RANDOM_SETTINGS, describe_environment
 from staleness_grpo.runtime.records import flattened, plain, write_json
 from staleness_grpo.training.checkpoint_files import (
@@ -58,7 +59,8 @@ CHECKED_ENTRIES = ("format", "config_hash", "steps", "step", "drift_versions", "
 def config_hash(config: ConfigDict) -> str:
     """Returns a hash of all fields that a resumed run may not change.
 
-    Unset fields are left out. So a new optional field does not change the hash of old configs.
+    Unset fields are left out. So a new optional field does not change the hash of old configs. The
+    code of a policy of one's own is in the hash too.
     """
     free = set(FREE_FIELDS) - ({"steps"} if steps_shape_the_run(config) else set())
     fields = {
@@ -66,6 +68,9 @@ def config_hash(config: ConfigDict) -> str:
         for name, value in flattened(plain(config.to_dict())).items()
         if name not in free and not name.startswith(FREE_SECTIONS)
     }
+    code = own.fingerprint(config.policy)
+    if code is not None:
+        fields["policy.code"] = code
     text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from staleness_grpo.errors import require, require_at_least, require_choice, require_positive
 from staleness_grpo.objective.corrections import signatures
 from staleness_grpo.objective.update_rules import UPDATE_RULES
+from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import response_logprobs
-from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training.diagnostics import cosine
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
@@ -124,7 +124,7 @@ def initial_state(optimizer: optax.GradientTransformation, params: PyTree) -> Le
 
 
 def abstract_state(
-    policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh
+    policy: AnyPolicy, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> LearnerState:
     """Returns shapes, dtypes and shardings of the state of version 0, without allocating it."""
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -137,7 +137,7 @@ def abstract_state(
 
 
 def init_state(
-    policy: Policy,
+    policy: AnyPolicy,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     key: jax.Array | None = None,
@@ -165,7 +165,7 @@ def init_state(
     return jax.jit(create, out_shardings=shardings)(params)
 
 
-def make_scorer(policy: Policy, temperature: float) -> Callable[[PyTree, Rollout], Array]:
+def make_scorer(policy: AnyPolicy, temperature: float) -> Callable[[PyTree, Rollout], Array]:
     """Returns jitted (params, rollout) -> log pi of the response tokens [N, G, R].
 
     The function computes the log-probabilities of the proximal and of the reference policy.

@@ -19,8 +19,8 @@ from staleness_grpo.objective.surrogate import (
     token_weights,
 )
 from staleness_grpo.objective.update_rules import sequence_ess
+from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import response_logprobs
-from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.training.microbatches import accumulated, in_microbatches
 from staleness_grpo.types import Array, PyTree, Responses, Rollout
 
@@ -29,7 +29,7 @@ Loss = Callable[[PyTree, Rollout], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def surrogate_loss(
-    policy: Policy,
+    policy: AnyPolicy,
     surrogate: SurrogateConfig,
     temperature: float,
     correction: Any = None,
@@ -63,7 +63,7 @@ def surrogate_loss(
 
 
 def logprobs_function(
-    policy: Policy, temperature: float, microbatch_prompts: int = 0
+    policy: AnyPolicy, temperature: float, microbatch_prompts: int = 0
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns (params, prompts, tokens, mask) -> (log pi of tokens, entropy), both [N, G, R]."""
 

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy import sampler
+from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.configured import make_policy
-from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training import diagnostics, learner
 from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
@@ -28,7 +28,7 @@ from staleness_grpo.types import Array, LearnerState, Prompts, PyTree, Responses
 class Programs:
     """Holds the functions of a run, for one policy and one task."""
 
-    policy: Policy
+    policy: AnyPolicy
     task: Task
     temperature: float
     # (params, rollout) -> (loss, diagnostics); the gradient of the loss is -H.

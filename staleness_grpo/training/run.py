@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from staleness_grpo.errors import FieldError
+from staleness_grpo.policy.configured import as_decoder
 from staleness_grpo.policy.huggingface.config import ModelFolderError
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.staleness import trace
@@ -270,7 +271,7 @@ def _reference_params(
     from staleness_grpo.policy import huggingface
 
     try:
-        return huggingface.load_params(folder, programs.policy, mesh)
+        return huggingface.load_params(folder, as_decoder(programs.policy), mesh)
     except ModelFolderError as error:
         raise FieldError("reference.checkpoint", str(error), folder) from error
 
@@ -312,7 +313,8 @@ def starting_params(
     if config.policy.checkpoint is not None:
         from staleness_grpo.policy import huggingface
 
-        return huggingface.load_params(config.policy.checkpoint, programs.policy, mesh)
+        decoder = as_decoder(programs.policy)
+        return huggingface.load_params(config.policy.checkpoint, decoder, mesh)
     if not config.warm_start.steps:
         return None
     return warm_start(programs.policy, programs.task, config, must_stop)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training.loss import logprobs_function, scored_batch
@@ -62,7 +62,7 @@ class PendingSamples:
 
 
 def make_take(
-    policy: Policy, temperature: float, num_samples: int, multiple_of: int, microbatch_prompts: int
+    policy: AnyPolicy, temperature: float, num_samples: int, multiple_of: int, microbatch_prompts: int
 ) -> Take:
     """Returns the program that takes the first groups of a batch. It runs under the run's mesh.
 

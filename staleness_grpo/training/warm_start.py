@@ -14,8 +14,9 @@ import optax
 from ml_collections import ConfigDict
 
 from staleness_grpo.errors import require, require_at_least, require_positive
+from staleness_grpo.policy import own
+from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import response_logprobs
-from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.runtime.cores import usable_cores
 from staleness_grpo.runtime.preemption import Stopped
 from staleness_grpo.runtime.progress import Progress
@@ -39,7 +40,7 @@ def check_warm_start(fields: Mapping[str, Any]) -> None:
 
 
 def warm_start(
-    policy: Policy, task: Any, config: ConfigDict, must_stop: Callable[[], bool] = lambda: False
+    policy: AnyPolicy, task: Any, config: ConfigDict, must_stop: Callable[[], bool] = lambda: False
 ) -> PyTree:
     """Returns the parameters after `config.warm_start.steps` Adam steps on the task's corpus.
 
@@ -49,7 +50,7 @@ def warm_start(
 
     The result is the same every time, to the last bit. It is cached in the user's cache folder,
     under a hash of:
-      the settings of policy, task and warm start;
+      the settings of policy, task and warm start, and the code of a policy of one's own;
       the versions of JAX, optax and NumPy, JAX's backend, XLA's flags, and the number of cores;
       the code of policies, tasks, random numbers and this module.
     Libraries, flags and cores are in the hash because they can change the order of sums, and with
@@ -58,7 +59,7 @@ def warm_start(
     Args:
       policy: the policy to train.
       task: a task with the method `corpus_batch` of ArithmeticTask.
-      config: the run's config, of which the sections `task` and `warm_start` are used.
+      config: the run's config, of which the sections `task`, `warm_start` and `policy` are used.
       must_stop: is asked every few steps whether to stop.
 
     Raises:
@@ -66,7 +67,7 @@ def warm_start(
     """
     settings = {
         "code": code_digest(),
-        "policy": repr(policy),
+        "policy": own.describe(config.get("policy", {})) or repr(policy),
         "task": config.task.to_dict(),
         "warm_start": config.warm_start.to_dict(),
         "jax": jax.__version__,
@@ -105,7 +106,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def train_supervised(
-    policy: Policy, task: Any, config: ConfigDict, must_stop: Callable[[], bool] = lambda: False
+    policy: AnyPolicy, task: Any, config: ConfigDict, must_stop: Callable[[], bool] = lambda: False
 ) -> PyTree:
     """Trains a policy to minimize the negative log-likelihood of corpus responses.
 
