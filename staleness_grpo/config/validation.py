@@ -120,6 +120,7 @@ def _check_sections(config: ConfigDict) -> None:
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.configured import check_fields
     from staleness_grpo.policy.sampler import check_sampler
+    from staleness_grpo.policy.truncation import check_chunks
     from staleness_grpo.staleness.schedule import check_lag
     from staleness_grpo.training.learner import check_optimizer
     from staleness_grpo.training.rewards import check_rewards
@@ -141,6 +142,7 @@ def _check_sections(config: ConfigDict) -> None:
     _refuse_here(
         config, "", lambda: check_correction(config.correction, config.surrogate, surrogate)
     )
+    _refuse_here(config, "", partial(check_chunks, config))
 
 
 def _check_batch(config: ConfigDict) -> None:
