@@ -98,7 +98,7 @@ def _shifted(
     logits: Array, temperature: float, truncation: Truncation
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (tempered logits minus their maximum, kept tokens, log of the kept tokens' sum)."""
-    tempered = logits.astype(at_least_float32(logits.dtype)) / temperature
+    tempered = jnp.asarray(logits, at_least_float32(logits.dtype)) / temperature
     largest = jnp.max(_without_unknown(tempered, truncation), axis=-1, keepdims=True)
     shifted = tempered - jax.lax.stop_gradient(largest)
     kept = kept_tokens(shifted, truncation)
