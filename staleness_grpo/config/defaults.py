@@ -86,6 +86,15 @@ def default_config() -> ConfigDict:
             ),
             sampler=dict(
                 temperature=1.0,  # temperature of sampling and of every log-probability
+                # Sample from the fewest most probable tokens with at least this mass; 1: all.
+                top_p=1.0,
+                top_k=0,  # sample from the k most probable tokens; 0: all
+                # Never sample an entry of the policy's vocabulary beyond the task's tokens. Models
+                # pad their vocabulary.
+                task_tokens_only=False,
+                # Whose log-probabilities the learner computes. truncated: of its own distribution
+                # after the same truncation. full: of the whole distribution.
+                learner_distribution="truncated",
             ),
             rewards=dict(
                 num_workers=2,  # processes that judge the responses of text tasks

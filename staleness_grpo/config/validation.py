@@ -121,6 +121,7 @@ def _check_sections(config: ConfigDict) -> None:
     from staleness_grpo.objective.surrogate import SurrogateConfig
     from staleness_grpo.policy.configured import check_fields
     from staleness_grpo.policy.sampler import check_sampler
+    from staleness_grpo.policy.truncation import check_chunks
     from staleness_grpo.runtime.sinks import check_sinks
     from staleness_grpo.staleness.schedule import check_lag
     from staleness_grpo.training.heldout import check_heldout
@@ -146,6 +147,7 @@ def _check_sections(config: ConfigDict) -> None:
     _refuse_here(
         config, "", lambda: check_correction(config.correction, config.surrogate, surrogate)
     )
+    _refuse_here(config, "", partial(check_chunks, config))
 
 
 def _check_batch(config: ConfigDict) -> None:

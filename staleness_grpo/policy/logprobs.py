@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.numerics import at_least_float32
 from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.policy.truncation import Truncation, truncated_logprobs
 from staleness_grpo.types import Array, Prompts, PyTree
 
 
@@ -28,13 +29,17 @@ def response_logprobs(
     tokens_NxGxR: Array,
     mask_NxGxR: Array,
     temperature: float,
+    truncation: Truncation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns log pi of the response tokens, and the policy's entropy in nats at their positions.
 
     Both arrays are [N, G, R] in at least float32, and 0 where masked. The entropy has no gradient.
+    With a truncation, both belong to this policy's own truncated distribution
+    (`truncation.truncated_logprobs`). The vocabulary must then be in one chunk.
     """
     hidden = policy.response_hidden(params, prompts.tokens_NxP, prompts.mask_NxP, tokens_NxGxR)
     if isinstance(policy, Policy) and policy.config.vocab_chunks > 1:
+        assert truncation is None, "truncation needs vocab_chunks=1"
         head_VxE = params["embedding"] if policy.config.tie_embeddings else params["head"].T
         head_chunks = vocabulary_chunks(head_VxE.astype(hidden.dtype), policy.config.vocab_chunks)
         rows = hidden.reshape(-1, hidden.shape[-1])
@@ -43,6 +48,9 @@ def response_logprobs(
         chosen, entropy = chosen.reshape(shape), entropy.reshape(shape)
         return jnp.where(mask_NxGxR, chosen, 0.0), jnp.where(mask_NxGxR, entropy, 0.0)
     logits = policy.unembed(params, hidden)
+    if truncation is not None:
+        chosen, entropy = truncated_logprobs(logits, tokens_NxGxR, temperature, truncation)
+        return jnp.where(mask_NxGxR, chosen, 0.0), jnp.where(mask_NxGxR, entropy, 0.0)
     logprobs = log_distribution(logits, temperature)
     frozen = jax.lax.stop_gradient(logprobs)
     entropy = -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)

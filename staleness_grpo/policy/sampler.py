@@ -15,17 +15,23 @@ from staleness_grpo.errors import require_at_least
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
 from staleness_grpo.policy.numerics import at_least_float32, leading_axes
+from staleness_grpo.policy.truncation import (
+    Truncation,
+    check_truncation,
+    truncated_distribution,
+)
 from staleness_grpo.types import Array, Prompts, PyTree, Responses
 
 LOWEST_TEMPERATURE = 1e-3
 
 
 def check_sampler(fields: Mapping[str, Any]) -> None:
-    """Raises FieldError if the temperature in `config.sampler` is too low.
+    """Raises FieldError if the temperature in `config.sampler` is too low, or a truncation wrong.
 
     Near 0 the gradient of almost every response is 0 in float32. Still lower ones overflow.
     """
     require_at_least(fields, {"temperature": LOWEST_TEMPERATURE})
+    check_truncation(fields)
 
 
 def response_keys(key: jax.Array, steps_N: Array, slots_N: Array, group_size: int) -> jax.Array:
@@ -57,7 +63,15 @@ def first_largest(x: Array) -> jax.Array:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("policy", "group_size", "max_length", "end_token", "pad_token")
+    jax.jit,
+    static_argnames=(
+        "policy",
+        "group_size",
+        "max_length",
+        "end_token",
+        "pad_token",
+        "truncation",
+    ),
 )
 def sample(
     policy: AnyPolicy,
@@ -72,6 +86,7 @@ def sample(
     max_length: int,
     end_token: int | tuple[int, ...] | None,
     pad_token: int,
+    truncation: Truncation | None = None,
 ) -> Responses:
     """Samples `group_size` responses to each prompt, and stops when every response has ended.
 
@@ -86,6 +101,8 @@ def sample(
       end_token: the token that ends a response and is part of it. With a tuple, any of its tokens
         ends the response. With None all responses have the fixed length R.
       pad_token: fills the positions after the end.
+      truncation: removes tokens from the tempered distribution. The recorded log-probabilities
+        belong to the renormalized rest. The noise of each token stays the same.
 
     Returns:
       Responses. `behavior_logprobs` has at least float32 precision and is 0 on the padding.
@@ -99,7 +116,11 @@ def sample(
     hidden_NxGxE = jnp.broadcast_to(hidden_NxE[:, None], (*shape[:2], hidden_NxE.shape[-1]))
 
     def choose_tokens(position, hidden_NxGxE):
-        logprobs = log_distribution(policy.unembed(params, hidden_NxGxE), temperature)
+        logits = policy.unembed(params, hidden_NxGxE)
+        if truncation is None:
+            logprobs = log_distribution(logits, temperature)
+        else:
+            logprobs = truncated_distribution(logits, temperature, truncation)
 
         def token_noise(response_key):
             token_key = jax.random.fold_in(response_key, position)
@@ -107,6 +128,9 @@ def sample(
 
         gumbel = jax.vmap(jax.vmap(token_noise))(keys_NxG)
         tokens_NxG = first_largest(logprobs + gumbel)
+        if truncation is not None and truncation.num_tokens is not None:
+            # Where logits are NaN, the last entry would be chosen.
+            tokens_NxG = jnp.minimum(tokens_NxG, truncation.num_tokens - 1)
         return tokens_NxG, token_logprobs(logprobs, tokens_NxG)
 
     def write_tokens(written, position, hidden_NxGxE):

@@ -13,6 +13,7 @@ from staleness_grpo.objective.corrections import signatures
 from staleness_grpo.objective.update_rules import UPDATE_RULES
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import response_logprobs
+from staleness_grpo.policy.truncation import Truncation
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training.diagnostics import cosine
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
@@ -165,7 +166,9 @@ def init_state(
     return jax.jit(create, out_shardings=shardings)(params)
 
 
-def make_scorer(policy: AnyPolicy, temperature: float) -> Callable[[PyTree, Rollout], Array]:
+def make_scorer(
+    policy: AnyPolicy, temperature: float, truncation: Truncation | None = None
+) -> Callable[[PyTree, Rollout], Array]:
     """Returns jitted (params, rollout) -> log pi of the response tokens [N, G, R].
 
     The function computes the log-probabilities of the proximal and of the reference policy.
@@ -174,7 +177,8 @@ def make_scorer(policy: AnyPolicy, temperature: float) -> Callable[[PyTree, Roll
     @jax.jit
     def score(params: PyTree, rollout: Rollout) -> Array:
         tokens, mask = rollout.responses.tokens_NxGxR, rollout.responses.mask_NxGxR
-        return response_logprobs(policy, params, rollout.prompts, tokens, mask, temperature)[0]
+        arguments = (policy, params, rollout.prompts, tokens, mask, temperature, truncation)
+        return response_logprobs(*arguments)[0]
 
     return score
 

@@ -21,6 +21,7 @@ from staleness_grpo.objective.surrogate import (
 from staleness_grpo.objective.update_rules import sequence_ess
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import response_logprobs
+from staleness_grpo.policy.truncation import Truncation
 from staleness_grpo.training.microbatches import accumulated, in_microbatches
 from staleness_grpo.types import Array, PyTree, Responses, Rollout
 
@@ -37,6 +38,7 @@ def surrogate_loss(
     end_token: EndToken = None,
     drop_truncated: bool = False,
     reference: Any = None,
+    truncation: Truncation | None = None,
 ) -> Loss:
     """Returns the loss (params, rollout) -> (loss, diagnostics). Its gradient is -H.
 
@@ -47,13 +49,14 @@ def surrogate_loss(
         A correction that needs all log-probabilities before any gradient takes two passes over the
         policy (`in_microbatches`). Other corrections take one pass (`accumulated`).
       end_token, drop_truncated, reference: see `logprobs_loss`.
+      truncation: the truncation of the learner's distribution; None for the full distribution.
     """
     loss_of_logprobs = logprobs_loss(surrogate, correction, end_token, drop_truncated, reference)
     name = "grpo_clip" if correction is None else correction.name
     if microbatch_prompts and not registry.CORRECTIONS[name].reads_other_responses:
-        logprobs_of = logprobs_function(policy, temperature)
+        logprobs_of = logprobs_function(policy, temperature, truncation=truncation)
         return accumulated(logprobs_of, loss_of_logprobs, scored_batch, microbatch_prompts)
-    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts)
+    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts, truncation)
 
     def loss_fn(params, rollout):
         logprobs, entropy = logprobs_of(params, *scored_batch(rollout))
@@ -63,12 +66,17 @@ def surrogate_loss(
 
 
 def logprobs_function(
-    policy: AnyPolicy, temperature: float, microbatch_prompts: int = 0
+    policy: AnyPolicy,
+    temperature: float,
+    microbatch_prompts: int = 0,
+    truncation: Truncation | None = None,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns (params, prompts, tokens, mask) -> (log pi of tokens, entropy), both [N, G, R]."""
 
     def logprobs_of(params, prompts, tokens_NxGxR, mask_NxGxR):
-        return response_logprobs(policy, params, prompts, tokens_NxGxR, mask_NxGxR, temperature)
+        return response_logprobs(
+            policy, params, prompts, tokens_NxGxR, mask_NxGxR, temperature, truncation
+        )
 
     return in_microbatches(logprobs_of, microbatch_prompts) if microbatch_prompts else logprobs_of
 

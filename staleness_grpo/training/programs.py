@@ -17,6 +17,8 @@ from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy import sampler
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.policy.truncation import Truncation, make_truncation
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training import diagnostics, learner
 from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
@@ -46,6 +48,7 @@ class Programs:
     # (params, stale, fresh) -> inner products [4, J, J]; None if gradients are not compared.
     paired_gram: Callable[[PyTree, Rollout, Rollout], Array] | None
     samples: Take | None = None  # None if no samples are recorded
+    truncation: Truncation | None = None  # of the sampler; None if it may sample every token
 
     def update_step(self, learning_rate: Any = None) -> Callable[[LearnerState, Rollout], tuple]:
         """Returns one optimizer update as a pure function; see `learner.update_step`."""
@@ -71,6 +74,7 @@ class Programs:
             max_length=self.task.max_response_length,
             end_token=self.task.end_token,
             pad_token=self.task.pad_token,
+            truncation=self.truncation,
         )
 
     def sample(self, *args: Any) -> Responses:
@@ -89,25 +93,34 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
     policy = make_policy(config.policy, task.vocab_size)
     surrogate = SurrogateConfig(**config.surrogate.to_dict())
     temperature, microbatch = config.sampler.temperature, config.microbatch_prompts
+    # The vocabulary of a model may be larger than the task's. Other policies get the task's.
+    known = policy.config.vocab_size if isinstance(policy, Policy) else task.vocab_size
+    truncation = make_truncation(config.sampler, task.vocab_size, known)
+    # The learner, the proximal and the reference policy each truncate their own distribution.
+    scored = truncation if config.sampler.learner_distribution == "truncated" else None
     terms: dict[str, Any] = dict(
         end_token=task.end_token,
         drop_truncated=config.drop_truncated,
         reference=config.reference if config.reference.kl else None,
     )
-    loss = surrogate_loss(policy, surrogate, temperature, config.correction, microbatch, **terms)
+    loss = surrogate_loss(
+        policy, surrogate, temperature, config.correction, microbatch, truncation=scored, **terms
+    )
     paired_gram = None
     if config.metrics.paired_every:
         num_blocks = config.metrics.paired_blocks or config.num_prompts
         paired_gram = diagnostics.make_paired_gram(
-            logprobs_function(policy, temperature, microbatch),
+            logprobs_function(policy, temperature, microbatch, scored),
             logprobs_loss(surrogate, config.correction, **terms),
             num_blocks,
         )
     samples = None
     if config.metrics.samples_every:
         shards = config.mesh.data * config.mesh.fsdp
-        samples = make_take(policy, temperature, config.metrics.num_samples, shards, microbatch)
+        num_samples = config.metrics.num_samples
+        samples = make_take(policy, temperature, num_samples, shards, microbatch, scored)
     several_updates = config.updates_per_batch > 1
+    score = learner.make_scorer(policy, temperature, scored)
     return Programs(
         policy=policy,
         task=task,
@@ -119,10 +132,9 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
         cosine_ceiling=diagnostics.make_cosine_ceiling(
             loss, config.num_prompts // config.updates_per_batch
         ),
-        proximal_logprobs=learner.make_scorer(policy, temperature) if several_updates else None,
-        reference_logprobs=(
-            learner.make_scorer(policy, temperature) if config.reference.kl else None
-        ),
+        proximal_logprobs=score if several_updates else None,
+        reference_logprobs=score if config.reference.kl else None,
         paired_gram=paired_gram,
         samples=samples,
+        truncation=truncation,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from staleness_grpo.policy.base import AnyPolicy
+from staleness_grpo.policy.truncation import Truncation
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training.loss import logprobs_function, scored_batch
@@ -62,7 +63,12 @@ class PendingSamples:
 
 
 def make_take(
-    policy: AnyPolicy, temperature: float, num_samples: int, multiple_of: int, microbatch_prompts: int
+    policy: AnyPolicy,
+    temperature: float,
+    num_samples: int,
+    multiple_of: int,
+    microbatch_prompts: int,
+    truncation: Truncation | None = None,
 ) -> Take:
     """Returns the program that takes the first groups of a batch. It runs under the run's mesh.
 
@@ -74,10 +80,11 @@ def make_take(
       num_samples: number of groups to take.
       multiple_of: number of shards of a batch. The policy runs on a multiple of it.
       microbatch_prompts: number of groups that the policy processes at a time; 0: all at once.
+      truncation: that of the learner's log-probabilities, if there is one.
     """
     block = microbatch_prompts or multiple_of
     num_scored = -(-num_samples // block) * block
-    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts)
+    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts, truncation)
 
     @jax.jit
     def take(params: PyTree, rollout: Rollout) -> tuple[Rollout, Array]:

@@ -181,6 +181,7 @@ def make_generator(task, policy, num_prompts):
         make_optimizer=None,
         cosine_ceiling=None,
         proximal_logprobs=None,
+        reference_logprobs=None,
         paired_gram=None,
     )
     return Generator(programs, mesh_lib.make_mesh(), seed=0, num_prompts=num_prompts, group_size=3)
