@@ -25,6 +25,8 @@ def default_config() -> ConfigDict:
             # Leave responses that were cut at the length limit out of the loss. Their rewards still
             # count in the advantages of their group.
             drop_truncated=False,
+            # Weight of the policy's entropy in nats, which is added to the surrogate; 0: none.
+            entropy_bonus=0.0,
             # Optimizer updates per rollout batch. Each update uses its own part of the N groups.
             updates_per_batch=1,
             save_policy=False,  # write the final policy to the model folder WORKDIR/policy

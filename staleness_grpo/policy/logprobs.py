@@ -30,16 +30,18 @@ def response_logprobs(
     mask_NxGxR: Array,
     temperature: float,
     truncation: Truncation | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns log pi of the response tokens, and the policy's entropy in nats at their positions.
 
-    Both arrays are [N, G, R] in at least float32, and 0 where masked. The entropy has no gradient.
+    Both arrays are [N, G, R] in at least float32, and 0 where masked. The entropy has a gradient
+    only with `entropy_gradient`, which needs the vocabulary in one chunk and no truncation.
     With a truncation, both belong to this policy's own truncated distribution
     (`truncation.truncated_logprobs`). The vocabulary must then be in one chunk.
     """
     hidden = policy.response_hidden(params, prompts.tokens_NxP, prompts.mask_NxP, tokens_NxGxR)
     if isinstance(policy, Policy) and policy.config.vocab_chunks > 1:
-        assert truncation is None, "truncation needs vocab_chunks=1"
+        assert truncation is None and not entropy_gradient, "both need vocab_chunks=1"
         head_VxE = params["embedding"] if policy.config.tie_embeddings else params["head"].T
         head_chunks = vocabulary_chunks(head_VxE.astype(hidden.dtype), policy.config.vocab_chunks)
         rows = hidden.reshape(-1, hidden.shape[-1])
@@ -49,10 +51,11 @@ def response_logprobs(
         return jnp.where(mask_NxGxR, chosen, 0.0), jnp.where(mask_NxGxR, entropy, 0.0)
     logits = policy.unembed(params, hidden)
     if truncation is not None:
+        assert not entropy_gradient, "a truncated entropy has no gradient"
         chosen, entropy = truncated_logprobs(logits, tokens_NxGxR, temperature, truncation)
         return jnp.where(mask_NxGxR, chosen, 0.0), jnp.where(mask_NxGxR, entropy, 0.0)
     logprobs = log_distribution(logits, temperature)
-    frozen = jax.lax.stop_gradient(logprobs)
+    frozen = logprobs if entropy_gradient else jax.lax.stop_gradient(logprobs)
     entropy = -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
     chosen = token_logprobs(logprobs, tokens_NxGxR)
     return jnp.where(mask_NxGxR, chosen, 0.0), jnp.where(mask_NxGxR, entropy, 0.0)

@@ -39,6 +39,7 @@ def surrogate_loss(
     drop_truncated: bool = False,
     reference: Any = None,
     truncation: Truncation | None = None,
+    entropy_bonus: float = 0.0,
 ) -> Loss:
     """Returns the loss (params, rollout) -> (loss, diagnostics). Its gradient is -H.
 
@@ -47,16 +48,21 @@ def surrogate_loss(
       correction: `config.correction`; None for the clip of GRPO.
       microbatch_prompts: number of groups that the policy processes at a time; 0: the whole batch.
         A correction that needs all log-probabilities before any gradient takes two passes over the
-        policy (`in_microbatches`). Other corrections take one pass (`accumulated`).
-      end_token, drop_truncated, reference: see `logprobs_loss`.
+        policy (`in_microbatches`), and so does an entropy bonus. Others take one (`accumulated`).
+      end_token, drop_truncated, reference, entropy_bonus: see `logprobs_loss`.
       truncation: the truncation of the learner's distribution; None for the full distribution.
     """
-    loss_of_logprobs = logprobs_loss(surrogate, correction, end_token, drop_truncated, reference)
+    loss_of_logprobs = logprobs_loss(
+        surrogate, correction, end_token, drop_truncated, reference, entropy_bonus
+    )
     name = "grpo_clip" if correction is None else correction.name
-    if microbatch_prompts and not registry.CORRECTIONS[name].reads_other_responses:
+    takes_two_passes = registry.CORRECTIONS[name].reads_other_responses or entropy_bonus > 0
+    if microbatch_prompts and not takes_two_passes:
         logprobs_of = logprobs_function(policy, temperature, truncation=truncation)
         return accumulated(logprobs_of, loss_of_logprobs, scored_batch, microbatch_prompts)
-    logprobs_of = logprobs_function(policy, temperature, microbatch_prompts, truncation)
+    logprobs_of = logprobs_function(
+        policy, temperature, microbatch_prompts, truncation, entropy_bonus > 0
+    )
 
     def loss_fn(params, rollout):
         logprobs, entropy = logprobs_of(params, *scored_batch(rollout))
@@ -70,13 +76,13 @@ def logprobs_function(
     temperature: float,
     microbatch_prompts: int = 0,
     truncation: Truncation | None = None,
+    entropy_gradient: bool = False,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns (params, prompts, tokens, mask) -> (log pi of tokens, entropy), both [N, G, R]."""
 
     def logprobs_of(params, prompts, tokens_NxGxR, mask_NxGxR):
-        return response_logprobs(
-            policy, params, prompts, tokens_NxGxR, mask_NxGxR, temperature, truncation
-        )
+        batch = prompts, tokens_NxGxR, mask_NxGxR
+        return response_logprobs(policy, params, *batch, temperature, truncation, entropy_gradient)
 
     return in_microbatches(logprobs_of, microbatch_prompts) if microbatch_prompts else logprobs_of
 
@@ -92,6 +98,7 @@ def logprobs_loss(
     end_token: EndToken = None,
     drop_truncated: bool = False,
     reference: Any = None,
+    entropy_bonus: float = 0.0,
 ) -> Callable[[Array, Array, Rollout], tuple[jax.Array, dict[str, jax.Array]]]:
     """Returns the loss as a function (log pi, entropy, rollout) -> (loss, diagnostics).
 
@@ -106,6 +113,8 @@ def logprobs_loss(
       reference: `config.reference`, if the divergence from a reference policy is a penalty. It is
         added to the loss with the weights of the tokens. Or it is summed over the tokens of a
         response, with the behavior policy's log-probabilities, and subtracted from its reward.
+      entropy_bonus: weight of the policy's entropy, which is subtracted from the loss with the
+        weights of the tokens.
     """
     name = "grpo_clip" if correction is None else correction.name
     objective = registry.CORRECTIONS[name].token_objective
@@ -143,6 +152,9 @@ def logprobs_loss(
             token_objective,
         )
         tokens = jnp.maximum(jnp.sum(mask), 1)
+        if entropy_bonus:
+            weights = token_weights(loss_mask, surrogate.length_normalization)
+            loss -= entropy_bonus * jnp.sum(weights * jnp.where(loss_mask, entropy, 0.0))
         if reference is not None:
             terms = divergence(policy_logprobs, rollout, loss_mask)
             if not reference.in_reward:

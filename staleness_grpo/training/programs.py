@@ -104,7 +104,14 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
         reference=config.reference if config.reference.kl else None,
     )
     loss = surrogate_loss(
-        policy, surrogate, temperature, config.correction, microbatch, truncation=scored, **terms
+        policy,
+        surrogate,
+        temperature,
+        config.correction,
+        microbatch,
+        truncation=scored,
+        entropy_bonus=config.entropy_bonus,
+        **terms,
     )
     paired_gram = None
     if config.metrics.paired_every:
