@@ -42,6 +42,7 @@ def test_the_page_has_every_field_of_a_sample(finished):
     assert not any("samples" in record for record in metrics)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_samples(finished, tmp_path):
     process = killing.start(tmp_path, SAMPLED)
     killing.kill_after(process, tmp_path, records=4, sleep=0.0)
@@ -69,6 +70,7 @@ def test_samples_after_the_checkpoint_are_moved_and_the_resume_is_announced(
     assert second == f"resuming from step 6: {run / 'checkpoints' / 'step_00000006'}"
 
 
+@pytest.mark.slow
 def test_samples_may_be_turned_on_for_the_rest_of_a_run(finished, tmp_path):
     main(tiny_config(**FLIGHT), tmp_path)
     assert not (tmp_path / "samples.jsonl").exists()

@@ -106,6 +106,7 @@ def test_it_learns(path):
     assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.2
 
 
+@pytest.mark.slow
 def test_it_is_swept_in_worker_processes(path, tmp_path):
     swept = ("sweep.max_lags=(0,2)", "sweep.learning_rates=(1e-2,1e-1)", "sweep.seeds=(0,)")
     length = ("steps=10", "eval_every=5", "sweep.horizons=(10,)", "sweep.num_workers=1")

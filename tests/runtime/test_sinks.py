@@ -139,6 +139,7 @@ def wandb_records(content):
             record = b""
 
 
+@pytest.mark.slow
 def test_weights_and_biases_has_every_number_once_after_a_resume(tmp_path):
     pytest.importorskip("wandb", reason="the extra sinks is not installed")
     from wandb.proto import wandb_internal_pb2

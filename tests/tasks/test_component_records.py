@@ -50,6 +50,7 @@ def recorded(records):
     return [{k: v for k, v in plain(record).items() if k != "time_step"} for record in records]
 
 
+@pytest.mark.slow
 def test_each_component_is_recorded_as_its_mean_over_the_batch(folder, monkeypatch):
     run, _ = run_of(folder, monkeypatch, weighted(), **{"metrics.paired_every": 4})
     batches, update = [], run.update
@@ -83,6 +84,7 @@ def test_each_component_is_recorded_as_its_mean_over_the_batch(folder, monkeypat
     assert num_failed > 0
 
 
+@pytest.mark.slow
 def test_one_component_alone_trains_like_its_verifier(folder, monkeypatch):
     """Carrying components changes nothing else in a run."""
     both = []

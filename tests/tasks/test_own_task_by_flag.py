@@ -154,6 +154,7 @@ def test_a_field_that_the_class_lacks_is_answered_with_the_nearest(example):
         given(f"task.name={example('parity')}:Parity", "task.num_bit=3")
 
 
+@pytest.mark.slow
 def test_by_the_command_line(example, tmp_path):
     words = [f"--config.{override}" for override in (*TINY, "steps=2", "eval_every=0")]
     command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path / 'run'}", *words]

@@ -49,7 +49,7 @@ def problem():
 def gradient(problem, bonus, surrogate, microbatch=0):
     policy, params, rollout = problem
     loss = surrogate_loss(policy, surrogate, TEMPERATURE, None, microbatch, entropy_bonus=bonus)
-    return ravel_pytree(jax.grad(lambda p: loss(p, rollout)[0])(params))[0]
+    return ravel_pytree(jax.jit(jax.grad(lambda p: loss(p, rollout)[0]))(params))[0]
 
 
 @pytest.mark.parametrize("normalization", LENGTH_NORMALIZATIONS)
@@ -65,15 +65,14 @@ def test_its_gradient_is_that_of_the_entropy_of_whole_sequences(normalization, p
         "tokens": np.full(mask.shape, 1 / mask.sum()),
     }[normalization] * mask
 
+    prompts = np.repeat(rollout.prompts.tokens_NxP, G, axis=0)
+    sequences = np.concatenate([prompts, tokens.reshape(N * G, R)], axis=1)
+
+    @jax.jit
     def weighted_entropy(params):
-        total = 0.0
-        for n in range(N):
-            for g in range(G):
-                sequence = np.concatenate([rollout.prompts.tokens_NxP[n], tokens[n, g]])[None]
-                logits = policy.apply(params, sequence)[0, P - 1 : -1] / TEMPERATURE
-                q = jnp.exp(logits) / jnp.sum(jnp.exp(logits), axis=-1, keepdims=True)
-                total += jnp.sum(weights[n, g] * -jnp.sum(q * jnp.log(q), axis=-1))
-        return total
+        logits = policy.apply(params, sequences)[:, P - 1 : -1] / TEMPERATURE
+        q = jnp.exp(logits) / jnp.sum(jnp.exp(logits), axis=-1, keepdims=True)
+        return jnp.sum(weights.reshape(N * G, R) * -jnp.sum(q * jnp.log(q), axis=-1))
 
     with jax.enable_x64(True):
         found = gradient(problem, BONUS, surrogate) - gradient(problem, 0.0, surrogate)

@@ -24,6 +24,7 @@ def ends_alike(workdir, whole):
     return killing.ending(workdir) == killing.ending(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_synchronous_run_goes_on_from_its_end(tmp_path, capsys):
     run(tmp_path / "whole", tiny_config(**SAVES, steps=12))
     run(tmp_path / "run", tiny_config(**SAVES, steps=8))

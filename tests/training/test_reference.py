@@ -176,6 +176,7 @@ def test_a_resumed_run_has_the_reference_of_its_start(tmp_path):
     assert rest == whole[again.step - len(rest) :] and "reference_kl" in rest[0]
 
 
+@pytest.mark.slow
 def test_the_sweeps_program_has_the_same_penalty():
     config = tiny_config(**FIELDS)
     records = list(train(build_run(config)))

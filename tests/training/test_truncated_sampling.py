@@ -76,6 +76,7 @@ def test_at_lag_0_the_ratio_is_1_with_the_same_truncation_and_less_with_the_full
         assert diagnostics["ratio_q01"] > 0.7 and diagnostics["ratio_max"] < 1 + 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [TRUNCATED, FULL])
 def test_the_sweeps_program_is_the_loop(overrides):
     config = tiny_config(**overrides, **{"lag.max_lag": 2, "eval_every": 3})
@@ -115,6 +116,7 @@ def test_a_run_under_lag_stays_finite_and_microbatches_change_nothing(microbatch
         )
 
 
+@pytest.mark.slow
 def test_tokens_that_only_pad_the_models_vocabulary_are_never_sampled(tmp_path):
     pytest.importorskip("tokenizers", reason="the extra hf is not installed")
     from tests.helpers import byte_model
