@@ -153,14 +153,14 @@ def _check_sections(config: ConfigDict) -> None:
 
 def _check_entropy_bonus(config: ConfigDict) -> None:
     """Refuses a bonus for an entropy that has no gradient."""
-    bonus, fields = config.entropy_bonus, config.sampler
+    from staleness_grpo.policy.truncation import learner_truncates
+
+    bonus = config.entropy_bonus
     require(bonus >= 0, "entropy_bonus", "give a number >= 0")
     hint = "it needs all logits of a token at once: give 0, or policy.vocab_chunks=1"
     require(bonus == 0 or config.policy.vocab_chunks == 1, "entropy_bonus", hint)
-    truncates = fields.top_p < 1 or fields.top_k or fields.task_tokens_only
-    is_full = not truncates or fields.learner_distribution == "full"
     hint = "a truncated entropy has no gradient: give 0, or sampler.learner_distribution=full"
-    require(bonus == 0 or is_full, "entropy_bonus", hint)
+    require(bonus == 0 or not learner_truncates(config.sampler), "entropy_bonus", hint)
 
 
 def _check_batch(config: ConfigDict) -> None:

@@ -37,15 +37,20 @@ def check_truncation(fields: Mapping[str, Any]) -> None:
     require_choice(fields, "learner_distribution", DISTRIBUTIONS)
 
 
+def learner_truncates(fields: Any) -> bool:
+    """Says whether `config.sampler` truncates the learner's distribution too."""
+    truncates = fields.top_p < 1 or fields.top_k > 0 or fields.task_tokens_only
+    return truncates and fields.learner_distribution == "truncated"
+
+
 def check_chunks(config: Any) -> None:
     """Raises FieldError if the learner would truncate a vocabulary that it sees in parts."""
-    fields, chunks = config.sampler, config.policy.vocab_chunks
-    truncates = fields.top_p < 1 or fields.top_k or fields.task_tokens_only
+    chunks = config.policy.vocab_chunks
     hint = (
         "a truncated sampler needs all logits of a token at once in the learner too: "
         "give 1, or set sampler.learner_distribution=full"
     )
-    is_whole = chunks == 1 or not truncates or fields.learner_distribution == "full"
+    is_whole = chunks == 1 or not learner_truncates(config.sampler)
     require(is_whole, "policy.vocab_chunks", hint, chunks)
 
 

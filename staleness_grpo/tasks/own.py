@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from staleness_grpo.errors import FieldError, require
+from staleness_grpo.tasks import is_own
 from staleness_grpo.tasks.base import TextTask
 from staleness_grpo.tasks.components import WeightedSum
 
@@ -108,7 +109,7 @@ def fingerprint(task: Any, name: str) -> str | None:
     The config has the name and the fields. The fingerprint is that of the problems, or of the code
     of a class of one's own. It is None for a task that name and fields identify.
     """
-    if ":" in name:
+    if is_own(name):
         return describe(task)["digest"]
     return getattr(task, "fingerprint", None)
 
