@@ -73,7 +73,8 @@ def test_only_the_policy_imports_flax_and_scaling_imports_no_jax(path):
 EXPERIMENT_ROOMS = {
     "corrections": {"bias", "sweep"},
     "compare": {"train"},
-    "paired_bias": {"sweep", "train"},
+    "paired_bias": {"train"},
+    "sweep": {"paired_bias", "train"},
 }
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*/*.py"))
 

@@ -74,6 +74,7 @@ def run(
     mesh_may_differ: bool = True,
     steps_may_grow: bool = False,
     optional: Sequence[str] = (),
+    part: Callable[[], str | None] = lambda: None,
 ) -> NoReturn:
     """Parses sys.argv, checks it, runs the experiment, and exits.
 
@@ -90,6 +91,8 @@ def run(
       mesh_may_differ: whether an unfinished workdir may be continued on another mesh.
       steps_may_grow: whether a workdir may be continued with a larger number of steps.
       optional: names of sections in the default config that other configs need not have.
+      part: returns the name of the part of the results that this call makes, or None for all.
+        Calls that make different parts may run at the same time.
     """
 
     def flags_parser(argv: list[str]) -> list[str]:
@@ -110,7 +113,7 @@ def run(
         with _exits_in_one_line(workdir, config):
             if several_processes:
                 join_hosts(flags.FLAGS)
-            execute(main, draw, config, workdir, validate, mesh_may_differ, steps_may_grow)
+            execute(main, draw, config, workdir, validate, mesh_may_differ, steps_may_grow, part())
 
     app.run(absl_main, flags_parser=flags_parser)
     raise AssertionError("app.run exits")
@@ -124,6 +127,7 @@ def execute(
     validate: Callable[[ConfigDict], None],
     mesh_may_differ: bool = True,
     steps_may_grow: bool = False,
+    part: str | None = None,
 ) -> None:
     """Checks the folder and the config, then calls `main` and `draw` as `complete` does.
 
@@ -150,7 +154,7 @@ def execute(
     if writes_files and not (folder / SUMMARY).exists():
         devices.announce(config)
     try:
-        with exclusive(folder) if writes_files else contextlib.nullcontext():
+        with exclusive(folder, part) if writes_files else contextlib.nullcontext():
             if steps_may_grow and writes_files:
                 extend(folder, config)
             complete(main, draw, config, folder, writes_files)

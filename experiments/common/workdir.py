@@ -128,19 +128,37 @@ def extend(folder: pathlib.Path, config: ConfigDict) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: pathlib.Path) -> Iterator[None]:
-    """Locks the folder, so that no second process of this machine writes results into it.
+def exclusive(folder: pathlib.Path, part: str | None = None) -> Iterator[None]:
+    """Locks the folder, so that no second process of this machine writes the same results into it.
 
     The operating system releases the lock when this process ends or is killed. A file system
     without locks gives no protection: there, two processes can use the folder at the same time.
 
+    Args:
+      folder: the workdir.
+      part: the name of the part of the results that this process writes; None for all of them.
+        Several processes may write different parts at the same time.
+
     Raises:
       FlagError: another process holds the lock.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.ExitStack() as stack:
+        if part is None:
+            stack.enter_context(_locked(folder, folder, os.O_RDONLY, fcntl.LOCK_EX))
+        else:
+            stack.enter_context(_locked(folder, folder, os.O_RDONLY, fcntl.LOCK_SH))
+            own = folder / f".{part}.lock"
+            stack.enter_context(_locked(folder, own, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, path: pathlib.Path, flags: int, kind: int) -> Iterator[None]:
+    """Holds a lock on a path. Raises FlagError, about the folder, if another process has it."""
+    descriptor = os.open(path, flags, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             hint = "another process uses this folder: wait until it ends, or give another folder"
             raise FlagError("workdir", folder, hint) from error

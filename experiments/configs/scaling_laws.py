@@ -6,7 +6,7 @@ Hardware: 2 CPU cores, with one worker on each, 10 to 20 minutes. The numbers to
 experiments/results/scaling_laws/summary.json.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from staleness_grpo.config.defaults import default_config
 
@@ -36,6 +36,9 @@ def get_config() -> ConfigDict:
             horizons=(100, 300, 600),  # a collapse is looked for up to each of these learner steps
             # A cell ends after so many learner steps below a quarter of its peak pass rate.
             freeze_after=60,
+            # compiled, or loop (each cell is a training in its own workdir); unset: compiled, where
+            # the cells can be compiled.
+            engine=config_dict.placeholder(str),
             # Cells that a worker trains together, vectorized. More than 1 is faster only on an
             # accelerator.
             chunk_size=1,

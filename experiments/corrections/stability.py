@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.corrections.surrogates import surrogate_of
 from experiments.sweep import grid
+from experiments.sweep.engine import COMPILED
 from staleness_grpo.runtime.cores import usable_cores
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.sweeps.records import CellFile
@@ -43,6 +44,7 @@ def sweep_configs(config: ConfigDict) -> dict[str, ConfigDict]:
         sweep_config = config.stability.copy_and_resolve_references()
         sweep_config.correction.name = method.correction
         sweep_config.correction.update_rule = method.update_rule
+        sweep_config.sweep.engine = COMPILED
         surrogate = surrogate_of(method.correction, sweep_config.surrogate.to_dict())
         sweep_config.surrogate.length_normalization = surrogate.length_normalization
         sweep_config.surrogate.normalize_std = surrogate.normalize_std

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.sweep.laws import CLIP_LEVEL
+from staleness_grpo.scaling.alarms import CLIP_LEVEL
 from staleness_grpo.scaling.bootstrap import value_interval
 
 RESAMPLES = 1000

@@ -1,17 +1,16 @@
 """Compares what should hold of the paired bias with what was measured.
 
-All trainings of a workdir have the same seed. The intervals resample groups or cells, so they do
-not cover the variation between seeds.
+The intervals resample groups or cells, so they do not cover the variation between seeds. All
+trainings of `experiments.paired_bias` have the same seed; those of a sweep may have several.
 """
 
 from typing import Any
 
 from experiments.common.claims import Claim
 from experiments.paired_bias.grid import shortest_text
-from experiments.sweep.laws import CLIP_LEVEL
+from staleness_grpo.scaling.alarms import CLIP_LEVEL
 
 COMMAND = "python -m experiments.paired_bias --workdir=DIR"
-NUM_SEEDS = 1
 
 
 def claims(cells: list[dict], slopes: dict[str, dict]) -> list[Claim]:
@@ -22,11 +21,28 @@ def claims(cells: list[dict], slopes: dict[str, dict]) -> list[Claim]:
       slopes: `analysis.slope` by abscissa.
     """
     synchronous = [cell for cell in cells if cell["max_lag"] == 0]
+    bias = bias_claims(cells, slopes, COMMAND, num_seeds=1)
+    rewards = [_reward(cell) for cell in synchronous if len(cell["eval_rewards"]) >= 2]
+    at_lag_0 = [claim for claim in bias if claim.name == "bias_at_lag_0"]
+    return at_lag_0 + rewards + bias[len(at_lag_0) :]
+
+
+def bias_claims(
+    cells: list[dict], slopes: dict[str, dict], command: str, num_seeds: int
+) -> list[Claim]:
+    """Returns the claims on the bias at lag 0, and on the law of the bias.
+
+    Args:
+      cells: records of `measure.cell_record`, or of a sweep that compares gradients.
+      slopes: `analysis.slope` by abscissa.
+      command: the command that measured the cells.
+      num_seeds: how many seeds the cells have.
+    """
+    shared: dict[str, Any] = dict(n=num_seeds, unit="seeds", command=command)
     result = []
-    compared = [cell for cell in synchronous if cell["num_comparisons"]]
+    compared = [cell for cell in cells if cell["max_lag"] == 0 and cell["num_comparisons"]]
     if compared:
-        result.append(_bias_at_lag_0(compared))
-    result += [_reward(cell) for cell in synchronous if len(cell["eval_rewards"]) >= 2]
+        result.append(_bias_at_lag_0(compared, shared))
     if law := slopes.get("s_eta", {}).get("unclipped"):
         low, high = law["interval"]
         result.append(
@@ -36,12 +52,10 @@ def claims(cells: list[dict], slopes: dict[str, dict]) -> list[Claim]:
                 "axes is 1.",
                 measured=law["slope"],
                 interval=law["interval"],
-                n=NUM_SEEDS,
-                unit="seeds",
                 holds=bool(0 < low <= 1 <= high),
                 paper="Stale rollouts introduce a per-step bias of order O(S eta).",
                 note=_cells_note(law),
-                command=COMMAND,
+                **shared,
             )
         )
     if law := slopes.get("drift", {}).get("unclipped"):
@@ -52,17 +66,15 @@ def claims(cells: list[dict], slopes: dict[str, dict]) -> list[Claim]:
                 "from the behavior policy.",
                 measured=law["slope"],
                 interval=law["interval"],
-                n=NUM_SEEDS,
-                unit="seeds",
                 holds=None,
                 note=_cells_note(law),
-                command=COMMAND,
+                **shared,
             )
         )
     return result
 
 
-def _bias_at_lag_0(compared: list[dict]) -> Claim:
+def _bias_at_lag_0(compared: list[dict], shared: dict[str, Any]) -> Claim:
     """Claims that the bias at lag 0 is 0.
 
     The claim follows from the definition: both gradients come from the same policy and noise.
@@ -74,11 +86,9 @@ def _bias_at_lag_0(compared: list[dict]) -> Claim:
         claim="The bias at lag 0 is exactly 0.",
         measured=largest_bias,
         interval=None,
-        n=NUM_SEEDS,
-        unit="seeds",
         holds=bool(largest_bias == 0.0),
         note=f"{num_comparisons} comparisons in {len(compared)} trainings.",
-        command=COMMAND,
+        **shared,
     )
 
 
@@ -90,7 +100,7 @@ def _reward(cell: dict[str, Any]) -> Claim:
         f"{cell['eval_rewards'][0]:.3f} to this.",
         measured=cell["final_eval_reward"],
         interval=None,
-        n=NUM_SEEDS,
+        n=1,
         unit="seeds",
         holds=None,
         note=f"{len(cell['eval_rewards'])} evaluations during the training"

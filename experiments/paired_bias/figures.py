@@ -1,5 +1,6 @@
 """Draws the figure of the paired bias from cells.jsonl alone: rewards by lag, and the bias."""
 
+import itertools
 import pathlib
 from typing import Any
 
@@ -22,36 +23,35 @@ PANELS = (
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws paired_bias.png and paired_bias.pdf into the workdir.
-
-    The panels show the rewards by lag, and the bias against S, S eta and drift.
-
-    Returns:
-      The path of the PNG file.
-    """
+    """Draws paired_bias.png and paired_bias.pdf into the workdir; returns the path of the PNG."""
     cells = read_jsonl(workdir / "cells.jsonl")
+    with style.context():
+        return [style.save(paired_figure(cells), workdir / "paired_bias")]
+
+
+def paired_figure(cells: list[dict]) -> plt.Figure:
+    """Draws the rewards by lag, and the bias against S, S eta and drift.
+
+    Args:
+      cells: the records of the trainings. With several seeds, each has its own points.
+    """
     rates = sorted({cell["learning_rate"] for cell in cells})
     lags = sorted({cell["max_lag"] for cell in cells})
     stale = [cell for cell in cells if cell["max_lag"] > 0]
-    with style.context():
-        figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
-        reward_panel(
-            axes[0, 0], [cell for cell in cells if cell["learning_rate"] == rates[-1]], lags
-        )
-        for axis, (x, y, x_label, y_label) in zip(axes.flat[1:], PANELS, strict=True):
-            bias_panel(axis, stale, rates, x, y)
-            axis.set(xlabel=x_label, ylabel=y_label)
-        axes[0, 1].legend()
-        axes[1, 0].axhline(1, color="0.7", linewidth=0.8, zorder=0)
-        for axis in (axes[0, 1], axes[0, 2], axes[1, 0]):
-            lag_ticks(axis, [lag for lag in lags if lag])
-        numeric_axes = [
-            single_axis for axis in axes[1, 1:] for single_axis in (axis.xaxis, axis.yaxis)
-        ]
-        for single_axis in (axes[0, 1].yaxis, axes[0, 2].yaxis, *numeric_axes):
-            if single_axis.get_scale() == "log":
-                logarithmic_ticks(single_axis)
-        return [style.save(figure, workdir / "paired_bias")]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    reward_panel(axes[0, 0], [cell for cell in cells if cell["learning_rate"] == rates[-1]], lags)
+    for axis, (x, y, x_label, y_label) in zip(axes.flat[1:], PANELS, strict=True):
+        bias_panel(axis, stale, rates, x, y)
+        axis.set(xlabel=x_label, ylabel=y_label)
+    axes[0, 1].legend()
+    axes[1, 0].axhline(1, color="0.7", linewidth=0.8, zorder=0)
+    for axis in (axes[0, 1], axes[0, 2], axes[1, 0]):
+        lag_ticks(axis, [lag for lag in lags if lag])
+    numeric_axes = [single_axis for axis in axes[1, 1:] for single_axis in (axis.xaxis, axis.yaxis)]
+    for single_axis in (axes[0, 1].yaxis, axes[0, 2].yaxis, *numeric_axes):
+        if single_axis.get_scale() == "log":
+            logarithmic_ticks(single_axis)
+    return figure
 
 
 def reward_panel(axis: Any, cells: list[dict], lags: list[int]) -> None:
@@ -59,13 +59,13 @@ def reward_panel(axis: Any, cells: list[dict], lags: list[int]) -> None:
 
     All cells have the same learning rate.
     """
+    named: set[int] = set()  # lags in the legend; the cells of other seeds have the same color
     for cell in cells:
-        axis.plot(
-            cell["eval_steps"],
-            cell["eval_rewards"],
-            color=lag_color(cell["max_lag"], lags),
-            label=f"S = {cell['max_lag']}",
-        )
+        lag = cell["max_lag"]
+        label = None if lag in named else f"S = {lag}"
+        named.add(lag)
+        color = lag_color(lag, lags)
+        axis.plot(cell["eval_steps"], cell["eval_rewards"], color=color, label=label)
     axis.set(
         xlabel="learner step",
         ylabel="reward of the current policy",
@@ -78,7 +78,7 @@ def reward_panel(axis: Any, cells: list[dict], lags: list[int]) -> None:
 def bias_panel(axis: Any, stale: list[dict], rates: list[float], x: str, y: str) -> None:
     """Draws the quantity `y` against `x`, with a line for each learning rate."""
     shown = [cell for cell in stale if cell[x] is not None and cell[y] is not None]
-    for rate, color in zip(rates, style.COLORS, strict=False):
+    for rate, color in zip(rates, itertools.cycle(style.COLORS), strict=False):
         cells_of_rate = [cell for cell in shown if cell["learning_rate"] == rate]
         cells_of_rate.sort(key=lambda cell: cell[x])
         errorbars(axis, cells_of_rate, x, y, color, rf"$\eta$ = {rate:g}")

@@ -37,6 +37,26 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
 def cell_record(config: ConfigDict, records: list[dict], summary: dict) -> dict[str, Any]:
     """Returns the record of one training: its bias at the full lag, its rewards and its collapse.
 
+    Args:
+      config: the config of the training.
+      records: the training's metrics.jsonl.
+      summary: the training's summary.json.
+    """
+    evaluated = [r for r in records if "eval_reward" in r]
+    return {
+        "max_lag": config.lag.max_lag,
+        "learning_rate": config.optimizer.learning_rate,
+        **paired_record(config, records),
+        "collapsed": summary["collapsed"],
+        "final_eval_reward": summary["final_eval_reward"],
+        "eval_steps": [r["step"] for r in evaluated],
+        "eval_rewards": [r["eval_reward"] for r in evaluated],
+    }
+
+
+def paired_record(config: ConfigDict, records: list[dict]) -> dict[str, Any]:
+    """Returns the gradient bias of one training at its full lag.
+
     The bias is estimated from all finite comparisons at the full lag. A training that collapses may
     end before it reaches its full lag, and its last comparison may not be finite. Comparisons that
     are not finite are left out and counted in `num_not_finite`. Without a finite comparison, the
@@ -45,7 +65,6 @@ def cell_record(config: ConfigDict, records: list[dict], summary: dict) -> dict[
     Args:
       config: the config of the training.
       records: the training's metrics.jsonl.
-      summary: the training's summary.json.
     """
     max_lag = config.lag.max_lag
     compared = [r for r in records if "paired_gram" in r and r["lag_mean"] == max_lag]
@@ -55,10 +74,7 @@ def cell_record(config: ConfigDict, records: list[dict], summary: dict) -> dict[
         estimates = paired.estimate(np.array([r["paired_gram"] for r in finite]))
     clip_fractions = [r["clip_fraction"] for r in finite]
     drift = [r["drift_from_behavior"] for r in finite] if config.metrics.parameter_drift else []
-    evaluated = [r for r in records if "eval_reward" in r]
     return {
-        "max_lag": max_lag,
-        "learning_rate": config.optimizer.learning_rate,
         "s_eta": max_lag * config.optimizer.learning_rate,
         **dataclasses.asdict(estimates),
         "num_comparisons": len(finite),
@@ -67,8 +83,4 @@ def cell_record(config: ConfigDict, records: list[dict], summary: dict) -> dict[
         "first_step": finite[0]["step"] if finite else None,
         "clip_fraction": float(np.mean(clip_fractions)) if finite else math.nan,
         "drift": float(np.sqrt(np.mean(np.square(drift)))) if drift else None,
-        "collapsed": summary["collapsed"],
-        "final_eval_reward": summary["final_eval_reward"],
-        "eval_steps": [r["step"] for r in evaluated],
-        "eval_rewards": [r["eval_reward"] for r in evaluated],
     }

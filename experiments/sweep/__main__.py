@@ -5,6 +5,12 @@
 Writes cells.jsonl (one line for each training), summary.json and the figures of the scaling laws. A
 call on an unfinished workdir runs only the cells that have no record yet.
 
+A cell may be any training that `experiments.train` runs. Small policies with rewards that are
+arrays run as compiled programs. Every other cell is a training of the loop with a workdir of its
+own, below DIR/trainings; a cell that was cut off goes on from its checkpoint.
+
+With `--plan` a call measures a few learner steps, prints how long the cells will take, and ends.
+
 With `--share=I/N` a call runs only the I-th of N shares of the cells, and writes their records to
 separate files. Make N such calls. They may run at the same time, on any machines that see the
 folder. Then make one call without `--share`. It gathers the records of all shares, runs the cells
@@ -12,6 +18,7 @@ that have no record yet, and draws the figures.
 """
 
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -31,6 +38,8 @@ def main(config: ConfigDict, workdir: pathlib.Path, share: str | None = None) ->
       FlagError: `share` has another form than I/N.
       FieldError: the workdir has cells of another task.
     """
+    import jax
+
     from experiments.common.claims import KEY, records
     from experiments.common.workdir import SUMMARY, check_same_problems, write_run_files
     from experiments.sweep import grid
@@ -42,13 +51,18 @@ def main(config: ConfigDict, workdir: pathlib.Path, share: str | None = None) ->
     from staleness_grpo.tasks.own import fingerprint
 
     parsed_share = None if share is None else Share.parse(share)
-    digest = fingerprint(make_task(config.task), config.task.name)
+    task = make_task(config.task, config.policy.checkpoint)
+    digest = fingerprint(task, config.task.name)
     check_same_problems(workdir, config, digest)
-    write_run_files(workdir, config, digest)
+    writes_files = jax.process_index() == 0
+    if writes_files:
+        write_run_files(workdir, config, digest)
     variants = grid.variant_configs(config)
     maps = {
         name: run_map(name, variant, workdir, parsed_share) for name, variant in variants.items()
     }
+    if not writes_files:
+        return
     if parsed_share is not None:
         done = f"share {parsed_share.index} of {parsed_share.count} is done"
         print(f"{done}; after the last share, run the command without --share to gather them")
@@ -68,6 +82,18 @@ if __name__ == "__main__":
     share_flag = flags.DEFINE_string(
         "share", None, "I/N: run only the I-th of N shares of the cells."
     )
+    plan_flag = flags.DEFINE_bool(
+        "plan", False, "Print how long the cells will take, and run none of them."
+    )
+    step_seconds_flag = flags.DEFINE_float(
+        "plan_step_seconds",
+        None,
+        "Time of one learner step for --plan, if it was measured elsewhere.",
+        lower_bound=0,
+    )
+    devices_flag = flags.DEFINE_integer(
+        "plan_devices", None, "Devices of one training for --plan; all by default.", lower_bound=1
+    )
 
     def _validate(config: ConfigDict) -> None:
         from experiments.sweep import grid
@@ -76,10 +102,22 @@ if __name__ == "__main__":
         if share_flag.value is not None:
             Share.parse(share_flag.value)
         grid.validate(config)
+        if plan_flag.value:
+            from experiments.sweep import plan
+
+            given = plan.Given(step_seconds_flag.value, devices_flag.value)
+            print(plan.plan(config, pathlib.Path(flags.FLAGS.workdir), given))
+            sys.exit(0)
+
+    def _part() -> str | None:
+        share = share_flag.value
+        return None if share is None else f"share-{share.replace('/', '-of-')}"
 
     cli.run(
         lambda config, workdir: main(config, workdir, share_flag.value),
         draw,
+        part=_part,
+        several_processes=True,
         default_config="experiments/configs/scaling_laws.py",
         validate=_validate,
         optional=("variants",),

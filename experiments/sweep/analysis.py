@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.paired_bias import analysis as paired_analysis
 from experiments.sweep import laws
 from experiments.sweep.grid import MAIN
-from staleness_grpo.scaling import alarms, outcomes, stability
+from staleness_grpo.scaling import alarms, edges, outcomes, stability
 
 MIN_LAGS = 5  # the fewest different S >= 1 to which the laws can be fitted
 FIGURES_WITH_FITS = ("collapse_time", "eta_max", "cosine", "anatomy")  # they need a fitted map
@@ -58,9 +59,12 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
         # Cells that fall, whether they end collapsed or recover. Laws and fits count these.
         "num_collapsed": sum(record["collapse_step"] is not None for record in records),
         "outcomes": outcomes.count(records),
+        "usable": edges.summarize(records, laws.RESAMPLES),
         "num_reward_errors": sum(record.get("reward_errors", 0) for record in records),
         "horizons": horizons,
     }
+    if compared := paired_cells(records):
+        summary["paired_bias"] = paired_analysis.summarize(compared)
     all_cells = stability.at_horizons(records, horizons)
     cells = all_cells[all_cells.max_lag >= 1]
     last = cells[cells.horizon == max(horizons)]
@@ -79,11 +83,41 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
         "collapse_time": laws.collapse_time(records),
         "collapse_step_times_eta": laws.collapse_step_times_eta(records),
         "rules": laws.rules(all_cells),
-        **laws.constants(records),
-        "cosine": alarms.cosine(records),
-        "alarms": {sign: alarms.alarm(records, sign) for sign in alarms.SIGNS},
+        "alarms": {sign: alarms.alarm(records, sign) for sign in alarms.measured_signs(records)},
     }
-    return summary | {"predicted_eta_max": laws.predicted_eta_max(summary, cells)}
+    summary["scale_free_ratio"] = laws.scale_free_ratio(summary)
+    if has_trace(records, "gradient_cosine_ceiling"):
+        summary["cosine"] = alarms.cosine(records)
+    if has_trace(records, "drift_from_behavior"):
+        summary |= laws.constants(records)
+        summary["predicted_eta_max"] = laws.predicted_eta_max(summary, cells)
+    return summary
+
+
+def has_trace(records: list[dict], name: str) -> bool:
+    """Says whether all cells have measured a trace."""
+    return all(name in record["traces"] for record in records)
+
+
+def paired_cells(records: list[dict]) -> list[dict]:
+    """Returns the comparisons of stale with fresh gradients, as records of `paired_bias`.
+
+    The list is empty if the map has none.
+    """
+    return [
+        {
+            "max_lag": record["max_lag"],
+            "learning_rate": record["learning_rate"],
+            "seed": record["seed"],
+            **record["paired"],
+            "collapsed": not record["finite"],
+            "final_eval_reward": record["final"],
+            "eval_steps": list(range(0, record["steps_run"], record["trace_every"])),
+            "eval_rewards": record["traces"]["eval_reward"],
+        }
+        for record in records
+        if "paired" in record
+    ]
 
 
 def side_by_side(records: list[dict], main: list[dict]) -> dict[str, dict]:
@@ -145,6 +179,8 @@ def figures_left_out(records: list[dict], fitted: bool) -> dict[str, str]:
       fitted: whether the laws were fitted to the map.
     """
     reasons = {}
+    if not paired_cells(records):
+        reasons["paired_bias"] = "No gradients were compared: metrics.paired_every is 0."
     if len({record["learning_rate"] for record in records}) < 2:
         reasons["reward"] = "It compares two learning rates, and the map has one."
     if not fitted:
@@ -153,6 +189,11 @@ def figures_left_out(records: list[dict], fitted: bool) -> dict[str, str]:
             f"at {MIN_LAGS} lags or more: two or more up to S = {laws.LONG_LAG}, one or more above."
         )
         reasons |= dict.fromkeys(FIGURES_WITH_FITS, requirement)
-    elif not any(record["stayed_down"] for record in records):
-        reasons["anatomy"] = "No run stayed down after its collapse."
+    else:
+        if not has_trace(records, "gradient_cosine_ceiling"):
+            reasons["cosine"] = "The ceiling of the gradient cosine was not measured."
+        if not has_trace(records, "drift_from_behavior"):
+            reasons["anatomy"] = "The drift of the parameters was not measured."
+        elif not any(record["stayed_down"] for record in records):
+            reasons["anatomy"] = "No run stayed down after its collapse."
     return reasons

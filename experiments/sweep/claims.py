@@ -7,6 +7,7 @@ for this condition, the bound is this project's own, and the note of the claim s
 from typing import Any
 
 from experiments.common.claims import Claim
+from experiments.paired_bias.claims import bias_claims
 from experiments.sweep.analysis import is_fitted
 from experiments.sweep.laws import LONG_LAG, best_rule
 from staleness_grpo.scaling.alarms import EARLY_STEPS, MIN_LAG_WITH_BOTH_OUTCOMES
@@ -21,14 +22,15 @@ OWN_BOUND = "The bound is this project's."
 def claims(summary: dict[str, Any]) -> list[Claim]:
     """Returns the claims about all maps that were fitted.
 
-    If the main map was not fitted, there are no claims.
+    If the main map was not fitted, there are only those that need no fit.
 
     Args:
       summary: the result of `analysis.summarize`.
     """
+    all_claims = edge_claims(summary)
     if not is_fitted(summary):
-        return []
-    all_claims = map_claims(summary) + sign_claims(summary)
+        return all_claims
+    all_claims = map_claims(summary) + sign_claims(summary) + all_claims
     for name, variant in summary["variants"].items():
         # A variant with other learning rates, such as SGD, shares no cells with the main map.
         if variant["main"]["n"]:
@@ -148,34 +150,38 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
     ]
 
 
+def edge_claims(summary: dict[str, Any]) -> list[Claim]:
+    """Returns the claims about the main map that need no fitted boundary."""
+    usable, found = summary["usable"], []
+    if usable["slope"] is not None:
+        found.append(
+            Claim(
+                name="usable_edge_slope",
+                claim="The largest usable learning rate has this slope in log S.",
+                measured=usable["slope"],
+                interval=usable["slope_interval"],
+                n=usable["num_seeds"],
+                unit="seeds",
+                holds=None,
+                note="A rate is usable if at least half of the seeds learn.",
+                command=COMMAND,
+            )
+        )
+    if paired := summary.get("paired_bias"):
+        cells, num_seeds = paired["by_cell"], summary["num_seeds"]
+        found += bias_claims(cells, paired["slopes"], COMMAND, num_seeds)
+    return found
+
+
 def sign_claims(summary: dict[str, Any]) -> list[Claim]:
     """Returns the claims about the signs that foretell a collapse on the main map."""
-    areas, num_cells = summary["cosine"]["roc_area"], summary["cosine"]["n"]
     lags = f"S >= {MIN_LAG_WITH_BOTH_OUTCOMES}"
     shared: dict[str, Any] = dict(
         interval=None, n=summary["num_seeds"], unit="seeds", command=COMMAND
     )
-    all_claims = [
-        Claim(
-            name="early_cosine",
-            claim=f"The cosine of the first {EARLY_STEPS} steps' gradients tells collapsing from "
-            f"stable runs: its ROC area is at least {MIN_ROC_AREA} ({lags}).",
-            measured=areas["early"],
-            holds=bool(areas["early"] >= MIN_ROC_AREA),
-            paper="The cosine is over 0.5 before a collapse, and near 0 when stable.",
-            note=f"{num_cells} cells. {OWN_BOUND}",
-            **shared,
-        ),
-        Claim(
-            name="relative_early_cosine",
-            claim=f"The cosine of the first {EARLY_STEPS} steps' gradients over the ceiling that "
-            f"batch noise sets has this ROC area for collapsing against stable runs ({lags}).",
-            measured=areas["relative_early"],
-            holds=None,
-            note=f"{num_cells} cells.",
-            **shared,
-        ),
-    ]
+    all_claims = []
+    if "cosine" in summary:
+        all_claims = _cosine_claims(summary["cosine"], lags, shared)
     for sign, alarm in summary["alarms"].items():
         lead = "none"
         if alarm["median_lead"] is not None:
@@ -199,6 +205,32 @@ def sign_claims(summary: dict[str, Any]) -> list[Claim]:
             )
         )
     return all_claims
+
+
+def _cosine_claims(cosine: dict[str, Any], lags: str, shared: dict[str, Any]) -> list[Claim]:
+    """Returns the claims about the cosine of consecutive gradients."""
+    areas, num_cells = cosine["roc_area"], cosine["n"]
+    return [
+        Claim(
+            name="early_cosine",
+            claim=f"The cosine of the first {EARLY_STEPS} steps' gradients tells collapsing from "
+            f"stable runs: its ROC area is at least {MIN_ROC_AREA} ({lags}).",
+            measured=areas["early"],
+            holds=bool(areas["early"] >= MIN_ROC_AREA),
+            paper="The cosine is over 0.5 before a collapse, and near 0 when stable.",
+            note=f"{num_cells} cells. {OWN_BOUND}",
+            **shared,
+        ),
+        Claim(
+            name="relative_early_cosine",
+            claim=f"The cosine of the first {EARLY_STEPS} steps' gradients over the ceiling that "
+            f"batch noise sets has this ROC area for collapsing against stable runs ({lags}).",
+            measured=areas["relative_early"],
+            holds=None,
+            note=f"{num_cells} cells.",
+            **shared,
+        ),
+    ]
 
 
 def _same_cells(name: str, variant: dict[str, Any]) -> Claim:

@@ -11,16 +11,18 @@ import numpy as np
 
 from experiments.common import style
 from experiments.common.workdir import SUMMARY
-from experiments.sweep.analysis import figure_prefix, figures_left_out, is_fitted
+from experiments.paired_bias import figures as paired_figures
+from experiments.sweep.analysis import figure_prefix, figures_left_out, is_fitted, paired_cells
 from experiments.sweep.grid import MAIN, cells_file
 from experiments.sweep.laws import LONG_LAG, best_rule, collapsed
 from experiments.sweep.map_figure import map_figure
+from experiments.sweep.usable_figure import LAG_0_AT, usable_figure
 from staleness_grpo.runtime.records import read_json, read_jsonl
 from staleness_grpo.scaling import alarms, stability
+from staleness_grpo.scaling.outcomes import reward_trace
 
 LAG_COLORS = plt.get_cmap("viridis")
 STABLE_COLOR, COLLAPSED_COLOR = style.COLORS[:2]
-LAG_0_AT = 0.5  # position of S = 0 on a logarithmic axis of S
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -58,23 +60,20 @@ def steps_of(record: dict) -> np.ndarray:
 
 
 def reward_figure(records: list[dict], summary: dict) -> plt.Figure:
-    """Draws the pass rate against the learner step, in one panel for each of two learning rates.
+    """Draws the reward against the learner step, in one panel for each of two learning rates.
 
     A thin line is one seed. A thick line is the mean over the seeds of one S.
     """
     rates = sorted({record["learning_rate"] for record in records})
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
-    for axis, rate in zip(axes, (rates[len(rates) // 2 - 1], rates[-2]), strict=True):
+    shown = rates if len(rates) == 2 else (rates[len(rates) // 2 - 1], rates[-2])
+    for axis, rate in zip(axes, shown, strict=True):
         for lag in sorted({record["max_lag"] for record in records}):
             chosen = [r for r in records if r["max_lag"] == lag and r["learning_rate"] == rate]
-            longest = max(len(r["traces"]["eval_reward"]) for r in chosen)
+            longest = max(len(reward_trace(r)) for r in chosen)
             # A frozen run ended early, after its reward stayed low. Its last reward is repeated.
             padded = [
-                np.pad(
-                    r["traces"]["eval_reward"],
-                    (0, longest - len(r["traces"]["eval_reward"])),
-                    mode="edge",
-                )
+                np.pad(reward_trace(r), (0, longest - len(reward_trace(r))), mode="edge")
                 for r in chosen
             ]
             steps = chosen[0]["trace_every"] * np.arange(longest)
@@ -83,7 +82,7 @@ def reward_figure(records: list[dict], summary: dict) -> plt.Figure:
                 axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.6)
             axis.plot(steps, np.mean(padded, axis=0), color=color, label=f"S = {lag}")
         axis.set(xlabel="learner step", title=rf"$\eta$ = {rate:g}")
-    axes[0].set_ylabel("pass rate of the current policy")
+    axes[0].set_ylabel("reward of the current policy")
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -160,14 +159,15 @@ def eta_max_figure(records: list[dict], summary: dict) -> plt.Figure:
         )
         boundary = stability.log_eta_max(best, parameters, lags, float(horizon))
         axis.plot(lags, np.exp(boundary), "-", color=color, linewidth=1)
-    by_lag = summary["predicted_eta_max"]["by_lag"]
-    axis.plot(
-        [float(lag) for lag in by_lag],
-        list(by_lag.values()),
-        ":",
-        color="black",
-        label=r"paper's rule, measured $R$ and $G$",
-    )
+    if "predicted_eta_max" in summary:
+        by_lag = summary["predicted_eta_max"]["by_lag"]
+        axis.plot(
+            [float(lag) for lag in by_lag],
+            list(by_lag.values()),
+            ":",
+            color="black",
+            label=r"paper's rule, measured $R$ and $G$",
+        )
     axis.set(xscale="log", yscale="log", xlabel="max_lag S", ylabel=r"$\eta_{\max}$")
     axis.set_title(f"lines: fitted rule ({best}); open triangles: above the grid")
     axis.legend()
@@ -229,7 +229,7 @@ def cosine_figure(records: list[dict], summary: dict) -> plt.Figure:
 def anatomy_figure(records: list[dict], summary: dict) -> plt.Figure:
     """Draws one collapsed run, and a stable run with the same S and seed if there is one.
 
-    The panels show the pass rate, the clip fraction, the tail of the ratio, the entropy, the drift
+    The panels show the reward, the clip fraction, the tail of the ratio, the entropy, the drift
     and the gradient cosine.
     """
     stayed_down = [r for r in records if r["stayed_down"]]
@@ -243,7 +243,7 @@ def anatomy_figure(records: list[dict], summary: dict) -> plt.Figure:
         and record["collapse_step"] is None
     ]
     panels = (
-        ("eval_reward", "pass rate"),
+        ("eval_reward", "reward"),
         ("clip_fraction", "clip fraction"),
         ("log_ratio_second_moment", r"mean of $(\log r)^2$"),
         ("entropy", "entropy (nats)"),
@@ -272,11 +272,18 @@ def anatomy_figure(records: list[dict], summary: dict) -> plt.Figure:
     return figure
 
 
+def paired_bias_figure(records: list[dict], summary: dict) -> plt.Figure:
+    """Draws the bias of stale gradients against fresh ones, from the same records."""
+    return paired_figures.paired_figure(paired_cells(records))
+
+
 FIGURES = {
     "reward": reward_figure,
     "map": map_figure,
+    "usable": usable_figure,
     "collapse_time": collapse_time_figure,
     "eta_max": eta_max_figure,
     "cosine": cosine_figure,
     "anatomy": anatomy_figure,
+    "paired_bias": paired_bias_figure,
 }

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from staleness_grpo.scaling import stability
+from staleness_grpo.scaling.alarms import CLIP_LEVEL
 from staleness_grpo.scaling.bootstrap import group_interval
 from staleness_grpo.scaling.censored import fit_censored_power_law
 
 LONG_LAG = 16  # from this S on, the claims say that collapse time and eta_max do not depend on S
-CLIP_LEVEL = 0.1  # R_batch is the drift at this clip fraction
 RESAMPLES = 100  # of each bootstrap
 MIN_COLLAPSES = 3  # the fewest collapses from which the mean collapse time of one S is computed
 
@@ -230,6 +230,26 @@ def constants(records: list[dict]) -> dict[str, Any]:
         medians[f"{name}_interval"] = group_interval(seeds, median, RESAMPLES)
         medians[f"{name}_n"] = len(of_runs)
     return medians
+
+
+def scale_free_ratio(summary: dict[str, Any]) -> float | None:
+    """Returns (collapse_step * eta) / (S * eta_max), which has no unit and needs no constant.
+
+    The numerator is the mean over the runs with S >= LONG_LAG that collapsed. The denominator is
+    the median over the S from 1 to LONG_LAG whose boundary lies in the grid. In the paper the ratio
+    is 3.2e-5 / 1.6e-6 = 20 (arXiv 2607.01083).
+
+    Args:
+      summary: the summary of the map, with its boundary and its collapse times.
+    """
+    products = [
+        float(lag) * rate
+        for lag, rate in summary["eta_max"].items()
+        if rate is not None and float(lag) <= LONG_LAG
+    ]
+    if not products:
+        return None
+    return float(summary["collapse_step_times_eta"]["mean"] / np.median(products))
 
 
 def predicted_eta_max(summary: dict[str, Any], cells: stability.Cells) -> dict[str, Any]:

@@ -3,16 +3,21 @@
 import dataclasses
 import pathlib
 import re
+import sys
 import time
 
+import jax
 from ml_collections import ConfigDict
 
-from experiments.sweep import grid
+from experiments.sweep import grid, trainings
+from experiments.sweep.engine import COMPILED, engine, why_loop
 from staleness_grpo.errors import FlagError
 from staleness_grpo.runtime.cores import usable_cores
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.sweeps.records import CellFile
 from staleness_grpo.sweeps.workers import run_cells
+
+LINE_SECONDS = 60.0  # between two lines about the time that is left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,27 +74,87 @@ def run_map(
     finished |= set(file.records)
     missing = {cell: settings for cell, settings in cells.items() if cell not in finished}
     if missing:
-        start, num_steps = time.perf_counter(), 0
+        _run(name, config, missing, file, workdir)
+    recorded = [cell for cell in cells if cell in file.records]
+    if recorded:
+        file.sort(recorded)
+    return [file.records[cell] for cell in recorded]
+
+
+def _run(
+    name: str,
+    config: ConfigDict,
+    missing: dict[str, ConfigDict],
+    file: CellFile,
+    workdir: pathlib.Path,
+) -> None:
+    """Runs cells of a map with the map's engine, and appends their records to a file."""
+    num_workers = config.sweep.num_workers or len(usable_cores())
+    is_compiled = engine(config) == COMPILED
+    folder = trainings.folder(workdir, name)
+    if is_compiled and jax.process_count() > 1:
+        hint = "compiled cells do not span processes: give --share=I/N, or one process"
+        raise FlagError("num_processes", jax.process_count(), hint)
+    if is_compiled:
         records = run_cells(
             missing,
             max_lag=max(config.sweep.max_lags),
             freeze_after=config.sweep.freeze_after,
             chunk_size=config.sweep.chunk_size,
-            num_workers=config.sweep.num_workers or len(usable_cores()),
+            num_workers=num_workers,
         )
-        with Progress(f"cells of {name}", len(missing)) as progress:
-            for record in records:
-                file.append(record)
-                num_steps += record["steps_run"]
-                steps_per_second = num_steps / (time.perf_counter() - start)
-                progress.advance(f"{steps_per_second:.0f} learner steps/s")
-        seconds = time.perf_counter() - start
-        amount = f"{len(missing)} cells, {num_steps} learner steps"
-        print(f"{name}: {amount} in {seconds:.0f} s", flush=True)
-    recorded = [cell for cell in cells if cell in file.records]
-    if recorded:
-        file.sort(recorded)
-    return [file.records[cell] for cell in recorded]
+    else:
+        reason = why_loop(config) or f"sweep.engine={config.sweep.engine}"
+        print(f"{name}: each cell is a training of the loop ({reason})", flush=True)
+        records = trainings.run_trainings(
+            missing, folder, freeze_after=config.sweep.freeze_after, num_workers=num_workers
+        )
+    clock = Clock(len(missing))
+    with Progress(f"cells of {name}", len(missing)) as progress:
+        for record in records:
+            file.append(record)
+            if not is_compiled:
+                trainings.forget_checkpoints(folder / record["cell"])
+            progress.advance(clock.advance(record["steps_run"]))
+    seconds, amount = clock.seconds, f"{len(missing)} cells, {clock.num_steps} learner steps"
+    print(f"{name}: {amount} in {seconds:.0f} s", flush=True)
+
+
+class Clock:
+    """Measures the speed of a sweep, and says from time to time how long it still takes."""
+
+    def __init__(self, num_cells: int):
+        self._num_cells, self._num_done = num_cells, 0
+        self._start = self._last_line = time.perf_counter()
+        self.num_steps = 0  # learner steps of the cells that are done
+
+    @property
+    def seconds(self) -> float:
+        """Returns the time since the start."""
+        return time.perf_counter() - self._start
+
+    def advance(self, num_steps: int) -> str:
+        """Counts one more cell as done; returns the speed. In a log it prints a line in a minute.
+
+        A terminal has the progress bar, which shows the time that is left.
+        """
+        self._num_done += 1
+        self.num_steps += num_steps
+        now = time.perf_counter()
+        if not sys.stderr.isatty() and now - self._last_line > LINE_SECONDS:
+            self._last_line = now
+            left = self.seconds / self._num_done * (self._num_cells - self._num_done)
+            done = f"{self._num_done} of {self._num_cells} cells are done"
+            print(f"{done}; about {duration(left)} left", file=sys.stderr, flush=True)
+        return f"{self.num_steps / self.seconds:.0f} learner steps/s"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in words: seconds, minutes, or hours and minutes."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def share_files(path: pathlib.Path) -> list[pathlib.Path]:

@@ -37,8 +37,17 @@ METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 Append = Callable[[dict[str, Any]], None]
 
 
-def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
+def measure(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    ends_early: Callable[[list[dict]], bool] = lambda records: False,
+) -> None:
     """Starts or continues the training in a workdir, and writes each record after its step.
+
+    Args:
+      config: the training's config, which was validated.
+      workdir: the folder of the training.
+      ends_early: is asked after each step whether the training ends here. It gets all records.
 
     Raises:
       FieldError: the policy's checkpoint cannot be used, or the workdir has results that were made
@@ -77,6 +86,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
             append = stack.enter_context(Appender(path, num_kept=len(records))).append
             append_sample = _sample_appender(stack, workdir / SAMPLES, run)
             show = stack.enter_context(Sinks(workdir, config.to_dict(), records)).append
+        is_over = False
         with Progress("learner steps", config.steps, done=len(records)) as progress:
             for record in train(run, checkpoints, preemption):
                 # Samples come first: then every step with a record has them.
@@ -88,12 +98,16 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
                 if config.save_policy_every and run.step % config.save_policy_every == 0:
                     _save_policy_of_step(run, workdir)
-        if run.step < config.steps and not (records and records[-1]["collapsed"]):
+                if is_over := ends_early(records):
+                    break
+        checkpoints.wait()
+        is_over = is_over or bool(records and records[-1]["collapsed"])
+        if run.step < config.steps and not is_over:
             hint = "run the same command to go on"
             print(f"stopped and saved before step {run.step}; {hint}", file=sys.stderr)
             sys.exit(EXIT_CODE)
         summary = summarize(records)
-        if not summary["collapsed"]:
+        if not is_over:
             final = run.generator.evaluate(run.state.params, config.steps)
             summary["final_eval_reward"] = final["eval_reward"]
             if run.heldout is not None:
@@ -102,7 +116,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
                 summary["final_heldout_pass_at"] = final["heldout_pass_at"]
         # The policy is saved before summary.json. If saving fails, the workdir is not finished, and
         # the same command tries again.
-        if config.save_policy and not summary["collapsed"]:
+        if config.save_policy and not is_over:
             save_policy(run, workdir / "policy")
         elif config.save_policy and writes_records:
             reason = "the run collapsed, so its policy is not saved; its checkpoints are kept"
@@ -130,6 +144,8 @@ def _result_line(summary: dict[str, Any]) -> str:
         reason = "the loss, gradient, update or parameters were not finite"
         return f"collapsed after {steps} learner steps: {reason}"
     start, end = summary["first_eval_reward"], summary["final_eval_reward"]
+    if end is None:
+        return f"ended early after {steps} learner steps: its reward stayed low"
     rewards = f"reward {end:.3f}" if start is None else f"reward {start:.3f} -> {end:.3f}"
     return f"{rewards} after {steps} learner steps"
 

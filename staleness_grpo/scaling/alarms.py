@@ -13,6 +13,7 @@ EARLY_STEPS = 50  # an early sign uses only the first 50 learner steps
 # Runs with a smaller S are left out of comparisons. Only from this S on does the sweep have both
 # stable and collapsing runs.
 MIN_LAG_WITH_BOTH_OUTCOMES = 4
+CLIP_LEVEL = 0.1  # clip fraction from which a run counts as clipped
 ALLOWED_FALSE_ALARM_SHARE = 0.1  # share of stable runs in which an alarm may go off
 # Traces that may rise before a collapse.
 SIGNS = (
@@ -22,6 +23,11 @@ SIGNS = (
     "drift_from_behavior",
     "entropy",
 )
+
+
+def measured_signs(records: list[dict]) -> list[str]:
+    """Returns the SIGNS that all records have a trace of."""
+    return [sign for sign in SIGNS if all(sign in record["traces"] for record in records)]
 
 
 def cosine(records: list[dict]) -> dict:

@@ -1,7 +1,8 @@
 """Tells four outcomes of a run apart: learned, stalled, collapsed and recovered.
 
-The outcomes follow from the evaluation rewards of the current policy alone. The rewards need not be
-pass rates. They are averaged as in `collapse`, and these numbers are compared:
+The outcomes follow from the evaluation rewards of the current policy alone: those on held-out
+problems if a cell has them. The rewards need not be pass rates. They are averaged as in `collapse`,
+and these numbers are compared:
 
     floor  the lowest reward of the task
     start  the first reward of the run
@@ -26,6 +27,7 @@ from staleness_grpo.scaling.collapse import averages, is_down, noise_of_average
 
 OUTCOMES = LEARNED, STALLED, COLLAPSED, RECOVERED = "learned", "stalled", "collapsed", "recovered"
 LEARNED_FRACTION = 0.5
+HELD_OUT = "heldout_reward"  # trace of the rewards on problems that training never draws
 NOISE_FACTOR = 2.0  # a gain below so many standard deviations of the average is none
 
 
@@ -67,5 +69,10 @@ def count(records: list[dict]) -> dict[str, int]:
     return {name: found.count(name) for name in OUTCOMES}
 
 
+def reward_trace(record: dict) -> list[float]:
+    """Returns the rewards from which a cell's outcome follows, one for each evaluation."""
+    return record["traces"].get(HELD_OUT, record["traces"]["eval_reward"])
+
+
 def _rewards(record: dict) -> np.ndarray:
-    return np.asarray(record["traces"]["eval_reward"], float)
+    return np.asarray(reward_trace(record), float)

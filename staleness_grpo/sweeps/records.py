@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_jsonl
 from staleness_grpo.scaling.collapse import detect_collapse
+from staleness_grpo.scaling.outcomes import HELD_OUT
 from staleness_grpo.sweeps.program import EVALUATION_METRICS, FAILURES
 from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import lowest_reward
+from staleness_grpo.training import heldout
 
 SIGNIFICANT_DIGITS = 6  # kept of each trace value
 
@@ -60,17 +62,20 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
 
     `cosine`, `drift`, `clip_fraction` and `update_norm` are medians over the blocks before the
     collapse. Without a collapse they are medians over all blocks. `drift` is the distance from the
-    behavior policy's parameters.
+    behavior policy's parameters, None if it was not measured.
+
+    If the cell has held-out rewards, its outcome follows from them.
 
     Args:
       name: the cell's name, unique in its file.
       config: the config of the cell's training.
-      traces: the result of the function from `program.make_cell_program`, on the host.
+      traces: the result of the function from `program.make_cell_program`, on the host, or that of
+        `trainings.traces_of`.
     """
     block_steps = config.eval_every
     blocks = {
         metric: values
-        if metric in EVALUATION_METRICS
+        if metric in (*EVALUATION_METRICS, HELD_OUT)
         else values.reshape(-1, block_steps).mean(axis=1)
         for metric, values in traces.items()
         if metric not in ("steps_run", FAILURES)
@@ -82,17 +87,23 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
         (~np.isnan(cosines)).sum(1), 1
     )
     steps_run = int(traces["steps_run"])
-    reward = blocks["eval_reward"][: steps_run // block_steps]
+    is_held_out = HELD_OUT in blocks
+    reward = blocks[HELD_OUT if is_held_out else "eval_reward"][: steps_run // block_steps]
     is_finite = (
         np.isfinite(traces["param_norm"][:steps_run]).all()
         and np.isfinite(traces["grad_norm"][:steps_run]).all()
     )
-    floor = lowest_reward(make_task(config.task))
+    task = make_task(config.task, config.policy.checkpoint)
+    floor = lowest_reward(task)
     num_samples = config.num_prompts * config.group_size
+    if is_held_out:
+        num_samples = len(heldout.problems(config, task)[1]) * config.heldout.num_samples
     collapse = detect_collapse(reward, block_steps, num_samples, floor)
     end = steps_run if collapse is None else max(collapse.step, block_steps)
 
-    def median(metric: str) -> float:
+    def median(metric: str) -> float | None:
+        if metric not in blocks:
+            return None
         return float(np.median(blocks[metric][: end // block_steps]))
 
     return {

@@ -1,6 +1,7 @@
 """Trains the cells of a sweep in worker processes, one process for each core."""
 
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import json
@@ -55,6 +56,23 @@ def run_cells(
     Raises:
       concurrent.futures.process.BrokenProcessPool: a worker was killed.
     """
+    with worker_pool(num_workers) as pool:
+        make_warm_starts(pool, cells)
+        futures = [
+            pool.submit(_run_chunk, chunk, max_lag, freeze_after, chunk_size)
+            for chunk in _chunks(cells, chunk_size)
+        ]
+        for future in concurrent.futures.as_completed(futures):
+            yield from future.result()
+
+
+@contextlib.contextmanager
+def worker_pool(num_workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    """Gives a pool of processes that use one thread each, and end when this process ends.
+
+    Args:
+      num_workers: number of processes. Each is pinned to its own core, if there are enough.
+    """
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for core in itertools.islice(itertools.cycle(usable_cores()), num_workers):
@@ -67,17 +85,18 @@ def run_cells(
         initializer=_start_worker,
         initargs=(cores, os.getpid(), folder),
     ) as pool:
-        warm_starts = [
-            pool.submit(_make_warm_start, config.to_dict()) for config in _with_warm_starts(cells)
-        ]
-        for warm_start_future in warm_starts:
-            warm_start_future.result()
-        futures = [
-            pool.submit(_run_chunk, chunk, max_lag, freeze_after, chunk_size)
-            for chunk in _chunks(cells, chunk_size)
-        ]
-        for future in concurrent.futures.as_completed(futures):
-            yield from future.result()
+        yield pool
+
+
+def make_warm_starts(
+    pool: concurrent.futures.ProcessPoolExecutor, cells: dict[str, ConfigDict]
+) -> None:
+    """Computes every warm start of the cells once, and stores it in the cache."""
+    futures = [
+        pool.submit(_make_warm_start, config.to_dict()) for config in _with_warm_starts(cells)
+    ]
+    for future in futures:
+        future.result()
 
 
 def _with_warm_starts(cells: dict[str, ConfigDict]) -> list[ConfigDict]:

@@ -16,10 +16,17 @@ HEROES = ("girl", "boy", "cat", "dog", "bird", "bunny", "bear", "fish")
 MOODS = ("little", "big", "happy", "sad")
 OPENING = "Once upon a time, there was a {mood} {hero} named {name}."
 
+MANY_WORDS = (
+    *("friend", "happy", "play", "smile", "big", "little", "park", "mom"),
+    *("day", "home", "love", "tree", "fun", "sun", "ball", "bird"),
+)
+
 # Name of a rule -> (verifier, reference).
 STORY_RULES: dict[str, tuple[Callable[[str, Any], float], Any]] = {
     "dialogue": (verifiers.story_dialogue, None),
     "mentions": (verifiers.story_mentions, ("friend", "happy", "play", "smile")),
+    # So many that a short response cannot have them all: the reward has no early ceiling.
+    "many_mentions": (verifiers.story_mentions, MANY_WORDS),
     "short_sentences": (verifiers.story_short_sentences, 6),
 }
 

@@ -133,19 +133,32 @@ def make_heldout(config: ConfigDict, generator: Generator) -> HeldOut | None:
     fields = config.heldout
     if not fields.every:
         return None
-    task = heldout_task(config, generator.task)
-    if fields.path is None:
-        index_N = split(task, fields.fraction)[1]
-    else:
-        index_N = np.arange(task.num_prompts)
-    if fields.num_problems:
-        index_N = index_N[: fields.num_problems]
+    task, index_N = problems(config, generator.task)
     temperature = GREEDY_TEMPERATURE if fields.greedy else generator.programs.temperature
     programs = dataclasses.replace(generator.programs, task=task, temperature=temperature)
     generator = dataclasses.replace(
         generator, programs=programs, group_size=fields.num_samples, prompt_indices=None
     )
     return HeldOut(generator, index_N, fields.success)
+
+
+def problems(config: ConfigDict, task: Task) -> tuple[Task, np.ndarray]:
+    """Returns the task of the held-out problems, and the indices of the problems in it.
+
+    Args:
+      config: the config of the run, with held-out problems.
+      task: the run's own task.
+
+    Raises:
+      FieldError: the problems cannot be had.
+    """
+    fields = config.heldout
+    task = heldout_task(config, task)
+    if fields.path is None:
+        index_N = split(task, fields.fraction)[1]
+    else:
+        index_N = np.arange(task.num_prompts)
+    return task, index_N[: fields.num_problems or len(index_N)]
 
 
 def heldout_task(config: ConfigDict, task: Task) -> Task:
