@@ -56,6 +56,9 @@ def main(arguments: list[str]) -> None:
             raise FlagError(error.field, error.value, error.hint) from error
         except FileNotFoundError as error:
             raise FlagError("input", source, "it does not exist: give a file or folder") from error
+        except IsADirectoryError as error:
+            hint = f"format={given['format']} reads no folders: give a file"
+            raise FlagError("input", source, hint) from error
         except (TraceError, OSError) as error:
             raise FlagError("input", source, str(error)) from error
         try:

@@ -35,7 +35,7 @@ def versions_of(seed, num_steps=6, num_groups=4):
 @pytest.mark.parametrize("name", trainer_logs.RECORDED)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_in_the_form_of_each_trainer_gives_back_its_lags(tmp_path, name, seed):
-    versions = versions_of(seed)
+    versions = versions_of(seed, num_steps=12)  # names such as step_10 do not sort as text
     path = trainer_logs.RECORDED[name](tmp_path / "logs", versions)
     options = ONE if FORMATS[name].in_versions else {}
     found, header = lags(path, name, tmp_path, **options)
@@ -84,6 +84,22 @@ def test_spans_of_versions_are_counted_and_either_end_may_count(tmp_path):
         assert found == [[0], [lag]]
         what = f"groups of several versions, of which the {span} counts"
         assert header["counts"] == {"samples read": 4, what: 1}
+
+
+@pytest.mark.parametrize(("span", "lag"), [("oldest", 2), ("newest", 1)])
+def test_the_oldest_sample_of_a_group_counts_wherever_it_stands(tmp_path, span, lag):
+    """Each sample lists the versions of its calls. At rollout 2 the version is 3."""
+    fresh = [
+        {"rollout_id": r, "group_index": r, "index": 0, "weight_versions": [str(r + 1)]}
+        for r in (0, 1)
+    ]
+    for calls in (["1", "2"], ["2"]), (["2"], ["1", "1"]), (["1"], ["1", "2"]):
+        mixed = [
+            {"rollout_id": 2, "group_index": 2, "index": member, "weight_versions": versions}
+            for member, versions in enumerate(calls)
+        ]
+        path = json_lines(tmp_path / "x.jsonl", fresh + mixed)
+        assert lags(path, "miles", tmp_path, span=span, **ONE)[0] == [[0], [0], [lag]]
 
 
 def test_prime_rl_leaves_out_frozen_policies_and_knows_older_shapes(tmp_path):
@@ -149,6 +165,19 @@ def test_holes_are_refused_or_filled_and_counted(tmp_path):
     assert header["counts"]["steps without a record, filled with the lags before them"] == 2
 
 
+def test_a_hole_of_several_updates_gets_the_lags_of_each(tmp_path):
+    """Steps make two updates. Step 2 gets the lags of the updates 2 and 3 for its own, 4 and 5."""
+    records = [
+        tinker_record(step, group, 0, version)
+        for step, versions in [(0, (0, 0)), (1, (0, 1)), (3, (2, 3))]
+        for group, version in enumerate(versions)
+    ]
+    path = json_lines(tmp_path / "x.jsonl", records)
+    options = dict(updates_per_version=2, holes="previous")
+    found, _ = lags(path, "tinker", tmp_path, **options)
+    assert found == [[0], [1], [2], [1], [2], [1], [2], [1]]
+
+
 def test_a_part_of_a_run_has_versions_from_before_it(tmp_path):
     records = [{"step": s, "version": v} for s, v in [(7, 5), (8, 6), (9, 8)]]
     path = json_lines(tmp_path / "x.jsonl", records)
@@ -165,7 +194,7 @@ def test_a_part_of_a_run_has_versions_from_before_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "records", "message"),
     [
-        ("versions", [], "there is no record of lines of step and version, with version"),
+        ("versions", [], "no record has version, as lines of step and version have"),
         ("versions", [{"step": 0}], "line 1: the field version is absent"),
         ("versions", [{"step": 0.5, "version": 0}], "line 1: step is 0.5, not an integer"),
         ("versions", [{"step": True, "version": 0}], "line 1: step is True, not a number"),

@@ -101,6 +101,18 @@ def test_versions_of_several_updates(tmp_path):
     assert convert(path, options("nemo_rl_metrics", **twice)).lags == [[0], [1], [2], [3]]
 
 
+def test_the_statistics_are_those_of_all_updates_of_a_step(tmp_path):
+    """A step of two updates has 2 N groups. Its second update has lags that are larger by one."""
+    key = "training/off_policy/trajectory_staleness/"
+    rows = [{f"{key}mean": 0.0, f"{key}min": 0, f"{key}max": 0, "step": s} for s in (1, 2, 3)]
+    rows.append({f"{key}mean": 1.1, f"{key}min": 0, f"{key}max": 3, "step": 4})
+    path = json_lines(tmp_path / "m.jsonl", rows)
+    conversion = convert(path, options("verl_metrics", updates_per_version=2))
+    drawn = [*conversion.lags[6], *(lag - 1 for lag in conversion.lags[7])]
+    assert len(drawn) == 2 * N and conversion.header["counts"] == {"rows read": 4}
+    assert (min(drawn), max(drawn), sum(drawn)) == (0, 2 * 3, 2 * 11)  # 11 versions of 2 updates
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_with_a_row_for_each_logging_call(tmp_path, name):
     """Exported tables have floats, empty cells, an index, and the run's name before a metric."""
@@ -165,8 +177,8 @@ SKYRL = {"step": 1, "async/staleness_mean": 1, "async/staleness_min": 0, "async/
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("skyrl_metrics", [], "there is no record of metrics of SkyRL, with async/staleness_mean"),
-        ("skyrl_metrics", [{"step": 1, "loss": 0.1}], "there is no record of metrics of SkyRL"),
+        ("skyrl_metrics", [], "no record has async/staleness_mean, as metrics of SkyRL have: give"),
+        ("skyrl_metrics", [{"step": 1, "loss": 0.1}], "no record has async/staleness_mean"),
         (
             "skyrl_metrics",
             [{"step": 1, "train/avg_trajectory_age": 0}],

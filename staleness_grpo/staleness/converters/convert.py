@@ -128,7 +128,7 @@ def convert(path: pathlib.Path, options: Options) -> Conversion:
     header = {
         "format": options.format,
         "lags": "drawn" if is_drawn else "recorded",
-        "source": path.name,
+        "source": path.resolve().name,
         "options": {
             name: value
             for name, value in dataclasses.asdict(options).items()
@@ -188,7 +188,8 @@ def _recorded(
 def _first_step(least: int | None, options: Options, chosen: Format) -> int:
     """Returns the number of the first step: given, known of the format, or detected."""
     if least is None:
-        raise TraceError(f"there is no record of {chosen.about}, with {chosen.sign}")
+        hint = "give another file or format"
+        raise TraceError(f"no record has {chosen.sign}, as {chosen.about} have: {hint}")
     first = options.first_step if options.first_step is not None else chosen.first_step
     if first is None:
         if least not in (0, 1):

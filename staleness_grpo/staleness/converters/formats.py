@@ -35,7 +35,7 @@ def _extremes(prefix: str, mean: str = "mean") -> dict[str, str]:
 
 
 FORMATS = {
-    "trace": Format("a trace", "slot", samples.from_trace, first_step=0, slots=True),
+    "trace": Format("traces", "slot", samples.from_trace, first_step=0, slots=True),
     "run": Format(
         "metrics.jsonl of a run with metrics.lags=True",
         "lags",
