@@ -12,6 +12,7 @@ from staleness_grpo.config.build import build_run
 from staleness_grpo.errors import FieldError
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.staleness import schedule, trace
+from staleness_grpo.staleness.converters.convert import Options, convert
 from staleness_grpo.training.loop import train
 from tests.helpers.tiny import tiny_config
 
@@ -74,7 +75,7 @@ def test_a_bad_line_is_refused_by_number(tmp_path, line, message):
 
 def test_gaps_are_counted_and_the_first_is_named(tmp_path):
     gaps = "^2 gaps; the first is step 0, slot 1: add its line"
-    with pytest.raises(trace.TraceError, match=gaps + "; .*FILE --num_groups=2"):
+    with pytest.raises(trace.TraceError, match=gaps + "; .*--format=trace --num_groups=2"):
         trace.read(written(tmp_path, GOOD[:2]), **SIZE)
     with pytest.raises(trace.TraceError, match="slot 1: add its line$"):
         trace.read(written(tmp_path, GOOD[1:2]), **SIZE)
@@ -83,65 +84,13 @@ def test_gaps_are_counted_and_the_first_is_named(tmp_path):
         trace.read(written(tmp_path, from_one), num_steps=3, num_groups=2, max_lag=2)
 
 
-def test_converters_on_the_same_four_samples(tmp_path, capsys):
-    sources = {
-        "run": [
-            '{"step": 0, "lags": [0, 0], "loss": 0.1}',
-            '{"step": 1, "lags": [0, 1], "loss": 0.1}',
-        ],
-        "versions": [
-            json.dumps({"step": s, "version": v, "reward": 1})
-            for s, v in [(0, 0), (0, 0), (1, 1), (1, 0)]
-        ],
-        "ages": [json.dumps({"step": s, "age": a}) for s, a in [(0, 0), (0, 0), (1, 0), (1, 1)]],
-    }
-    for name, lines in sources.items():
-        assert trace.main([name, str(written(tmp_path, lines))]) == 0
-        lags = trace.read(written(tmp_path, capsys.readouterr().out.splitlines()), **SIZE)
-        np.testing.assert_array_equal(lags, [[0, 0], [0, 1]], err_msg=name)
-    assert trace.main(["ages", str(written(tmp_path, sources["versions"]))]) == 2
-    assert "line 1: age is 'absent'" in capsys.readouterr().err
-    assert trace.main(["run", str(written(tmp_path, sources["ages"]))]) == 2
-    assert "line 1: the field lags is not a list of integers" in capsys.readouterr().err
-    assert trace.main(["ages", str(tmp_path / "absent")]) == 2
-    wrong = (["telepathy", "x"], ["ages"], ["ages", "x", "--num_groups=0"], ["ages", "x", "--n=1"])
-    capsys.readouterr()
-    for arguments in wrong:
-        with pytest.raises(SystemExit, match="^2$"):
-            trace.main(arguments)
-        assert capsys.readouterr().err.count("\n") == 1
-
-
-def converted(tmp_path, capsys, source, *options, samples):
-    """Returns the versions [I, N] of a trace that is made from samples (step, group's field)."""
-    field = {"versions": "version", "ages": "age"}[source]
-    lines = [json.dumps({"step": step, field: value}) for step, value in samples]
-    assert trace.main([source, str(written(tmp_path, lines)), *options]) == 0
-    by_step: dict[int, list] = {}
-    for line in capsys.readouterr().out.splitlines():
-        record = json.loads(line)
-        assert record["slot"] == len(by_step.setdefault(record["step"], []))
-        by_step[record["step"]].append(record["behavior_version"])
-    return [by_step[step] for step in range(len(by_step))]
-
-
-def test_records_may_count_from_one_and_write_floats(tmp_path, capsys):
-    expected = [[0, 0], [1, 0]]
-    samples = [(1.0, 0.0), (1.0, 0.0), (2.0, 1.0), (2.0, 0.0)]
-    options = ["--first_step=1"]
-    assert converted(tmp_path, capsys, "versions", *options, samples=samples) == expected
-    samples = [(1, 1), (1, 1), (2, 2), (2, 1)]
-    options = ["--first_step=1", "--first_version=1"]
-    assert converted(tmp_path, capsys, "versions", *options, samples=samples) == expected
-    samples = [(1, 0), (1, 0), (2, 0), (2, 1)]
-    options = ["--first_step=1"]
-    assert converted(tmp_path, capsys, "ages", *options, samples=samples) == expected
-
-
-def test_steps_with_different_numbers_of_groups_get_one_number(tmp_path, capsys):
-    samples = [(0, 0)] + [(1, version) for version in (1, 1, 0, 0, 0, 1)] + [(2, 2), (2, 0)]
-    found = converted(tmp_path, capsys, "versions", "--num_groups=3", samples=samples)
-    assert found == [[0, 0, 0], [1, 0, 0], [2, 2, 0]]  # groups 0, 2, 4 of six; 0, 0, 1 of two
+def test_a_header_may_stand_in_the_first_line_and_nowhere_else(tmp_path):
+    header = '{"header": {"lags": "drawn"}}'
+    lags = trace.read(written(tmp_path, ["", header, *GOOD]), **SIZE)
+    np.testing.assert_array_equal(lags, [[0, 0], [0, 1]])
+    for lines in ([*GOOD[:2], header, *GOOD[2:]], [header, header, *GOOD]):
+        with pytest.raises(trace.TraceError, match="line [23]: step is 'absent', not an integer"):
+            trace.read(written(tmp_path, lines), **SIZE)
 
 
 def test_a_replayed_run_is_the_recorded_one(tmp_path):
@@ -151,9 +100,11 @@ def test_a_replayed_run_is_the_recorded_one(tmp_path):
     records = [plain(record) for record in train(build_run(first))]
     expected = schedule.make_schedule("uniform", 3, 4, first.seed).lags(np.arange(5))
     np.testing.assert_array_equal([record["lags"] for record in records], expected)
-    lines = [json.dumps(line) for line in trace.from_run(map(json.dumps, records))]
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    convert(metrics, Options("run")).write(tmp_path / "trace.jsonl")
     second = tiny_config(
-        **settings, **{"lag.schedule": "trace", "lag.trace": str(written(tmp_path, lines))}
+        **settings, **{"lag.schedule": "trace", "lag.trace": str(tmp_path / "trace.jsonl")}
     )
     validation.validate(second, num_devices=1)
     replayed = [plain(record) for record in train(build_run(second))]
