@@ -179,8 +179,6 @@ def figures_left_out(records: list[dict], fitted: bool) -> dict[str, str]:
       fitted: whether the laws were fitted to the map.
     """
     reasons = {}
-    if not paired_cells(records):
-        reasons["paired_bias"] = "No gradients were compared: metrics.paired_every is 0."
     if len({record["learning_rate"] for record in records}) < 2:
         reasons["reward"] = "It compares two learning rates, and the map has one."
     if not fitted:

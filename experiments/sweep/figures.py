@@ -41,7 +41,8 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
         for name, laws in {MAIN: summary, **summary["variants"]}.items():
             records = read_jsonl(workdir / cells_file(name))
             left_out = figures_left_out(records, is_fitted(laws))
-            for figure, draw_figure in FIGURES.items():
+            compared = {"paired_bias": paired_bias_figure} if paired_cells(records) else {}
+            for figure, draw_figure in (FIGURES | compared).items():
                 if figure not in left_out:
                     path = workdir / f"{figure_prefix(name)}_{figure}"
                     paths.append(style.save(draw_figure(records, laws), path))
@@ -285,5 +286,4 @@ FIGURES = {
     "eta_max": eta_max_figure,
     "cosine": cosine_figure,
     "anatomy": anatomy_figure,
-    "paired_bias": paired_bias_figure,
 }

@@ -197,7 +197,7 @@ def test_the_notebook_draws_every_figure(results, monkeypatch):
     outputs = [
         output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     ]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 12  # of two maps
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 14  # of two maps
     printed = next(output.text for output in outputs if output.output_type == "stream")
     assert printed.count("collapse_step * eta is the same") == 2
     assert all(
@@ -222,6 +222,6 @@ def test_a_second_call_on_a_finished_folder_draws_from_the_records_alone(results
     cli.complete(measure_again, sweep.draw, synthetic_config(), results)
     first, *paths = capsys.readouterr().out.splitlines()
     assert first.endswith("finished already; its figures are drawn again from its records")
-    assert len(paths) == 12 + 1 and str(results / "summary.json") in paths
+    assert len(paths) == 14 + 1 and str(results / "summary.json") in paths
     assert all((results / path).stat().st_size > 0 for path in paths)
     assert (results / "summary.json").read_bytes() == before

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.sweeps import program as cell_program
-from staleness_grpo.sweeps import workers
+from staleness_grpo.sweeps import trainings, workers
 from staleness_grpo.sweeps.records import CellFile, cell_record
 from staleness_grpo.tasks import make_task
 from staleness_grpo.training.loop import train
@@ -78,10 +78,30 @@ def test_a_cell_is_the_host_driven_loop(schedule, max_lag, optimizer, learning_r
         traces["reward"], np.float32([record["reward"] for record in records])
     )
     assert len(set(evaluated)) > 1  # it learned something
+    _is_the_record_of_the_loop(config, traces, records)
     # Both come from the same parts of the batch, whose gradients nearly cancel.
     ceiling = traces["gradient_cosine_ceiling"]
     np.testing.assert_allclose(ceiling[0], records[0]["gradient_cosine_ceiling"], atol=1e-3)
     assert np.isnan(ceiling[1:]).all()
+
+
+def _is_the_record_of_the_loop(config, traces, records):
+    """Asserts that a compiled cell and a training of the loop have the same record."""
+    compiled = cell_record("cell", config, traces)
+    loop = cell_record("cell", config, trainings.traces_of(records, config))
+    assert compiled.keys() == loop.keys()
+    assert compiled["traces"].keys() == loop["traces"].keys()
+    for name, value in compiled.items():
+        if name == "traces":
+            for metric, values in value.items():
+                atol = 1e-3 if metric == "gradient_cosine_ceiling" else 2e-5
+                np.testing.assert_allclose(
+                    values, loop["traces"][metric], rtol=2e-4, atol=atol, err_msg=metric
+                )
+        elif isinstance(value, float):
+            assert loop[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+        else:
+            assert loop[name] == value, name
 
 
 def test_lag_changes_the_outcome_and_only_after_the_first_step():
@@ -110,6 +130,10 @@ def test_a_collapsed_cell_is_frozen_and_leaves_nan():
     assert reward[0] > 0 and reward[1] == 0 and np.isnan(reward[2:]).all()
     assert steps_run == 6  # more than FREEZE_AFTER steps since the evaluation at step 0
     assert np.isnan(traces["reward"][6:]).all() and np.isfinite(traces["reward"][:6]).all()
+    records = host_loop(config)
+    ends = trainings.freeze_rule(config, FREEZE_AFTER, floor=0.0)
+    assert next(n for n in range(1, 13) if ends(records[:n])) == steps_run
+    _is_the_record_of_the_loop(config, traces, records[:steps_run])
 
 
 def test_a_cell_whose_parameters_overflow_is_frozen():
@@ -118,9 +142,14 @@ def test_a_cell_whose_parameters_overflow_is_frozen():
     assert traces["steps_run"] < 12
     record = cell_record("cell", config, traces)
     assert not record["finite"]
+    records = host_loop(config)
+    assert records[-1]["collapsed"] and len(records) % config.eval_every  # inside a block
+    loop = cell_record("cell", config, trainings.traces_of(records, config))
+    for name in ("finite", "steps_run", "first", "peak", "final", "collapse_step"):
+        assert loop[name] == pytest.approx(record[name]), name
     # `time_cell` is added by the worker, `method` by the corrections.
     described = described_fields("cells.jsonl of `experiments.sweep`")
-    assert {*record, "time_cell", "method"} == described
+    assert {*record, "time_cell", "paired", "method"} == described
     assert set(record["traces"]) <= described_fields("metrics.jsonl of `experiments.train`")
 
 
