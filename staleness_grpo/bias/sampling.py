@@ -63,7 +63,7 @@ def sampled_cotangent(
             policy_logprobs_NxYxR[place],
             behavior_logprobs_NxYxR[place],
             jnp.asarray(problem.mask_YxR)[responses_OxG],
-            score_norms_NxY[place],
+            jnp.asarray(score_norms_NxY)[place],
         )
     advantages_OxG = group_advantages(
         levels_M[level_OxG],
