@@ -1,7 +1,6 @@
 """Tests top-k, top-p and the tokenizer's mask: kept sets, frequencies, values and gradients."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -93,9 +92,6 @@ def test_kept_sets_are_those_of_transformers(top_p, top_k, temperature):
 # Operation by operation, these would be compiled in hundreds of programs.
 first_logits = jax.jit(POLICY.response_logits)
 wide_logits = jax.jit(WIDE.response_logits)
-wide_logprobs = jax.jit(
-    functools.partial(response_logprobs, WIDE), static_argnames=("temperature", "truncation")
-)
 distribution_of = jax.jit(truncated_distribution, static_argnums=2)
 learner_logprobs = jax.jit(truncated_logprobs, static_argnums=3)
 
@@ -177,13 +173,11 @@ def test_recorded_logprobs_are_numpys_and_the_ratio_at_lag_0_is_1(truncation):
         for place in map(tuple, places):
             expected = numpy_logprobs(logits[place], 0.8, truncation)[tokens[place]]
             np.testing.assert_allclose(recorded[place], expected, rtol=0, atol=1e-12)
-        ours, entropy = wide_logprobs(
-            params, prompts, tokens, mask, temperature=0.8, truncation=truncation
-        )
+        ours, entropy = response_logprobs(WIDE, params, prompts, tokens, mask, 0.8, truncation)
         # The decoder gives logits of many positions, and of one: they differ by rounding alone.
         np.testing.assert_allclose(ours, recorded, rtol=0, atol=1e-12)
         assert not np.any(np.asarray(entropy)[~mask]) and np.all(np.asarray(entropy)[mask] > 0)
-        full, _ = wide_logprobs(params, prompts, tokens, mask, temperature=0.8)
+        full, _ = response_logprobs(WIDE, params, prompts, tokens, mask, 0.8)
         assert np.all((np.asarray(full) < recorded - 1e-6)[mask])
 
 
