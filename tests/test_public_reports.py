@@ -117,7 +117,7 @@ def test_the_end_token_counts_where_it_is_the_pad_token_too(tmp_path):
     prompts = Prompts(np.full((2, 1), 1, np.int32), np.ones((2, 1), bool), np.arange(2))
     responses = sample(
         policy,
-        policy.init(jax.random.key(0)),
+        jax.jit(policy.init)(jax.random.key(0)),
         prompts,
         jax.random.key(0),
         jnp.zeros(2, jnp.int32),

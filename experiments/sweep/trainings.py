@@ -55,6 +55,8 @@ def run_trainings(
       SystemExit: a signal asked to stop, and the trainings were saved. The code is EXIT_CODE.
     """
     parent.mkdir(parents=True, exist_ok=True)
+    # A process compiles once for all cells of one learning rate, if they follow each other.
+    cells = dict(sorted(cells.items(), key=lambda item: item[1].optimizer.learning_rate))
     run = functools.partial(train_cell, freeze_after=freeze_after)
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         for name, config in cells.items():

@@ -4,10 +4,10 @@ A rule about one section is defined by the code that owns the section, and is ca
 about several sections are defined here: batch and mesh, lag and length of the run, task and policy.
 """
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,6 +55,12 @@ def validate(
     _refuse_here(config, "", lambda: check_task(config, task))
 
 
+@functools.cache
+def _defaults() -> ConfigDict:
+    """Returns the default config, to read. A sweep makes a thousand checks against it."""
+    return default_config()
+
+
 def validate_without_task(
     config: ConfigDict, num_devices: int, platform: str | None = None
 ) -> None:
@@ -62,13 +68,13 @@ def validate_without_task(
 
     Programs that bring their own tokens use this function.
     """
-    _check_types(config, default_config())
+    _check_types(config, _defaults())
     _refuse_here(config, "", lambda: require_at_least(config, AT_LEAST))
     for section, bounds in SECTIONS_AT_LEAST.items():
-        _refuse_here(config, section, partial(require_at_least, config[section], bounds))
+        _refuse_here(config, section, functools.partial(require_at_least, config[section], bounds))
     _check_sections(config)
     for check in (_check_batch, _check_comparisons, _check_samples, _check_trace, _check_saving):
-        _refuse_here(config, "", partial(check, config))
+        _refuse_here(config, "", functools.partial(check, config))
     _refuse_here(config, "", lambda: _check_mesh(config, num_devices))
     _refuse_here(config, "", lambda: check_policy(config, platform))
 
@@ -142,13 +148,13 @@ def _check_sections(config: ConfigDict) -> None:
         "sinks": check_sinks,
     }
     for section, check in section_checks.items():
-        _refuse_here(config, section, partial(check, config[section].to_dict()))
-    surrogate = default_config().surrogate
+        _refuse_here(config, section, functools.partial(check, config[section].to_dict()))
+    surrogate = _defaults().surrogate
     _refuse_here(
         config, "", lambda: check_correction(config.correction, config.surrogate, surrogate)
     )
-    _refuse_here(config, "", partial(check_chunks, config))
-    _refuse_here(config, "", partial(_check_entropy_bonus, config))
+    _refuse_here(config, "", functools.partial(check_chunks, config))
+    _refuse_here(config, "", functools.partial(_check_entropy_bonus, config))
 
 
 def _check_entropy_bonus(config: ConfigDict) -> None:

@@ -20,6 +20,10 @@ class AnyPolicy(Protocol):
     `decode`. `own.check_agreement` compares them.
     """
 
+    def __hash__(self) -> int:
+        """Returns a hash, because a policy is a static argument of compiled programs."""
+        ...
+
     @property
     def dtype(self) -> str:
         """The type to which the sampler casts the parameters: bfloat16, float32 or float64."""

@@ -16,11 +16,18 @@ from staleness_grpo.types import Array, PyTree, Rollout
 NOISE_PARTS = 8  # the largest number of parts of a batch that separate signal from noise
 
 
+@jax.jit
+def copied(tree: PyTree) -> PyTree:
+    """Returns a copy of each array. All runs share this function, so that it is compiled once."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """Returns the cosine of the angle between two pytrees; NaN if one of them is 0."""
     return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
 
 
+@jax.jit
 def distance(a: PyTree, b: PyTree) -> jax.Array:
     """Returns the Euclidean norm of a - b."""
     return optax.tree.norm(optax.tree.sub(a, b))
@@ -35,14 +42,12 @@ class ParameterDrift:
 
     def __init__(self, params: PyTree, max_lag: int):
         self._max_lag = max_lag
-        self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))
-        self._distance = jax.jit(distance)
-        self.start = self._copy(params)
+        self.start = copied(params)
         self.versions: dict[int, PyTree] = {}
 
     def remember(self, version: int, params: PyTree) -> None:
         """Stores a copy of this version. The original is lost, because the update donates it."""
-        self.versions[version] = self._copy(params)
+        self.versions[version] = copied(params)
 
     def measure(self, step: int, params: PyTree, lag_N: np.ndarray) -> dict[str, jax.Array]:
         """Returns `drift_from_behavior` and `drift_from_start`, on the device.
@@ -55,12 +60,12 @@ class ParameterDrift:
         square = jnp.zeros(())  # groups of lag 0 add 0
         for lag, count in zip(lags, counts, strict=True):
             if lag > 0:
-                moved = self._distance(params, self.versions[step - lag])
+                moved = distance(params, self.versions[step - lag])
                 square += count / len(lag_N) * moved**2
         self.versions = {v: kept for v, kept in self.versions.items() if v > step - self._max_lag}
         return {
             "drift_from_behavior": jnp.sqrt(square),
-            "drift_from_start": self._distance(params, self.start),
+            "drift_from_start": distance(params, self.start),
         }
 
 

@@ -1,5 +1,6 @@
 """Makes the optimizer, the sharded learner state, and the jitted update that donates it."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -155,15 +156,22 @@ def init_state(
     def create(params):
         return initial_state(optimizer, params)
 
-    def fresh(key):
-        return create(policy.init(key))
-
+    donated: tuple[int, ...] = ()
     if params is None:
-        shardings = mesh_lib.parameter_shardings(jax.eval_shape(fresh, key), mesh)
-        return jax.jit(fresh, out_shardings=shardings)(key)
-    params = mesh_lib.put(params, mesh_lib.parameter_shardings(params, mesh))
+        assert key is not None, "random parameters need a key"
+        params, donated = _random_params(policy, mesh)(key), (0,)  # nobody else has these arrays
+    else:
+        params = mesh_lib.put(params, mesh_lib.parameter_shardings(params, mesh))
     shardings = mesh_lib.parameter_shardings(jax.eval_shape(create, params), mesh)
-    return jax.jit(create, out_shardings=shardings)(params)
+    return jax.jit(create, donate_argnums=donated, out_shardings=shardings)(params)
+
+
+@functools.lru_cache(maxsize=8)
+def _random_params(policy: AnyPolicy, mesh: Mesh) -> Callable[[jax.Array], PyTree]:
+    """Returns jitted key -> sharded parameters. Runs of equal policies share what is compiled."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shardings = mesh_lib.parameter_shardings(jax.eval_shape(policy.init, key), mesh)
+    return jax.jit(policy.init, out_shardings=shardings)
 
 
 def make_scorer(

@@ -20,6 +20,7 @@ from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.runtime.preemption import Preemption
 from staleness_grpo.training import learner
 from staleness_grpo.training.checkpoint import Checkpoints
+from staleness_grpo.training.diagnostics import copied
 from staleness_grpo.training.rewards import FAILED, TIMED_OUT
 from staleness_grpo.training.run import Run
 from staleness_grpo.training.samples import PendingSamples
@@ -51,9 +52,6 @@ def train(
     config, drift = run.config, run.drift
     if checkpoints is not None:
         checkpoints.check(run)
-    copy_params = jax.jit(
-        lambda params: jax.tree.map(jnp.copy, params)
-    )  # the update donates `params`
     learning_rate = learner.learning_rate_schedule(config.optimizer, config.steps)
     pending, collapsed = None, False
     last_time = time.perf_counter()
@@ -72,7 +70,8 @@ def train(
         with jax.set_mesh(run.mesh):
             if run.programs.proximal_logprobs is not None:
                 if step % config.updates_per_batch == 0:
-                    run.proximal_params = copy_params(run.state.params)
+                    # The update donates the parameters.
+                    run.proximal_params = copied(run.state.params)
                 logprobs = run.programs.proximal_logprobs(run.proximal_params, batch)
                 batch = dataclasses.replace(batch, proximal_logprobs_NxGxR=logprobs)
             batch = run.with_reference(batch)

@@ -5,6 +5,8 @@ as a training. The programs have no state and are not compiled yet.
 """
 
 import dataclasses
+import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +15,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from staleness_grpo.objective.corrections.registry import CORRECTIONS
+from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import SurrogateConfig
+from staleness_grpo.objective.update_rules import UPDATE_RULES
 from staleness_grpo.policy import sampler
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.configured import make_policy
@@ -58,6 +61,8 @@ class Programs:
 
     def update_step(self, learning_rate: Any = None) -> Callable[[LearnerState, Rollout], tuple]:
         """Returns one optimizer update as a pure function; see `learner.update_step`."""
+        if learning_rate is None:
+            return _update_step(self.loss, self.make_optimizer)
         return learner.update_step(self.loss, self.make_optimizer(learning_rate))
 
     def compiled_update(self, state: LearnerState, mesh: Mesh) -> Any:
@@ -89,23 +94,76 @@ class Programs:
         return sampler.sample(*arguments, **limits)
 
 
+# The fields of a config that decide, with the policy and the task, what the functions of a run are.
+FIELDS = (
+    "steps",
+    "num_prompts",
+    "updates_per_batch",
+    "microbatch_prompts",
+    "drop_truncated",
+    "entropy_bonus",
+    "surrogate",
+    "sampler",
+    "correction",
+    "reference",
+    "optimizer",
+    "metrics",
+    "mesh",
+)
+
+
 def make_programs(config: ConfigDict, task: Task) -> Programs:
     """Makes the programs that a config describes.
+
+    Runs of one process share functions if they differ only in fields that FIELDS lacks, as in seed
+    and lag. So what one of them has compiled is not compiled again.
 
     Raises:
       FieldError: the decoder cannot have the shape in `config.policy`.
       ModelFolderError: `policy.checkpoint` cannot be read.
     """
     policy = make_policy(config.policy, task.vocab_size)
-    surrogate = SurrogateConfig(**config.surrogate.to_dict())
-    temperature, microbatch = config.sampler.temperature, config.microbatch_prompts
     # The vocabulary of a model may be larger than the task's. Other policies get the task's.
     known = policy.config.vocab_size if isinstance(policy, Policy) else task.vocab_size
     truncation = make_truncation(config.sampler, task.vocab_size, known)
+    # A user may register other code under the same name.
+    rules = (
+        registry.CORRECTIONS[config.correction.name],
+        UPDATE_RULES.get(config.correction.update_rule),
+    )
+    fields = {name: config[name] for name in FIELDS}
+    settings = json.dumps(
+        {
+            name: value.to_dict() if isinstance(value, ConfigDict) else value
+            for name, value in fields.items()
+        }
+    )
+    functions = _functions(policy, truncation, task.end_token, rules, settings)
+    return Programs(policy=policy, task=task, truncation=truncation, **functions)
+
+
+@functools.lru_cache(maxsize=4)
+def _functions(
+    policy: AnyPolicy,
+    truncation: Truncation | None,
+    end_token: int | tuple[int, ...] | None,
+    rules: tuple[Any, ...],
+    settings: str,
+) -> dict[str, Any]:
+    """Returns the fields of Programs that are functions, and the temperature.
+
+    Args:
+      policy, truncation, end_token: of the run.
+      rules: the correction and the update rule, of which `settings` has only the names.
+      settings: the FIELDS of the config as JSON. No other field of it can be read here.
+    """
+    config = ConfigDict(json.loads(settings))
+    surrogate = SurrogateConfig(**config.surrogate.to_dict())
+    temperature, microbatch = config.sampler.temperature, config.microbatch_prompts
     # The learner, the proximal and the reference policy each truncate their own distribution.
     scored = truncation if config.sampler.learner_distribution == "truncated" else None
     terms: dict[str, Any] = dict(
-        end_token=task.end_token,
+        end_token=end_token,
         drop_truncated=config.drop_truncated,
         reference=config.reference if config.reference.kl else None,
     )
@@ -122,24 +180,21 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
     paired_gram = None
     if config.metrics.paired_every:
         num_blocks = config.metrics.paired_blocks or config.num_prompts
-        ends: Any = (task.end_token, config.drop_truncated, scored)
+        ends: Any = (end_token, config.drop_truncated, scored)
         add_norms = score_norms_function(policy, temperature, microbatch, *ends)
         paired_gram = diagnostics.make_paired_gram(
             logprobs_function(policy, temperature, microbatch, scored),
             logprobs_loss(surrogate, config.correction, **terms),
             num_blocks,
-            add_norms if CORRECTIONS[config.correction.name].optimal_baseline else None,
+            add_norms if registry.CORRECTIONS[config.correction.name].optimal_baseline else None,
         )
     samples = None
     if config.metrics.samples_every:
         shards = config.mesh.data * config.mesh.fsdp
         num_samples = config.metrics.num_samples
         samples = make_take(policy, temperature, num_samples, shards, microbatch, scored)
-    several_updates = config.updates_per_batch > 1
     score = learner.make_scorer(policy, temperature, scored)
-    return Programs(
-        policy=policy,
-        task=task,
+    return dict(
         temperature=temperature,
         loss=loss,
         make_optimizer=lambda learning_rate: learner.make_optimizer(
@@ -148,9 +203,14 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
         cosine_ceiling=diagnostics.make_cosine_ceiling(
             loss, config.num_prompts // config.updates_per_batch
         ),
-        proximal_logprobs=score if several_updates else None,
+        proximal_logprobs=score if config.updates_per_batch > 1 else None,
         reference_logprobs=score if config.reference.kl else None,
         paired_gram=paired_gram,
         samples=samples,
-        truncation=truncation,
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _update_step(loss: Callable, make_optimizer: Callable) -> Callable:
+    """Returns one update by the optimizer of the config. Equal arguments give the same function."""
+    return learner.update_step(loss, make_optimizer(None))

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -25,7 +24,7 @@ from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks.base import Task, TextTask
 from staleness_grpo.training import learner
-from staleness_grpo.training.diagnostics import ParameterDrift
+from staleness_grpo.training.diagnostics import ParameterDrift, copied
 from staleness_grpo.training.heldout import HeldOut, make_heldout, split
 from staleness_grpo.training.programs import Programs, make_programs
 from staleness_grpo.training.rewards import RewardPool
@@ -145,7 +144,7 @@ class Run:
         """
         self.push_judged(needed=self.config.steps)
         arrays = self.arrays()
-        arrays["state"] = _copied(arrays["state"])
+        arrays["state"] = copied(arrays["state"])
         if self.programs.proximal_logprobs is not None and self.proximal_params is None:
             arrays["proximal_params"] = arrays["state"].params
         return Snapshot(
@@ -188,11 +187,6 @@ class Run:
         """Ends the worker processes that judge rewards."""
         if self.generator.reward_pool is not None:
             self.generator.reward_pool.close()
-
-
-@jax.jit
-def _copied(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.copy, tree)
 
 
 def assemble_run(
@@ -267,7 +261,7 @@ def _reference_params(
         return None
     folder = config.reference.checkpoint
     if folder is None:
-        return _copied(state.params)  # the update donates the state
+        return copied(state.params)  # the update donates the state
     from staleness_grpo.policy import huggingface
 
     try:

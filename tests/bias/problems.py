@@ -97,18 +97,27 @@ def full_sequence_logprobs(policy, task, params):
     return jnp.stack(rows)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def pulled_back(policy, task, params, cotangent):
+    """Returns the gradient of the sum of `cotangent` times the log-probabilities of responses."""
+    _, pull_back = jax.vjp(lambda p: full_sequence_logprobs(policy, task, p), params)
+    return pull_back(cotangent)[0]
+
+
 def flatten(tree):
     return jax.flatten_util.ravel_pytree(tree)[0]
 
 
 def relative_error(a, b):
-    a, b = (np.asarray(flatten(x)) for x in (a, b))
+    a, b = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(x)]) for x in (a, b))
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
 jitted = functools.partial(jax.jit, static_argnames="objective")
 logprobs = jax.jit(response_logprobs)
 surrogate = jitted(exact.surrogate)
+behavior_gradient_of_surrogate = jitted(jax.grad(exact.surrogate, 2))
+policy_gradient_of_surrogate = jitted(jax.grad(exact.surrogate, 1))
 surrogate_gradient = jitted(exact.surrogate_gradient)
 surrogate_bias = jitted(exact.surrogate_bias)
 clip_fraction = jitted(exact.clip_fraction)

@@ -102,7 +102,7 @@ def test_the_vocabulary_is_that_of_the_checkpoint(tmp_path):
             16, num_layers=1, d_model=8, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=8
         )
     )
-    huggingface.save(tmp_path, policy, policy.init(jax.random.key(0)))
+    huggingface.save(tmp_path, policy, jax.jit(policy.init)(jax.random.key(0)))
     config = load_config(CONFIG)
     config.policy = load_config(cli.ROOT / "experiments/configs/arithmetic.py").policy
     config.policy.update(dict(checkpoint=str(tmp_path), vocab_chunks=2))

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
             d_ff=16,
         )
     )
-    huggingface.save(folder, policy, policy.init(jax.random.key(0)))
+    huggingface.save(folder, policy, jax.jit(policy.init)(jax.random.key(0)))
     byte_tokenizer.write(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     return folder
 

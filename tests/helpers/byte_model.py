@@ -22,7 +22,7 @@ def write(folder: pathlib.Path) -> None:
         vocab_size=264, num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16
     )
     policy = Policy(config)
-    huggingface.save(folder, policy, policy.init(jax.random.key(0)))
+    huggingface.save(folder, policy, jax.jit(policy.init)(jax.random.key(0)))
     byte_tokenizer.write(folder, TEMPLATE)
 
 

@@ -1,6 +1,7 @@
 """Tests top-k, top-p and the tokenizer's mask: kept sets, frequencies, values and gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,16 @@ def test_kept_sets_are_those_of_transformers(top_p, top_k, temperature):
     )
 
 
+# Operation by operation, these would be compiled in hundreds of programs.
+first_logits = jax.jit(POLICY.response_logits)
+wide_logits = jax.jit(WIDE.response_logits)
+wide_logprobs = jax.jit(
+    functools.partial(response_logprobs, WIDE), static_argnames=("temperature", "truncation")
+)
+distribution_of = jax.jit(truncated_distribution, static_argnums=2)
+learner_logprobs = jax.jit(truncated_logprobs, static_argnums=3)
+
+
 def numpy_logprobs(logits, temperature, truncation):
     """Returns log pi of one truncated distribution [V], token by token in float64."""
     x = np.asarray(logits, np.float64) / temperature
@@ -138,9 +149,9 @@ def test_samples_follow_the_truncated_distribution(truncation, temperature):
     responses = draw(POLICY, params, truncation, temperature, 16_000, 1, 1)
     counts = np.bincount(np.asarray(responses.tokens_NxGxR).ravel(), minlength=V)
     prompts = prompts_of(1)
-    logits = POLICY.response_logits(
-        params, prompts.tokens_NxP, prompts.mask_NxP, np.zeros((1, 1, 1), int)
-    )[0, 0, 0]
+    logits = first_logits(params, prompts.tokens_NxP, prompts.mask_NxP, np.zeros((1, 1, 1), int))[
+        0, 0, 0
+    ]
     expected = 16_000 * np.exp(numpy_logprobs(logits, temperature, truncation))
     inside = expected > 0
     assert 1 < inside.sum() < V and not counts[~inside].any()
@@ -160,19 +171,19 @@ def test_recorded_logprobs_are_numpys_and_the_ratio_at_lag_0_is_1(truncation):
         responses = draw(WIDE, params, truncation, 0.8)
         tokens, mask = np.asarray(responses.tokens_NxGxR), np.asarray(responses.mask_NxGxR)
         recorded = np.asarray(responses.behavior_logprobs_NxGxR)
-        logits = np.asarray(
-            WIDE.response_logits(params, prompts.tokens_NxP, prompts.mask_NxP, tokens)
-        )
+        logits = np.asarray(wide_logits(params, prompts.tokens_NxP, prompts.mask_NxP, tokens))
         places = np.argwhere(mask)
         assert len(places) > N * G
         for place in map(tuple, places):
             expected = numpy_logprobs(logits[place], 0.8, truncation)[tokens[place]]
             np.testing.assert_allclose(recorded[place], expected, rtol=0, atol=1e-12)
-        ours, entropy = response_logprobs(WIDE, params, prompts, tokens, mask, 0.8, truncation)
+        ours, entropy = wide_logprobs(
+            params, prompts, tokens, mask, temperature=0.8, truncation=truncation
+        )
         # The decoder gives logits of many positions, and of one: they differ by rounding alone.
         np.testing.assert_allclose(ours, recorded, rtol=0, atol=1e-12)
         assert not np.any(np.asarray(entropy)[~mask]) and np.all(np.asarray(entropy)[mask] > 0)
-        full, _ = response_logprobs(WIDE, params, prompts, tokens, mask, 0.8)
+        full, _ = wide_logprobs(params, prompts, tokens, mask, temperature=0.8)
         assert np.all((np.asarray(full) < recorded - 1e-6)[mask])
 
 
@@ -183,9 +194,9 @@ def test_the_noise_is_that_of_the_full_distribution(truncation):
     whole, ours = draw(POLICY, params, None), draw(POLICY, params, truncation)
     first_whole, first = whole.tokens_NxGxR[..., 0], ours.tokens_NxGxR[..., 0]
     prompts = prompts_of()
-    logits = POLICY.response_logits(
-        params, prompts.tokens_NxP, prompts.mask_NxP, np.zeros((N, G, 1), int)
-    )[:, :, 0]
+    logits = first_logits(params, prompts.tokens_NxP, prompts.mask_NxP, np.zeros((N, G, 1), int))[
+        :, :, 0
+    ]
     kept = np.asarray(kept_tokens(logits, truncation))
     stays = np.take_along_axis(kept, np.asarray(first_whole)[..., None], axis=-1)[..., 0]
     assert stays.any()
@@ -218,7 +229,7 @@ def test_values_and_gradients_of_the_learner(token, truncation, members, tempera
     with jax.enable_x64(True):
 
         def logprob(logits):
-            return truncated_logprobs(logits, jnp.array(token), temperature, truncation)[0]
+            return learner_logprobs(logits, jnp.array(token), temperature, truncation)[0]
 
         value, gradient = jax.value_and_grad(logprob)(jnp.array(LOGITS))
         np.testing.assert_allclose(value, np.log(probs[token]), rtol=0, atol=1e-14)
@@ -231,7 +242,7 @@ def test_values_and_gradients_of_the_learner(token, truncation, members, tempera
 
 def test_the_entropy_is_that_of_the_kept_set_and_has_no_gradient():
     def entropy(logits, token):
-        return truncated_logprobs(logits, jnp.array(token), 1.0, Truncation(top_k=2))[1]
+        return learner_logprobs(logits, jnp.array(token), 1.0, Truncation(top_k=2))[1]
 
     expected = -(4 / 7 * np.log(4 / 7) + 3 / 7 * np.log(3 / 7))
     for token in range(4):  # also of a token that is not in the set
@@ -242,7 +253,7 @@ def test_the_entropy_is_that_of_the_kept_set_and_has_no_gradient():
 def test_neutral_values_give_the_full_distribution():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(20, V)), jnp.float32)
     tokens = jnp.arange(20) % V
-    ours, _ = truncated_logprobs(logits, tokens, 0.7, Truncation())
+    ours, _ = learner_logprobs(logits, tokens, 0.7, Truncation())
     full = token_logprobs(log_distribution(logits, 0.7), tokens)
     np.testing.assert_allclose(ours, full, rtol=1e-6, atol=1e-6)
 
@@ -251,9 +262,9 @@ def test_neutral_values_give_the_full_distribution():
 def test_logits_that_are_not_numbers_are_not_hidden(truncation):
     logits = jnp.full((V,), jnp.nan).at[2].set(1.0)
     known = slice(truncation.num_tokens)
-    assert np.all(np.isnan(truncated_distribution(logits, 1.0, truncation)[known]))
+    assert np.all(np.isnan(distribution_of(logits, 1.0, truncation)[known]))
     for token in (2, 3):
-        assert np.isnan(truncated_logprobs(logits, jnp.array(token), 1.0, truncation)[0])
+        assert np.isnan(learner_logprobs(logits, jnp.array(token), 1.0, truncation)[0])
 
 
 def test_a_policy_that_is_not_finite_samples_tokens_of_the_task():
@@ -270,7 +281,7 @@ def test_large_logits_and_removed_ones_leave_finite_gradients(temperature):
     for token in range(4):
 
         def logprob(logits, token=token):
-            return truncated_logprobs(logits, jnp.array(token), temperature, truncation)[0]
+            return learner_logprobs(logits, jnp.array(token), temperature, truncation)[0]
 
         value, gradient = jax.value_and_grad(logprob)(logits)
         assert np.isfinite(value) and value <= 0 and np.all(np.isfinite(gradient))

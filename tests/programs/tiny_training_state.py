@@ -17,8 +17,10 @@ from staleness_grpo.runtime.records import plain
 from staleness_grpo.training.loop import train
 from tests.helpers.tiny import tiny_config
 
-if __name__ == "__main__":
-    run = build_run(tiny_config(**json.loads(sys.argv[1])))
+
+def trained(overrides: dict) -> str:
+    """Trains, and returns what is printed."""
+    run = build_run(tiny_config(**overrides))
     records = list(train(run))
     leaves = {
         jax.tree_util.keystr(path): leaf
@@ -30,4 +32,8 @@ if __name__ == "__main__":
         "specs": {name: [str(leaf.sharding.spec), leaf.size] for name, leaf in leaves.items()},
         "shards": {name: leaf.addressable_shards[0].data.size for name, leaf in leaves.items()},
     }
-    print(json.dumps(plain(state)))
+    return json.dumps(plain(state))
+
+
+if __name__ == "__main__":
+    print(trained(json.loads(sys.argv[1])))

@@ -20,6 +20,7 @@ from staleness_grpo.training.rewards import FAILED, JUDGED
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.tasks import stories  # noqa: E402
 from tests.helpers.byte_model import problems_file, text_config  # noqa: E402
+from tests.helpers.judging import even as even_length  # noqa: E402
 from tests.helpers.pages import described_fields  # noqa: E402
 
 
@@ -54,13 +55,6 @@ def test_a_run_goes_on_only_with_its_own_problems(folder, tmp_path, monkeypatch)
     (tmp_path / "out" / "environment.json").write_text("{")
     with pytest.raises(FlagError, match="^--workdir=.*environment.json cannot be read"):
         measure.measure(config, tmp_path / "out")
-
-
-def even_length(response: str, reference: None) -> float:
-    """Rewards random bytes by their number, and fails on some of them."""
-    if "e" in response:
-        raise ValueError("an e")
-    return float(len(response) % 2 == 0)
 
 
 def run_of(folder, monkeypatch, **fields):

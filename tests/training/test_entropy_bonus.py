@@ -37,7 +37,7 @@ def problem():
             param_dtype="float64",
         )
         policy, rng = Policy(config), np.random.default_rng(0)
-        params = policy.init(jax.random.key(0))
+        params = jax.jit(policy.init)(jax.random.key(0))
         prompts = Prompts(rng.integers(5, size=(N, P)), np.ones((N, P), bool), np.arange(N))
         mask = np.arange(R) < rng.integers(1, R + 1, size=(N, G, 1))
         tokens = rng.integers(5, size=(N, G, R))

@@ -92,8 +92,14 @@ def test_minibatches_learn_from_one_batch_with_the_policy_at_its_start_as_proxim
 
     gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     optimizer = learner.make_optimizer(config.optimizer, config.steps)
+
+    @jax.jit
+    def descend(ascent, opt_state, params):
+        updates, opt_state = optimizer.update(ascent, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
     params = jax.device_get(loop.state.params)
-    opt_state, versions, losses, differs = optimizer.init(params), [params], [], 0.0
+    opt_state, versions, losses, differs = jax.jit(optimizer.init)(params), [params], [], 0.0
     for start in range(0, config.steps, 2):
         behavior = versions[max(start - 1, 0)]
         at_start = versions[start]
@@ -107,8 +113,8 @@ def test_minibatches_learn_from_one_batch_with_the_policy_at_its_start_as_proxim
             proximal = gradient(at_start, batch, batch.responses.behavior_logprobs_NxGxR)[0][1]
             (loss, logprobs), ascent = gradient(versions[step], batch, proximal)
             differs = max(differs, float(jnp.max(jnp.abs(logprobs - proximal))))
-            updates, opt_state = optimizer.update(ascent, opt_state, versions[step])
-            versions.append(optax.apply_updates(versions[step], updates))
+            params, opt_state = descend(ascent, opt_state, versions[step])
+            versions.append(params)
             losses.append(float(loss))
     np.testing.assert_array_equal([r["lag_max"] for r in records], [0, 1, 1, 2, 1, 2])
     assert [len(batch.rewards_NxG) for batch in seen] == [2] * 6

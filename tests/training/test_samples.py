@@ -1,6 +1,7 @@
 """Samples are what was trained on, with the log-ratio of the learner's policy at that step."""
 
 import contextlib
+import functools
 import json
 
 import jax
@@ -35,12 +36,12 @@ def test_samples_are_the_first_groups_of_the_batch_under_the_policy_before_the_u
     seen, records = seen_by_the_update(run)
     assert [record["step"] for record in records if "samples" in record] == [0, 2, 4]
     largest = 0.0
+    score = jax.jit(functools.partial(response_logprobs, run.programs.policy))
     for record in records[::2]:
         step = record["step"]
         params, batch = seen[step]
         responses = batch.responses
-        logprobs, _ = response_logprobs(
-            run.programs.policy,
+        logprobs, _ = score(
             params,
             batch.prompts,
             responses.tokens_NxGxR,
