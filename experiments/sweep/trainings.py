@@ -127,11 +127,15 @@ def _train_in_worker(
 
 
 def _stop(waiting: set) -> None:
-    """Asks the workers to save their trainings, waits for them, and exits with EXIT_CODE."""
-    for future in waiting:
-        future.cancel()
-    for process in multiprocessing.active_children():
-        process.terminate()
-    concurrent.futures.wait([future for future in waiting if not future.cancelled()])
+    """Asks the workers to save their trainings, waits for them, and exits with EXIT_CODE.
+
+    The pool gives each worker a cell ahead, which cannot be cancelled. So the workers are asked
+    again until none of them begins another one.
+    """
+    left = {future for future in waiting if not future.cancel()}
+    while left:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        left = concurrent.futures.wait(left, 4 * POLL_SECONDS).not_done
     print("stopped and saved; run the same command to go on", file=sys.stderr)
     sys.exit(EXIT_CODE)
