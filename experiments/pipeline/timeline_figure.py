@@ -50,7 +50,7 @@ def draw_timeline(axis: plt.Axes, timeline: dict) -> None:
         left = start - begin
         color = color_of(step)
         axis.barh(learner_row, done - start, height, left=left, color=color, edgecolor="white")
-        text = f"step {step}"
+        text = str(step)
         axis.text(
             left + (done - start) / 2,
             learner_row,
