@@ -35,7 +35,6 @@ def summarize(cells: list[dict]) -> dict[str, Any]:
       - `num_cells`, `num_seeds`: counts.
       - `by_limit`: for each response limit, by buffer rule and then by S: means over seeds, the
         range of seconds per step, the largest lag, and the speed-up over both synchronous runs.
-      - `figures_left_out`: no figure is ever left out.
     """
     grouped: dict[tuple[int, str, int], list[dict]] = defaultdict(list)
     for cell in cells:

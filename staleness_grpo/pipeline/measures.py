@@ -70,8 +70,9 @@ def lags(result: Result, warm_up: int) -> dict[str, Any]:
     length_B = np.array([response.length for response in responses])
     histogram = np.bincount([group.lag for group in groups])
     span_lags = [
-        (response.group.step - version, tokens)  # type: ignore[operator]  # trained: it has a step
-        for response in responses
+        (group.lag + group.version - version, tokens)
+        for group in groups
+        for response in group.responses
         for version, tokens in response.spans
     ]
     token_lag, tokens = np.array(span_lags).T
@@ -114,7 +115,7 @@ def timeline(result: Result, first: int, num_steps: int, max_slots: int) -> dict
       A dictionary with the keys:
 
       - `begin`, `end`: the times that the picture spans, in seconds.
-      - `slots`: [row, start, end, version, is discarded] of each response; the row is its slot.
+      - `slots`: [row, start, end, version, 1 if discarded] of each response, a row for each slot.
       - `learner`: [step, start, end, free] of each learner step.
     """
     steps = result.steps[first : first + num_steps]
@@ -125,9 +126,9 @@ def timeline(result: Result, first: int, num_steps: int, max_slots: int) -> dict
         for response in group.responses:
             row = response.engine * result.cluster.engines.slots + response.slot
             stop = end if response.end is None else response.end
-            if 0 <= row < max_slots and response.engine >= 0 and response.start < end:
-                if stop > begin:
-                    kind = int(group.is_discarded)
-                    rows.append([row, response.start, stop, response.version, kind])
+            # A response that waits for a slot has a row below 0.
+            if 0 <= row < max_slots and response.start < end and stop > begin:
+                kind = int(group.is_discarded)
+                rows.append([row, response.start, stop, response.version, kind])
     learner = [[step.step, step.start, step.end, step.free] for step in steps]
     return {"begin": begin, "end": end, "slots": rows, "learner": learner}
