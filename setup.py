@@ -42,6 +42,7 @@ setuptools.setup(
         "pebble>=5.0",
         "rich",
         "scipy",
+        "simpy>=4.1",
     ],
     extras_require={
         "hf": ["jinja2", "safetensors", "tokenizers"],

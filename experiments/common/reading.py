@@ -22,6 +22,7 @@ KINDS = {
     "topology": ("experiments.memory", "the memory of a learner step"),
     "benchmark": ("experiments.benchmark", "the time of learner steps"),
     "paired": ("experiments.paired_bias", "trainings whose gradient bias is measured"),
+    "cluster": ("experiments.pipeline", "simulated pipelines"),
     "sampled": ("experiments.bias", "the exact bias of small problems"),
     "steps": (TRAINING, "one training"),
 }

@@ -1,0 +1,1 @@
+"""Simulates the clock of asynchronous RL: engines, buffer, learner and weight publication."""
