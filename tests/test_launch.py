@@ -210,6 +210,28 @@ def test_an_array_of_shares_and_its_figures_are_the_sweep(cluster, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_array_over_a_text_task_is_the_sweep(cluster, tmp_path):
+    """Each cell is a training of the loop."""
+    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+    from tests.helpers import byte_model
+
+    (tmp_path / "model").mkdir()
+    byte_model.write(tmp_path / "model")
+    config = [
+        f"--config={PROGRAMS}/text_map_config.py",
+        f"--config.policy.checkpoint={tmp_path}/model",
+    ]
+    script = ["bash", str(ROOT / "launch/slurm/sweep.sh"), "2", f"--output={tmp_path}/%x-%A_%a.out"]
+    words = [*script, "--", *config, f"--workdir={tmp_path}/array"]
+    _, figures = cluster.command(*words, **VARIABLES).split()
+    cluster.wait_for(lambda: cluster.states(figures) == ["COMPLETED"], 600, "the figures")
+    sweep = [".venv/bin/python", "-m", "experiments.sweep", *config]
+    subprocess.run([*sweep, f"--workdir={tmp_path}/whole"], cwd=ROOT, check=True)
+    assert cells(tmp_path / "array") == cells(tmp_path / "whole")
+    assert len(cells(tmp_path / "array")["cells.jsonl"]) == 4
+
+
+@pytest.mark.slow
 def test_a_preempted_training_saves_is_queued_again_and_ends_as_if_it_never_was(cluster, tmp_path):
     """Two tasks find each other through Slurm; the step gets SIGTERM, as at a preemption."""
     flags = [f"--config={PROGRAMS}/preempted_config.py", "--config.mesh.data=4"]

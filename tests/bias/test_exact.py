@@ -16,18 +16,14 @@ from tests.bias import problems
 from tests.bias.problems import OBJECTIVE, flatten, fresh_and_stale, relative_error
 from tests.helpers import reference
 
+CONSTANT_NO_STD = {"length_normalization": "constant", "normalize_std": False}
 # name -> (policy, group size, fields of the task, fields of the objective)
 CASES = {
     "two_levels": ("tabular", 4, {"variable_length": False}, {}),
     "three_levels": ("tabular", 3, {"reward_levels": (0.0, 0.3, 1.0), "difficulty": 0.4}, {}),
     "variable_length": ("tabular", 4, {}, {}),
     "tokens": ("tabular", 3, {}, {"length_normalization": "tokens"}),
-    "constant_no_std": (
-        "tabular",
-        3,
-        {},
-        {"length_normalization": "constant", "normalize_std": False},
-    ),
+    "constant_no_std": ("tabular", 3, {}, CONSTANT_NO_STD),
     "longer": ("tabular", 2, {"max_response_length": 3, "num_prompts": 4}, {}),
     "transformer": ("transformer", 3, {}, {}),
     "transformer_three_levels": (

@@ -20,7 +20,7 @@ from experiments.sweep.measure import duration
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import read_json, read_jsonl
 from tests.conftest import ROOT
-from tests.programs.sweep_of_text import config_of
+from tests.programs import text_map_config
 
 SECONDS = 400  # of a sweep in a process of its own
 
@@ -35,12 +35,11 @@ def model(tmp_path_factory):
     return folder
 
 
-def start(workdir, model, *share):
-    command = [sys.executable, "-m", "tests.programs.sweep_of_text", str(workdir), str(model)]
+def start(workdir, model, *flags):
+    config = [f"--config={text_map_config.__file__}", f"--config.policy.checkpoint={model}"]
+    command = [sys.executable, "-m", "experiments.sweep", *config, f"--workdir={workdir}", *flags]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        [*command, *share], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
 def without_times(path):
@@ -83,8 +82,9 @@ def test_trainings_are_not_vectorized():
 
 
 def test_a_map_of_a_text_task_has_trainings_records_and_figures(model, tmp_path):
-    config = config_of(model, steps=4)
-    config.sweep.learning_rates = (1e-2,)
+    config = text_map_config.get_config()
+    config.policy.checkpoint, config.steps = str(model), 4
+    config.sweep.update(dict(learning_rates=(1e-2,), horizons=(4,)))
     grid.validate(config)
     cli.complete(sweep.main, sweep.draw, config, tmp_path)
     cells = read_jsonl(tmp_path / "cells.jsonl")
@@ -155,7 +155,7 @@ def test_a_map_of_trainings_killed_five_times_ends_like_one_that_was_not(whole, 
 
 @pytest.mark.slow
 def test_two_shares_on_two_processes_give_the_file_of_one(whole, model, tmp_path):
-    shares = [start(tmp_path, model, f"{index}/2") for index in (1, 2)]
+    shares = [start(tmp_path, model, f"--share={index}/2") for index in (1, 2)]
     assert [share.wait(SECONDS) for share in shares] == [0, 0]
     assert start(tmp_path, model).wait(SECONDS) == 0
     assert without_times(tmp_path / "cells.jsonl") == without_times(whole / "cells.jsonl")
