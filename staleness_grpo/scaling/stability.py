@@ -114,6 +114,18 @@ def _product(parameters: np.ndarray, cells: Cells) -> np.ndarray:
     return parameters[0] - parameters[1] * _log_lag(cells) - parameters[2] * np.log(cells.horizon)
 
 
+def _saturating(parameters: np.ndarray, cells: Cells) -> np.ndarray:
+    """Returns log eta_max where a collapse comes after t_1 eta^-b (1 + S0 / S) learner steps.
+
+    A cell is stable up to T if its collapse comes later, so eta_max^b = t_1 (1 + S0 / S) / T. Below
+    S0 the boundary falls with the lag, and far above S0 it no longer does. The parameters are
+    log t_1, log S0 and log b. This is a hypothesis of this project, and not of the paper.
+    """
+    log_first, log_s0, log_b = parameters
+    log_lag_factor = np.logaddexp(0.0, log_s0 - _log_lag(cells))
+    return (log_first + log_lag_factor - np.log(cells.horizon)) * np.exp(-log_b)
+
+
 # Each rule is a function from (parameters, cells) to log eta_max [n]. The first parameters are log
 # A and log B, if the rule has them.
 RULES: dict[str, Callable[[np.ndarray, Cells], np.ndarray]] = {
@@ -123,23 +135,39 @@ RULES: dict[str, Callable[[np.ndarray, Cells], np.ndarray]] = {
     "max": _max,
     "smooth": _smooth,
     "product": _product,
+    "saturating": _saturating,
 }
 LARGEST_SLOPE = 10.0  # largest |d log eta_max / d log S| that counts as a fit; no law is so steep
 # Parameters at which fits start, around S eta = 0.01 and T eta = 0.3. The smallest and the largest
-# value differ by a factor of 10 or more.
+# value differ by a factor of 10 or more. They are for learning rates around START_RATE; for other
+# grids they are moved.
+START_RATE = 1.2e-3
 _STARTS_LOG_A, _STARTS_LOG_B = np.log([2e-3, 8e-3, 3e-2]), np.log([0.1, 0.3, 1.0])
 _STARTS_PRODUCT = ((np.log(0.1), 0.5, 0.5), (np.log(0.3), 0.1, 0.9), (np.log(0.01), 0.9, 0.1))
 
 
-def _starts(rule: str) -> np.ndarray:
+def _starts(rule: str, cells: Cells) -> np.ndarray:
     """Returns the start parameters of a rule's fit, [number of starts, number of parameters]."""
+    moved = np.median(np.log(cells.learning_rate)) - np.log(START_RATE)
+    log_as, log_bs = _STARTS_LOG_A + moved, _STARTS_LOG_B + moved
     if rule == "staleness":
-        return _STARTS_LOG_A[:, None]
+        return log_as[:, None]
     if rule == "horizon":
-        return _STARTS_LOG_B[:, None]
+        return log_bs[:, None]
     if rule == "product":
-        return np.array(_STARTS_PRODUCT)
-    pairs = [[log_a, log_b] for log_a in _STARTS_LOG_A for log_b in _STARTS_LOG_B]
+        return np.array(_STARTS_PRODUCT) + np.array([moved, 0.0, 0.0])
+    if rule == "saturating":
+        # At S = S0 the collapse comes after 2 t_1 eta^-b, which is the horizon at a middle rate.
+        middle = np.median(np.log(cells.learning_rate))
+        log_horizon = np.median(np.log(cells.horizon))
+        return np.array(
+            [
+                [log_horizon + b * middle - np.log(2.0), np.log(s0), np.log(b)]
+                for b in (1.0, 2.0)
+                for s0 in (3.0, 30.0)
+            ]
+        )
+    pairs = [[log_a, log_b] for log_a in log_as for log_b in log_bs]
     if rule == "smooth":
         return np.array([[*pair, power] for pair in pairs[::4] for power in (-2.0, 2.0)])
     return np.array(pairs)
@@ -151,7 +179,7 @@ def fit_rule(rule: str, cells: Cells) -> Fit:
         np.log(cells.learning_rate),
         cells.collapsed,
         lambda parameters: RULES[rule](parameters, cells),
-        _starts(rule),
+        _starts(rule, cells),
     )
 
 

@@ -46,6 +46,46 @@ def test_the_smooth_rule_contains_both():
         assert sign * fit.parameters[2] > 3
 
 
+def saturating(first, s0, b, scale=1.0, noise=0.05):
+    """Returns cells that collapse at first (eta / scale)^-b (1 + s0 / S), with noise in its log."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for lag, rate, seed in itertools.product(LAGS, RATES, range(4)):
+        time = first * rate**-b * (1 + s0 / lag) * np.exp(noise * rng.normal())
+        rows += [(lag, scale * rate, horizon, time < horizon, seed) for horizon in HORIZONS]
+    lags, rates, horizons, collapsed, seeds = (
+        np.array(column) for column in zip(*rows, strict=True)
+    )
+    return stability.Cells(lags.astype(float), rates, horizons.astype(float), collapsed, seeds)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_the_saturating_rule_recovers_the_law_of_its_cells_at_any_scale(scale):
+    cells = saturating(4e-3, 11.0, 1.6, scale)
+    fit = stability.fit_rule("saturating", cells)
+    log_first, log_s0, log_b = fit.parameters
+    assert np.exp(log_b) == pytest.approx(1.6, rel=0.1)
+    assert np.exp(log_s0) == pytest.approx(11.0, rel=0.25)
+    # t_1 belongs to eta / scale, so that a rate of the middle has the same time.
+    middle = np.log(2e-3)
+    expected = np.log(4e-3) - 1.6 * middle
+    assert log_first - np.exp(log_b) * (middle + np.log(scale)) == pytest.approx(expected, abs=0.1)
+    scores = {
+        name: stability.cross_validate(name, cells, cells.seed % 2).log_likelihood
+        for name in ("min", "max", "product", "saturating")
+    }
+    assert max(scores, key=lambda name: scores[name]) == "saturating"
+
+
+@pytest.mark.parametrize("rule", ["min", "max"])
+def test_a_rule_is_recovered_on_a_grid_of_other_learning_rates(rule):
+    """The paper's learning rates are four orders of magnitude below those of the default map."""
+    cells = synthetic({"min": min, "max": max}[rule], range(3))
+    small = dataclasses.replace(cells, learning_rate=1e-4 * cells.learning_rate)
+    fit = stability.fit_rule(rule, small)
+    np.testing.assert_allclose(np.exp(fit.parameters), [0.0145e-4, 0.27e-4], rtol=0.15)
+
+
 def test_the_measured_boundary_and_its_slopes():
     cells = synthetic(max, range(6))
     at_300 = cells[cells.horizon == 300]
