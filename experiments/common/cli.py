@@ -74,6 +74,7 @@ def run(
     mesh_may_differ: bool = True,
     steps_may_grow: bool = False,
     optional: Sequence[str] = (),
+    prepare: Callable[[ConfigDict], None] = lambda config: None,
 ) -> NoReturn:
     """Parses sys.argv, checks it, runs the experiment, and exits.
 
@@ -90,6 +91,7 @@ def run(
       mesh_may_differ: whether an unfinished workdir may be continued on another mesh.
       steps_may_grow: whether a workdir may be continued with a larger number of steps.
       optional: names of sections in the default config that other configs need not have.
+      prepare: is called before JAX looks for its devices.
     """
 
     def flags_parser(argv: list[str]) -> list[str]:
@@ -110,6 +112,7 @@ def run(
         with _exits_in_one_line(workdir, config):
             if several_processes:
                 join_hosts(flags.FLAGS)
+            prepare(config)
             execute(main, draw, config, workdir, validate, mesh_may_differ, steps_may_grow)
 
     app.run(absl_main, flags_parser=flags_parser)

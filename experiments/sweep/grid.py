@@ -143,6 +143,8 @@ def _validate_map(config: ConfigDict) -> None:
     has_whole_batches = config.microbatch_prompts == 0
     hint = "a sweep does not split its batches into microbatches: give 0"
     check(has_whole_batches, "microbatch_prompts", hint)
+    hint = "a sweep samples whole batches: leave it unset"
+    check(config.sampler.batch_prompts is None, "sampler.batch_prompts", hint)
     has_one_update = config.updates_per_batch == 1
     check(has_one_update, "updates_per_batch", "a sweep makes one update per batch: give 1")
     divides_steps = config.eval_every >= 1 and steps % config.eval_every == 0

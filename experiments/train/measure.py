@@ -30,15 +30,34 @@ from staleness_grpo.tasks.base import Task
 from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints, step_name
 from staleness_grpo.training.heldout import num_overlapping
-from staleness_grpo.training.loop import train
+from staleness_grpo.training.loop import DUE, Source, train
 from staleness_grpo.training.run import Run, assemble_run
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 Append = Callable[[dict[str, Any]], None]
+# Opens what gives a run its groups, after the run was restored from a workdir.
+OpenSource = Callable[[Run, pathlib.Path], contextlib.AbstractContextManager[Source]]
 
 
-def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
+def synchronous(run: Run, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Source]:
+    """Opens the source of the synchronous loop."""
+    del run, workdir
+    return contextlib.nullcontext(DUE)
+
+
+def measure(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    open_source: OpenSource = synchronous,
+    summarize: Callable[[list[dict]], dict] = summarize,
+) -> None:
     """Starts or continues the training in a workdir, and writes each record after its step.
+
+    Args:
+      config: the validated config.
+      workdir: the folder of the results.
+      open_source: opens what gives the run its groups.
+      summarize: makes summary.json of the records.
 
     Raises:
       FieldError: the policy's checkpoint cannot be used, or the workdir has results that were made
@@ -69,6 +88,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
             write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
+        source = stack.enter_context(open_source(run, workdir))
         append: Append = _discard
         append_sample: Append = _discard
         show: Append = _discard
@@ -78,7 +98,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
             append_sample = _sample_appender(stack, workdir / SAMPLES, run)
             show = stack.enter_context(Sinks(workdir, config.to_dict(), records)).append
         with Progress("learner steps", config.steps, done=len(records)) as progress:
-            for record in train(run, checkpoints, preemption):
+            for record in train(run, checkpoints, preemption, source):
                 # Samples come first: then every step with a record has them.
                 for sample in record.pop("samples", ()):
                     append_sample(sample)
