@@ -60,7 +60,8 @@ def read_versions(path: pathlib.Path, calls: list[Call]) -> list[int]:
     for step, slots in calls:
         groups = [next(lines, None) for _ in slots]
         expected = [
-            group and {"step": step, "slot": slot, "behavior_version": groups[0]["behavior_version"]}
+            group
+            and {"step": step, "slot": slot, "behavior_version": groups[0]["behavior_version"]}
             for group, slot in zip(groups, slots.tolist(), strict=True)
         ]
         shown = [group and {name: group[name] for name in expected[0]} for group in groups]

@@ -255,8 +255,7 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
     )
     at_once = config.sampler.batch_prompts
     require(
-        at_once is None
-        or (at_once > 0 and config.num_prompts % at_once == at_once % shards == 0),
+        at_once is None or (at_once > 0 and config.num_prompts % at_once == at_once % shards == 0),
         "sampler.batch_prompts",
         f"leave it unset, or give a divisor of num_prompts={config.num_prompts} that is a multiple "
         f"of mesh.data * mesh.fsdp = {shards}",

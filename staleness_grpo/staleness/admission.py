@@ -24,7 +24,9 @@ def check_asynchronous(fields: Mapping[str, Any], max_lag: int) -> None:
     require_choice(fields, "admission", ADMISSIONS)
     require_at_least(fields, {"generator_devices": 0})
     fixed = FIXED_MAX_LAGS.get(fields["admission"], max_lag)
-    hint = f"its lag is {fixed}, but lag.max_lag={max_lag}: set lag.max_lag={fixed}, or take bounded"
+    hint = (
+        f"its lag is {fixed}, but lag.max_lag={max_lag}: set lag.max_lag={fixed}, or take bounded"
+    )
     require(max_lag == fixed, "admission", hint, fields["admission"])
 
 

@@ -213,9 +213,7 @@ class BackgroundGenerator:
         with self._changed:
             self._changed.wait_for(
                 lambda: (
-                    self._must_end
-                    or self._next == len(self._calls)
-                    or self._admitted() is not None
+                    self._must_end or self._next == len(self._calls) or self._admitted() is not None
                 )
             )
             version = self._admitted()
@@ -263,5 +261,7 @@ def num_answered(run: Run) -> int:
         steps_W * num_groups + slots_W, np.arange(run.step * num_groups, num_groups_done)
     )
     if not is_next or num_groups_done % at_once:
-        raise ValueError(f"the unread groups before step {run.step} are not those of the next calls")
+        raise ValueError(
+            f"the unread groups before step {run.step} are not those of the next calls"
+        )
     return num_groups_done // at_once
