@@ -71,6 +71,7 @@ def test_only_the_policy_imports_flax_and_scaling_imports_no_jax(path):
 
 
 EXPERIMENT_ROOMS = {
+    "async_train": {"train"},
     "corrections": {"bias", "sweep"},
     "compare": {"train"},
     "paired_bias": {"sweep", "train"},

@@ -141,8 +141,8 @@ def measure(config: ConfigDict, workdir: pathlib.Path, name: str) -> dict:
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the runs without a record, then counts those that were replayed to the byte."""
-    from experiments.common.workdir import write_run_files
     from experiments.common.numbers import write_and_print
+    from experiments.common.workdir import write_run_files
     from staleness_grpo.runtime.records import Appender, read_jsonl
 
     write_run_files(workdir, config)

@@ -2,7 +2,8 @@
 
     python -m tests.programs.asynchronous_runs CASES
 
-CASES is a JSON list of overrides of `tiny_config`, by dotted names, with `admission` beside them.
+CASES is a JSON list of overrides of `asynchronous_config`, by dotted names. The name `fails_at`
+beside them is a step at which the trace cannot be written.
 Prints a list of {"same_records", "same_state", "lags"}, or {"error"}.
 """
 
@@ -16,14 +17,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 import tests.conftest  # noqa: F401  strict JAX flags and the compile cache of the tests
 from staleness_grpo.config.build import build_run
 from staleness_grpo.runtime.records import plain, write_jsonl
 from staleness_grpo.training.asynchronous import BackgroundGenerator
 from staleness_grpo.training.loop import train
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import asynchronous_config
 
 
 def uneven(seed: int):
@@ -49,10 +49,8 @@ def finished(run, **source) -> tuple[list[dict], list[bytes]]:
 
 def compared(seed: int, overrides: dict, folder: pathlib.Path) -> dict:
     """Runs one case asynchronously and as a replay of its trace."""
-    overrides = dict(overrides)
-    admission, fails_at = overrides.pop("admission"), overrides.pop("fails_at", None)
-    config = tiny_config(**overrides)
-    config.asynchronous = ConfigDict(dict(admission=admission, generator_devices=0))
+    fails_at = overrides.pop("fails_at", None)
+    config = asynchronous_config(**overrides)
     run, trace = build_run(config), []
     run.watch_with(uneven(seed))
 
