@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 from ml_collections import ConfigDict
 
@@ -40,11 +41,13 @@ RUNS: dict[str, dict] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises FieldError if the runs on stories have no model folder, or kills are negative."""
+    """Raises FieldError if the runs on stories have no model folder, or a number is too small."""
     folder = config.proof.stories
     hint = "give the model folder of stories260k, for the runs on stories"
     require(folder is not None and pathlib.Path(folder).is_dir(), "proof.stories", hint, folder)
-    require(config.proof.kills >= 0, "proof.kills", "give a number >= 0", config.proof.kills)
+    for name, bound in (("kills", 0), ("workers", 1)):
+        value = config.proof[name]
+        require(value >= bound, f"proof.{name}", f"give a number >= {bound}", value)
 
 
 def flags(config: ConfigDict, name: str) -> list[str]:
@@ -67,9 +70,9 @@ def flags(config: ConfigDict, name: str) -> list[str]:
 
 def start(program: str, arguments: list[str], workdir: pathlib.Path) -> subprocess.Popen:
     """Starts a program of the experiments, whose output goes to a file beside its workdir."""
-    log = workdir.with_suffix(".log").open("ab")
     command = [sys.executable, "-m", program, *arguments, f"--workdir={workdir}"]
-    return subprocess.Popen(command, cwd=cli.ROOT, stdout=log, stderr=log)
+    with workdir.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, cwd=cli.ROOT, stdout=log, stderr=log)
 
 
 def wait_for(process: subprocess.Popen, workdir: pathlib.Path) -> None:
@@ -148,11 +151,15 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     write_run_files(workdir, config)
     path = workdir / RECORDS
     recorded = {record["cell"] for record in read_jsonl(path)} if path.exists() else set()
-    with Appender(path, durable=True) as file:
-        for name in RUNS:
-            if name not in recorded:
-                file.append(record := measure(config, workdir, name))
-                print(record, file=sys.stderr)
+    missing = [name for name in RUNS if name not in recorded]
+    with (
+        Appender(path, durable=True) as file,
+        futures.ThreadPoolExecutor(config.proof.workers) as pool,
+    ):
+        runs = [pool.submit(measure, config, workdir, name) for name in missing]
+        for run in futures.as_completed(runs):
+            file.append(record := run.result())
+            print(record, file=sys.stderr)
     records = read_jsonl(path)
     same = [record["same_metrics"] and record["same_parameters"] for record in records]
     write_and_print(

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
         dict(
             kills=4,  # kills of each run, at random moments
             stories=config_dict.placeholder(str),  # model folder for the runs on stories
+            workers=1,  # runs that are made at the same time
             seed=0,  # seeds the moments of the kills
         )
     )
