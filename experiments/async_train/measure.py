@@ -21,6 +21,7 @@ from staleness_grpo.training.asynchronous import (
 from staleness_grpo.training.run import Run
 
 TRACE = "trace.jsonl"
+FIELDS = ("step", "slot", "behavior_version")
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -55,19 +56,18 @@ def open_generator(run: Run, workdir: pathlib.Path) -> Iterator[BackgroundGenera
 
 def read_versions(path: pathlib.Path, calls: list[Call]) -> list[int]:
     """Returns the version of each call of a trace, up to a call that a kill left incomplete."""
-    lines = iter(read_jsonl(path))
-    versions = []
+    records = read_jsonl(path)
+    versions: list[int] = []
     for step, slots in calls:
-        groups = [next(lines, None) for _ in slots]
-        expected = [
-            group
-            and {"step": step, "slot": slot, "behavior_version": groups[0]["behavior_version"]}
-            for group, slot in zip(groups, slots.tolist(), strict=True)
+        start = len(versions) * len(slots)
+        groups = [
+            tuple(record.get(name) for name in FIELDS)
+            for record in records[start : start + len(slots)]
         ]
-        shown = [group and {name: group[name] for name in expected[0]} for group in groups]
-        if None in groups or shown != expected:
+        version = groups[0][2] if groups else -1
+        if groups != [(step, slot, version) for slot in slots]:
             break
-        versions.append(groups[0]["behavior_version"])
+        versions.append(version)
     return versions
 
 

@@ -35,8 +35,6 @@ def validate(config: ConfigDict) -> None:
     hint = f"the generator's devices must split {at_once} groups evenly: give 0, or a divisor"
     is_split = generator == learner or at_once % generator == 0
     require(is_split, "asynchronous.generator_devices", hint)
-    hint = "an asynchronous run is one process: give 1"
-    require(jax.process_count() == 1, "num_processes", hint, jax.process_count())
 
 
 def _check_types(config: ConfigDict) -> None:

@@ -19,7 +19,7 @@ from tests.helpers import killing
 from tests.helpers.pages import described_fields
 from tests.helpers.tiny import asynchronous_config
 
-RUN = {"steps": 14, "eval_every": 4, "checkpoint.save_every": 3}
+RUN = {"steps": 14, "checkpoint.save_every": 3}
 
 
 def start(workdir):
