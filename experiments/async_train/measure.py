@@ -61,7 +61,7 @@ def read_versions(path: pathlib.Path, calls: list[Call]) -> list[int]:
     for step, slots in calls:
         start = len(versions) * len(slots)
         groups = [
-            tuple(record.get(name) for name in FIELDS)
+            tuple(record.get(name, -1) for name in FIELDS)
             for record in records[start : start + len(slots)]
         ]
         version = groups[0][2] if groups else -1
