@@ -5,8 +5,7 @@
 FOLDER: config.json, model.safetensors and tokenizer.json of the Llama with 260k parameters, from
 the tinyllamas family (MIT license).
 
-Hardware: 2 CPU cores, half an hour or more. The numbers to expect are in
-experiments/results/async_train/summary.json.
+Hardware: 2 CPU cores, half an hour or more. In summary.json, `replayed_to_the_byte` must be `runs`.
 """
 
 from ml_collections import ConfigDict, config_dict

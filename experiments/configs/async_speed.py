@@ -2,8 +2,7 @@
 
     python -m experiments.async_speed --workdir=results/async_speed
 
-Hardware: 2 CPU cores with no other load, some minutes. The numbers to expect are in
-experiments/results/async_speed/summary.json.
+Hardware: 2 CPU cores with no other load.
 """
 
 from ml_collections import ConfigDict
