@@ -30,7 +30,7 @@ from staleness_grpo.tasks.base import Task
 from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints, step_name
 from staleness_grpo.training.heldout import num_overlapping
-from staleness_grpo.training.loop import DUE, Source, train
+from staleness_grpo.training.loop import Due, Source, train
 from staleness_grpo.training.run import Run, assemble_run
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -42,7 +42,7 @@ OpenSource = Callable[[Run, pathlib.Path], contextlib.AbstractContextManager[Sou
 def synchronous(run: Run, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Source]:
     """Opens the source of the synchronous loop."""
     del run, workdir
-    return contextlib.nullcontext(DUE)
+    return contextlib.nullcontext(Due())
 
 
 def measure(

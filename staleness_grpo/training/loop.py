@@ -60,14 +60,11 @@ class Due:
         """Does nothing, because no group is in flight between two steps."""
 
 
-DUE = Due()
-
-
 def train(
     run: Run,
     checkpoints: Checkpoints | None = None,
     preemption: Preemption | None = None,
-    source: Source = DUE,
+    source: Source | None = None,
 ) -> Iterator[dict]:
     """Runs the learner steps from `run.step` on, and yields one record for each, one step late.
 
@@ -84,9 +81,10 @@ def train(
         collapsed; None to save nothing. A save starts only after all records before the saved step
         were yielded.
       preemption: is asked before each step whether to stop. If so, the run is saved and ends.
-      source: gives the groups of each step.
+      source: gives the groups of each step; None for those that the schedule says are due.
     """
     config, drift = run.config, run.drift
+    source = Due() if source is None else source
     if checkpoints is not None:
         checkpoints.check(run)
     copy_params = jax.jit(
