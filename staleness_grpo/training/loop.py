@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 class Due:
-    """The source of the synchronous loop, which generates what is due at a step in that step."""
+    """Generates the groups that are due at a step in that step, for the synchronous loop."""
 
     def provide(self, run: Run, step: int) -> dict[str, float]:
         """Generates the groups of this policy version, and pushes judged groups."""
