@@ -73,6 +73,7 @@ def test_only_the_policy_imports_flax_and_two_rooms_import_no_jax(path):
 
 
 EXPERIMENT_ROOMS = {
+    "async_train": {"train"},
     "corrections": {"bias", "sweep"},
     "compare": {"train"},
     "paired_bias": {"train"},

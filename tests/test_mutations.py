@@ -36,6 +36,12 @@ MUTATIONS = {
         "return np.minimum(steps_Ix1, max(self.max_lag - 1, 0))",
         "staleness/test_schedule.py",
     ),
+    "a generator that runs one step too far ahead": (
+        "staleness/admission.py",
+        "oldest = max(step - max_lag, 0)",
+        "oldest = max(step - max_lag - 1, 0)",
+        "staleness/test_admission.py",
+    ),
     "the slot has no part in the noise": (
         "policy/sampler.py",
         "jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, step), slot), member)",

@@ -75,6 +75,7 @@ def run(
     steps_may_grow: bool = False,
     optional: Sequence[str] = (),
     part: Callable[[], str | None] = lambda: None,
+    prepare: Callable[[ConfigDict], None] = lambda config: None,
 ) -> NoReturn:
     """Parses sys.argv, checks it, runs the experiment, and exits.
 
@@ -93,6 +94,7 @@ def run(
       optional: names of sections in the default config that other configs need not have.
       part: returns the name of the part of the results that this call makes, or None for all.
         Calls that make different parts may run at the same time.
+      prepare: is called before JAX looks for its devices.
     """
 
     def flags_parser(argv: list[str]) -> list[str]:
@@ -113,6 +115,7 @@ def run(
         with _exits_in_one_line(workdir, config):
             if several_processes:
                 join_hosts(flags.FLAGS)
+            prepare(config)
             execute(main, draw, config, workdir, validate, mesh_may_differ, steps_may_grow, part())
 
     app.run(absl_main, flags_parser=flags_parser)

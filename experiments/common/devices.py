@@ -64,11 +64,13 @@ def _count(number: int, name: str, ending: str = "s") -> str:
 
 
 def _mesh_size(config: ConfigDict) -> int:
-    """Returns the number of devices in the mesh of a config; 1 if it has no mesh."""
+    """Returns the number of devices that a config uses; 1 if it has no mesh."""
     mesh = config.get("mesh", {})
     size = 1
     for axis in mesh.values():
         size *= axis
+    if "asynchronous" in config:
+        size += config.asynchronous.generator_devices or size
     return size
 
 

@@ -113,8 +113,8 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs the measurement, and writes summary.json."""
+    from experiments.common.numbers import write_and_print
     from experiments.common.workdir import write_run_files
-    from experiments.performance.summary import write_and_print
 
     write_run_files(workdir, config)
     write_and_print(measure(config, workdir), workdir)

@@ -105,11 +105,11 @@ def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", 
 
     # The end token lets responses end early, as the responses of a language model do.
     programs = make_programs(config, RandomTokens(**config.benchmark, end_token=0))
-    updates = config.updates_per_batch
-    whole_batch = abstract_rollout(config, mesh, config.num_prompts)
+    updates, at_once = config.updates_per_batch, config.sampler.batch_prompts
+    sampled = abstract_rollout(config, mesh, config.num_prompts if at_once is None else at_once)
     minibatch = abstract_rollout(config, mesh, config.num_prompts // updates, proximal=updates > 1)
     state = abstract_state(programs.policy, programs.make_optimizer(None), mesh)
-    key, index_N = jax.eval_shape(lambda: jax.random.key(0)), whole_batch.prompts.index_N
+    key, index_N = jax.eval_shape(lambda: jax.random.key(0)), sampled.prompts.index_N
     paired_gram: Any = programs.paired_gram  # a jitted function, or None
     scorers: dict[str, Any] = {
         "proximal_logprobs": programs.proximal_logprobs,
@@ -117,7 +117,7 @@ def lowered_programs(config: ConfigDict, mesh: "Mesh") -> tuple["LearnerState", 
     }
     with jax.set_mesh(mesh):
         arguments, limits = programs.sampling(
-            state.params, whole_batch.prompts, key, index_N, index_N, config.group_size
+            state.params, sampled.prompts, key, index_N, index_N, config.group_size
         )
         lowered: dict[str, Any] = {
             "update": programs.compiled_update(state, mesh).lower(state, minibatch),

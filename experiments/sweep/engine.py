@@ -27,6 +27,7 @@ NEEDED = {
     "microbatch_prompts": 0,
     "updates_per_batch": 1,
     "heldout.every": 0,
+    "sampler.batch_prompts": None,
     "policy.checkpoint": None,
     "reference.checkpoint": None,
     "metrics.paired_every": 0,

@@ -99,7 +99,7 @@ def train_cell(name: str, fields: dict, workdir: pathlib.Path, freeze_after: int
     writes_records = jax.process_index() == 0
     with exclusive(workdir) if writes_records else contextlib.nullcontext():
         if not (workdir / SUMMARY).exists():
-            measure(config, workdir, freeze_rule(config, freeze_after, floor))
+            measure(config, workdir, ends_early=freeze_rule(config, freeze_after, floor))
         if not writes_records:
             return {}
         num_steps = read_json(workdir / SUMMARY)["learner_steps"]

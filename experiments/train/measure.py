@@ -30,16 +30,26 @@ from staleness_grpo.tasks.base import Task
 from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints, step_name
 from staleness_grpo.training.heldout import num_overlapping
-from staleness_grpo.training.loop import train
+from staleness_grpo.training.loop import Due, Source, train
 from staleness_grpo.training.run import Run, assemble_run
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 Append = Callable[[dict[str, Any]], None]
+# Opens what gives a run its groups, after the run was restored from a workdir.
+OpenSource = Callable[[Run, pathlib.Path], contextlib.AbstractContextManager[Source]]
+
+
+def synchronous(run: Run, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Source]:
+    """Opens the source of the synchronous loop."""
+    del run, workdir
+    return contextlib.nullcontext(Due())
 
 
 def measure(
     config: ConfigDict,
     workdir: pathlib.Path,
+    open_source: OpenSource = synchronous,
+    summarize: Callable[[list[dict]], dict] = summarize,
     ends_early: Callable[[list[dict]], bool] = lambda records: False,
 ) -> None:
     """Starts or continues the training in a workdir, and writes each record after its step.
@@ -47,6 +57,8 @@ def measure(
     Args:
       config: the training's config, which was validated.
       workdir: the folder of the training.
+      open_source: opens what gives the run its groups.
+      summarize: makes summary.json of the records.
       ends_early: is asked after each step whether the training ends here. It gets all records.
 
     Raises:
@@ -78,6 +90,7 @@ def measure(
             write_run_files(workdir, config, problems_fingerprint)
         checkpoints = Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
+        source = stack.enter_context(open_source(run, workdir))
         append: Append = _discard
         append_sample: Append = _discard
         show: Append = _discard
@@ -88,7 +101,7 @@ def measure(
             show = stack.enter_context(Sinks(workdir, config.to_dict(), records)).append
         is_over = False
         with Progress("learner steps", config.steps, done=len(records)) as progress:
-            for record in train(run, checkpoints, preemption):
+            for record in train(run, checkpoints, preemption, source):
                 # Samples come first: then every step with a record has them.
                 for sample in record.pop("samples", ()):
                     append_sample(sample)

@@ -97,6 +97,8 @@ def default_config() -> ConfigDict:
                 # Whose log-probabilities the learner computes. truncated: of its own distribution
                 # after the same truncation. full: of the whole distribution.
                 learner_distribution="truncated",
+                # Groups that are sampled at once, a divisor of num_prompts; unset: num_prompts.
+                batch_prompts=config_dict.placeholder(int),
             ),
             rewards=dict(
                 num_workers=2,  # processes that judge the responses of text tasks

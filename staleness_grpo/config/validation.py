@@ -206,6 +206,9 @@ def _check_comparisons(config: ConfigDict) -> None:
     updates = config.updates_per_batch
     hint = f"comparisons need whole batches: give 0, or updates_per_batch=1 in place of {updates}"
     require(updates == 1, "metrics.paired_every", hint)
+    # Another batch shape rounds otherwise, and the bias at lag 0 would no longer be exactly 0.
+    hint = "comparisons sample whole batches: give metrics.paired_every=0, or leave it unset"
+    require(config.sampler.batch_prompts is None, "sampler.batch_prompts", hint)
 
 
 def _check_samples(config: ConfigDict) -> None:
@@ -255,6 +258,13 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
         "num_prompts",
         "the mesh cannot split a minibatch evenly: give a multiple of "
         f"updates_per_batch * mesh.data * mesh.fsdp = {config.updates_per_batch * shards}",
+    )
+    at_once = config.sampler.batch_prompts
+    require(
+        at_once is None or (at_once > 0 and config.num_prompts % at_once == at_once % shards == 0),
+        "sampler.batch_prompts",
+        f"leave it unset, or give a divisor of num_prompts={config.num_prompts} that is a multiple "
+        f"of mesh.data * mesh.fsdp = {shards}",
     )
     microbatch = config.microbatch_prompts
     require(

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,42 @@ from staleness_grpo.types import Rollout
 MUST_BE_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
+class Source(Protocol):
+    """Gives the loop the groups of each learner step."""
+
+    def provide(self, run: Run, step: int) -> dict[str, float]:
+        """Pushes all groups of this step into the buffer of a run that has version `step`.
+
+        Returns fields for the record of the step, whose names begin with `time_`.
+        """
+
+    def settle(self, run: Run) -> None:
+        """Pushes all groups that versions before `run.step` generate, before a snapshot."""
+
+
+class Due:
+    """Generates the groups that are due at a step in that step, for the synchronous loop."""
+
+    def provide(self, run: Run, step: int) -> dict[str, float]:
+        """Generates the groups of this policy version, and pushes judged groups."""
+        steps_W, slots_W = run.schedule.due(step, run.config.steps)
+        params = run.state.params
+        if run.drift and np.any(steps_W > step):
+            run.drift.remember(step, params)
+        for steps, slots, rollout in run.generator.generate(params, step, steps_W, slots_W):
+            run.unjudged.append((steps, slots, step, rollout))
+        run.push_judged(needed=step)
+        return {}
+
+    def settle(self, run: Run) -> None:
+        """Does nothing, because no group is in flight between two steps."""
+
+
 def train(
-    run: Run, checkpoints: Checkpoints | None = None, preemption: Preemption | None = None
+    run: Run,
+    checkpoints: Checkpoints | None = None,
+    preemption: Preemption | None = None,
+    source: Source | None = None,
 ) -> Iterator[dict]:
     """Runs the learner steps from `run.step` on, and yields one record for each, one step late.
 
@@ -48,8 +82,10 @@ def train(
         collapsed; None to save nothing. A save starts only after all records before the saved step
         were yielded.
       preemption: is asked before each step whether to stop. If so, the run is saved and ends.
+      source: gives the groups of each step; None for those that the schedule says are due.
     """
     config, drift = run.config, run.drift
+    source = Due() if source is None else source
     if checkpoints is not None:
         checkpoints.check(run)
     learning_rate = learner.learning_rate_schedule(config.optimizer, config.steps)
@@ -60,9 +96,10 @@ def train(
             break
         snapshot = None
         if checkpoints is not None and checkpoints.due(step):
+            source.settle(run)
             snapshot = run.snapshot()
             run.watch("snapshot", ())
-        _generate(run, step)
+        times = source.provide(run, step)
         record, rollout, lag_N = _read_rollout(run, step)
         record["learning_rate"] = float(learning_rate(step))
         batch = mesh_lib.put_own_rows(rollout, run.mesh, run.schedule.num_groups)
@@ -92,25 +129,16 @@ def train(
             checkpoints.save(snapshot)
             run.watch("save", ())
         now = time.perf_counter()
-        pending = record | {"time_step": now - last_time}, metrics | drifts
+        pending = record | {"time_step": now - last_time} | times, metrics | drifts
         last_time = now
     if pending is not None:
         yield (finished := finish_record(*pending))
         collapsed = finished["collapsed"]
     if checkpoints is not None:
         if not collapsed:
+            source.settle(run)
             checkpoints.save(run.snapshot())
         checkpoints.wait()
-
-
-def _generate(run: Run, step: int) -> None:
-    """Generates the groups of this policy version, and pushes judged groups into the buffer."""
-    steps_W, slots_W = run.schedule.due(step, run.config.steps)
-    if run.drift and np.any(steps_W > step):
-        run.drift.remember(step, run.state.params)
-    for steps, slots, rollout in run.generator.generate(run.state.params, step, steps_W, slots_W):
-        run.unjudged.append((steps, slots, step, rollout))
-    run.push_judged(needed=step)
 
 
 def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:

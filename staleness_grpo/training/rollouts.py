@@ -97,9 +97,10 @@ class Generator:
     programs: Programs
     mesh: Mesh
     seed: int
-    num_prompts: int  # groups sampled at once, which are those of a rollout batch
+    num_prompts: int  # N, the groups of a rollout batch
     group_size: int  # G
     updates_per_batch: int = 1
+    batch_prompts: int | None = None  # groups sampled at once; None: num_prompts
     reward_pool: RewardPool | None = None  # for tasks that judge text
     # The prompts that may be drawn; None: all. Others are held out.
     prompt_indices: np.ndarray | None = None
@@ -119,14 +120,15 @@ class Generator:
     def generate(
         self, params: PyTree, version: int, steps_W: np.ndarray, slots_W: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray, PendingRollout]]:
-        """Generates groups for W (step, slot) pairs, and yields at most N of them at a time.
+        """Generates groups for W (step, slot) pairs, and yields those of one batch at a time.
 
         Each item is (steps, slots, PendingRollout). A process gets only the pairs whose slots it
-        keeps. The sampler is compiled for one batch shape. So empty rows of a batch are filled with
-        copies of the batch's last pair, and dropped after sampling.
+        keeps. The sampler is compiled for one batch shape, `batch_prompts` rows. So empty rows of a
+        batch are filled with copies of the batch's last pair, and dropped after sampling.
         """
-        own_rows = mesh_lib.own_rows(self.mesh, self.num_prompts)
-        owner_N = mesh_lib.row_owners(self.mesh, self.num_prompts)
+        num_rows = self.num_prompts if self.batch_prompts is None else self.batch_prompts
+        own_rows = mesh_lib.own_rows(self.mesh, num_rows)
+        owner_N = mesh_lib.row_owners(self.mesh, num_rows)
         slot_owners = mesh_lib.row_owners(self.mesh, self.num_prompts // self.updates_per_batch)
         for pairs_N in batch_layouts(slot_owners[slots_W], owner_N):
             padded_N = np.where(pairs_N < 0, pairs_N.max(), pairs_N)

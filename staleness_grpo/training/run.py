@@ -225,6 +225,7 @@ def assemble_run(
         num_prompts=config.num_prompts,
         group_size=config.group_size,
         updates_per_batch=config.updates_per_batch,
+        batch_prompts=config.sampler.batch_prompts,
         reward_pool=judge_pool,
         prompt_indices=split(task, fraction)[0] if fraction else None,
     )

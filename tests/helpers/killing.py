@@ -17,11 +17,13 @@ from staleness_grpo.training import checkpoint
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(workdir: pathlib.Path, overrides: dict, **environment: str) -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path, overrides: dict, program: str = "train_tiny", **environment: str
+) -> subprocess.Popen:
     """Starts a training of `tiny_config(**overrides)` in a process of its own."""
-    program = ["-m", "tests.programs.train_tiny", str(workdir), json.dumps(overrides)]
+    command = ["-m", f"tests.programs.{program}", str(workdir), json.dumps(overrides)]
     return subprocess.Popen(
-        [sys.executable, *program],
+        [sys.executable, *command],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
         stdout=subprocess.DEVNULL,

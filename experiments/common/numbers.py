@@ -1,4 +1,4 @@
-"""Writes the summary of a measurement of speed, and prints it."""
+"""Writes a summary of numbers without claims, and prints it."""
 
 import pathlib
 from typing import Any

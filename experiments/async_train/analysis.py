@@ -1,0 +1,27 @@
+"""Computes numbers from the records of an asynchronous training."""
+
+import numpy as np
+
+from experiments.train import analysis
+
+
+def summarize(records: list[dict]) -> dict:
+    """Returns the summary of a training, with the lags that the timing led to.
+
+    `waiting_share` is the share of the time in which the learner waited for groups.
+    `generation_share` is the share in which the generator worked. The first step, in which the
+    programs are compiled, is left out of both.
+    """
+    groups_S = np.sum([record["lag_histogram"] for record in records], axis=0)
+    lags = np.arange(len(groups_S))
+    seconds, waiting, generation = (
+        sum(record[name] for record in records[1:])
+        for name in ("time_step", "time_waiting", "time_generation")
+    )
+    return analysis.summarize(records) | {
+        "lag_mean": float(np.average(lags, weights=groups_S)),
+        "lag_max": int(lags[groups_S > 0].max()),
+        "lag_histogram": groups_S,
+        "waiting_share": waiting / seconds if seconds else None,
+        "generation_share": generation / seconds if seconds else None,
+    }

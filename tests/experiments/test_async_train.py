@@ -1,0 +1,163 @@
+"""The asynchronous experiment: it goes on after kills, is replayed, and refuses bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.async_train import measure, validation
+from experiments.train import __main__ as train
+from staleness_grpo.config.defaults import field_value
+from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.runtime.records import read_jsonl, write_jsonl
+from staleness_grpo.training.asynchronous import list_calls
+from tests.helpers import killing
+from tests.helpers.pages import described_fields
+from tests.helpers.tiny import asynchronous_config
+
+RUN = {"steps": 14, "checkpoint.save_every": 3}
+
+
+def start(workdir):
+    return killing.start(workdir, RUN, program="async_train_tiny", JAX_NUM_CPU_DEVICES="2")
+
+
+def without_times(records):
+    return [{k: v for k, v in record.items() if not k.startswith("time")} for record in records]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A workdir of a run that was killed, then preempted, then ended; and its trace at the kill."""
+    workdir = tmp_path_factory.mktemp("killed")
+    process = start(workdir)
+    assert killing.kill_after(process, workdir, records=8, sleep=0.01)
+    assert killing.end(process)[0] == -signal.SIGKILL
+    trace = measure.read_versions(workdir / "trace.jsonl", list_calls(asynchronous_config(**RUN)))
+    process = start(workdir)
+    killing.kill_after(process, workdir, killing.num_records(workdir) + 1, 0, signal.SIGTERM)
+    assert killing.end(process)[0] == 75
+    code, errors = killing.end(start(workdir))
+    assert code == 0, errors
+    return workdir, trace
+
+
+def test_a_killed_run_is_replayed_to_the_byte(killed, tmp_path):
+    config = asynchronous_config(**RUN)
+    config.lag.schedule, config.lag.trace = "trace", str(killed[0] / "trace.jsonl")
+    train.main(config, tmp_path)
+    (live, live_arrays), (replay, replay_arrays) = map(killing.ending, (killed[0], tmp_path))
+    assert live == replay
+    state = [name for name in live_arrays if name.startswith("['state']")]
+    assert len(state) > 10
+    for name in state:
+        assert live_arrays[name] == replay_arrays[name]
+
+
+def test_what_was_in_flight_is_generated_again_by_the_same_versions(killed):
+    workdir, at_the_kill = killed
+    calls = list_calls(asynchronous_config(**RUN))
+    versions = measure.read_versions(workdir / "trace.jsonl", calls)
+    assert len(versions) == len(calls)
+    assert versions[: len(at_the_kill)] == at_the_kill
+    # So the steps that the kill made undone have the same records when they are made again.
+    lost = read_jsonl(workdir / "metrics.interrupted-1.jsonl")
+    records = read_jsonl(workdir / "metrics.jsonl")
+    assert lost and len(records) == 14
+    made_again = records[lost[0]["step"] : lost[-1]["step"] + 1]
+    assert without_times(made_again) == without_times(lost)
+
+
+def test_the_summary_counts_lags_and_the_page_has_its_fields(killed):
+    summary = json.loads((killed[0] / "summary.json").read_text())
+    records = read_jsonl(killed[0] / "metrics.jsonl")
+    groups = np.sum([record["lag_histogram"] for record in records], axis=0)
+    assert summary["lag_histogram"] == groups.tolist() and sum(groups) == 14 * 4
+    assert summary["lag_mean"] == np.mean([record["lag_mean"] for record in records])
+    assert 0 < summary["waiting_share"] < 1 and 0 < summary["generation_share"]
+    added = {"time_waiting", "time_generation"}
+    assert added == described_fields("metrics.jsonl of `experiments.async_train`")
+    assert added < set(records[0])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[:12],  # a part of what the checkpoint counts on
+        lambda lines: [line | {"behavior_version": 0} for line in lines],
+        lambda lines: [line | {"slot": 0} for line in lines],
+    ],
+)
+def test_a_trace_that_is_not_of_the_checkpoint_is_refused(damage, tmp_path):
+    calls = list_calls(asynchronous_config(**RUN))
+    lines = [
+        {"step": step, "slot": slot, "behavior_version": max(step - 1, 0)}
+        for step, slots in calls
+        for slot in slots
+    ]
+    write_jsonl(tmp_path / "trace.jsonl", damage(lines))
+    run = RestoredAtStepSix()
+    with pytest.raises(FlagError, match="trace.jsonl does not belong to the checkpoint of step 6"):
+        measure.check_versions(
+            run, tmp_path, measure.read_versions(tmp_path / "trace.jsonl", calls)
+        )
+    write_jsonl(tmp_path / "trace.jsonl", lines)
+    measure.check_versions(run, tmp_path, measure.read_versions(tmp_path / "trace.jsonl", calls))
+
+
+class RestoredAtStepSix:
+    """What `check_versions` reads of a run that is restored with the groups of step 6."""
+
+    config, step = asynchronous_config(**RUN), 6
+
+    class buffer:  # noqa: N801  an attribute of a run
+        @staticmethod
+        def unread():
+            return np.full(4, 6), np.arange(4), np.full(4, 5), None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"asynchronous.admission": "fifo"}, "asynchronous.admission=fifo: choose one of bounded"),
+        ({"asynchronous.admission": "one_step_off"}, "asynchronous.admission=one_step_off: its"),
+        ({"asynchronous.generator_devices": -1}, "asynchronous.generator_devices=-1: give a"),
+        ({}, "asynchronous.generator_devices=0: learner and generator need 1 \\+ 1 devices, but"),
+        ({"lag.max_lag": -1}, "lag.max_lag=-1: give a number >= 0"),
+        ({"lag.schedule": "uniform"}, "lag.schedule=uniform: the timing of the run decides"),
+        ({"lag.start": "synchronous"}, "lag.start=synchronous: the timing of the run decides"),
+        ({"updates_per_batch": 2}, "updates_per_batch=2: an asynchronous run makes one update"),
+        (
+            {"sampler.batch_prompts": 3},
+            "sampler.batch_prompts=3: leave it unset, or give a divisor",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_run_is_refused(overrides, line):
+    config = asynchronous_config(**overrides)
+    with pytest.raises(FieldError, match=f"^{line}"):
+        try:
+            validation.validate(config)  # this process has one device
+        except FieldError as error:
+            located = error.with_value(lambda field: field_value(config, field))
+            raise located from error
+
+
+def test_one_device_is_refused_in_one_line_before_anything_is_touched(tmp_path):
+    command = ["-m", "experiments.async_train", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=killing.ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("--config.asynchronous.generator_devices=0: learner and generator need")
