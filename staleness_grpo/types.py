@@ -70,6 +70,9 @@ class Rollout:
     proximal_logprobs_NxGxR: Array | None = None
     # Log-probabilities under the reference policy; None without a penalty. Dtype as above.
     reference_logprobs_NxGxR: Array | None = None
+    # Squared norm of each response's score, in at least float32. The learner computes it for a
+    # correction with the optimal baseline. None with other corrections, and in the buffer.
+    score_norms_NxG: Array | None = None
     # int8. 0: judged; 1: failed; 2: timed out. A failed or timed-out response has reward 0. None
     # until the rewards are judged.
     reward_outcome_NxG: Array | None = None

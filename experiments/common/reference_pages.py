@@ -63,6 +63,10 @@ def corrections_page() -> str:
         for field in ("length_normalization", "normalize_std"):
             if (required := getattr(correction, field)) is not None:
                 notes.append(f"needs `surrogate.{field}={required}`")
+        if correction.optimal_baseline:
+            notes.append("one more pass over the policy, for the norm of each response's score")
+        if not correction.has_exact_coefficients:
+            notes.append("no exact bias")
         rows.append([*_described(name, correction), "; ".join(filter(None, notes))])
     updates = []
     for name, update in UPDATE_RULES.items():
@@ -101,7 +105,8 @@ For one token, `rho = pi_theta / pi_phi`, `r = pi_theta / pi_prox` and `w = pi_p
 is the learner's at the start of the update. `A` is the advantage and `sg` stops the gradient.
 `1[...]` is 1 where the condition holds and 0 elsewhere. `clip(x)` is
 `clip(x, 1 - clip_low, 1 + clip_high)`. `prod_t` and `mean_t` run over the tokens of a response.
-Each formula is the objective of one token, to be maximized.
+In a group, `R_i` is the reward of response i, `y` a response, and `|...|` the norm over all
+parameters. Each formula is the objective of one token, to be maximized.
 
 """
 

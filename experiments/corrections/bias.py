@@ -48,7 +48,7 @@ def bias_records(config: ConfigDict, draws: Draws) -> Iterator[dict]:
     lag = config.max_lag
     lags_I = jnp.minimum(jnp.arange(2 * lag), lag)
     for surrogate, all_names in by_surrogate(config).items():
-        names = [name for name in all_names if not registry.CORRECTIONS[name].reads_advantage_size]
+        names = [name for name in all_names if registry.CORRECTIONS[name].has_exact_coefficients]
         if not names:
             continue
         group = _ExactGroup(draws.problem, surrogate, names, lags_I, lag)

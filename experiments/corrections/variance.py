@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from experiments.bias.cells import SAMPLING, Draws, draw_keys
 from experiments.corrections.surrogates import by_surrogate
 from staleness_grpo.bias import exact
-from staleness_grpo.bias.enumeration import Problem, response_logprobs
+from staleness_grpo.bias.enumeration import Problem, response_logprobs, score_norms
 from staleness_grpo.bias.sampling import sampled_cotangent
 from staleness_grpo.bias.trajectory import lagged_trajectory
 from staleness_grpo.objective.corrections import registry
-from staleness_grpo.objective.surrogate import SurrogateConfig, TokenObjective
+from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.types import Array, PyTree
 
 
@@ -33,7 +33,7 @@ def variance_records(config: ConfigDict, draws: Draws) -> Iterator[dict]:
         group = _SampledGroup(
             problem=draws.problem,
             surrogate=surrogate,
-            token_objectives=[registry.bind(name, surrogate, {}) for name in names],
+            names=names,
             max_lag=config.max_lag,
             learning_rate=config.variance.s_eta / config.max_lag,
             num_prompts=config.num_prompts,
@@ -53,7 +53,7 @@ class _SampledGroup:
 
     problem: Problem  # the methods replace its reward levels by those of a draw
     surrogate: SurrogateConfig
-    token_objectives: list[TokenObjective]  # one for each correction
+    names: list[str]  # the corrections
     max_lag: int  # S
     learning_rate: float  # eta of the synchronous trajectory
     num_prompts: int  # prompts of a batch
@@ -64,7 +64,7 @@ class _SampledGroup:
     ) -> jax.Array:
         """Returns the relative variance of one correction on one draw.
 
-        It can be traced. The correction is its index in `token_objectives`, so that one compiled
+        It can be traced. The correction is its index in `names`, so that one compiled
         program serves all of them.
         """
         problem = dataclasses.replace(self.problem, level_NxY=level_NxY)
@@ -74,9 +74,10 @@ class _SampledGroup:
             lambda x: response_logprobs(problem, unravel(x)), theta_D
         )
         behavior_logprobs_NxYxR = response_logprobs(problem, phi)
+        norms_NxY = self._score_norms(problem, theta, index)
 
         def batch_gradient(batch_index: jax.Array) -> jax.Array:
-            def cotangent(token_objective: TokenObjective) -> jax.Array:
+            def cotangent(name: str) -> jax.Array:
                 return sampled_cotangent(
                     problem,
                     policy_logprobs_NxYxR,
@@ -84,13 +85,11 @@ class _SampledGroup:
                     self.surrogate,
                     self.num_prompts,
                     jax.random.fold_in(key, batch_index),
-                    token_objective,
+                    registry.bind(name, self.surrogate, {}),
+                    norms_NxY if registry.CORRECTIONS[name].optimal_baseline else None,
                 )
 
-            branches = [
-                functools.partial(cotangent, token_objective)
-                for token_objective in self.token_objectives
-            ]
+            branches = [functools.partial(cotangent, name) for name in self.names]
             return pull_back(jax.lax.switch(index, branches))[0]
 
         # O: the sampled batches.
@@ -99,6 +98,18 @@ class _SampledGroup:
             exact.surrogate_gradient(problem, theta, theta, self.surrogate)
         )[0]
         return jnp.sum(jnp.var(gradients_OxD, axis=0, ddof=1)) / jnp.sum(sync_gradient_D**2)
+
+    def _score_norms(self, problem: Problem, theta: PyTree, index: Array) -> jax.Array | None:
+        """Returns the `score_norms` of theta; 0 if the correction does not read them."""
+        readers = [registry.CORRECTIONS[name].optimal_baseline for name in self.names]
+        if not any(readers):
+            return None
+        shape = jax.eval_shape(score_norms, problem, theta)
+        return jax.lax.cond(
+            jnp.array(readers)[index],
+            lambda: score_norms(problem, theta),
+            lambda: jnp.zeros(shape.shape, shape.dtype),
+        )
 
     def _stale_pair(self, problem: Problem, params: PyTree) -> tuple[PyTree, PyTree]:
         """Returns (theta_{2S-1}, theta_{S-1}) of the synchronous trajectory."""

@@ -4,6 +4,7 @@ Each claim is defined together with the condition under which it holds. If the p
 for this condition, the bound is this project's own, and the note of the claim says so.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from experiments.common.claims import Claim
@@ -136,6 +137,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             note=f"The best rule is {best}. Measured is the held-out log-likelihood of the smaller "
             f"bound minus that of the best, over {rule['n']} pairs of cell and horizon.",
         ),
+        *([] if summary["scale_free_ratio"] is None else [_scale_free(summary, claim)]),
         claim(
             "boundary_classifies_other_seeds",
             f"The fitted boundary ({best}) classifies seeds that it was not fitted to with this "
@@ -148,6 +150,26 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             f"{rule['held_out_balanced_accuracy_stale']:.3f}.",
         ),
     ]
+
+
+def _scale_free(summary: dict[str, Any], claim: Callable[..., Claim]) -> Claim:
+    """Returns the finding that compares a map with the paper without any unit."""
+    note = (
+        f"The mean of collapse_step * eta for S >= {LONG_LAG}, over the median of S * eta_max for "
+        f"S from 1 to {LONG_LAG}. The paper's numbers give 3.2e-5 / 1.6e-6 = 20, each from "
+        "three lags of one model."
+    )
+    if "r_crit" in summary:
+        note += f" R_crit / R_batch is {summary['r_crit'] / summary['r_batch']:.3g} on this map."
+    return claim(
+        "scale_free_ratio",
+        "(collapse_step * eta) / (S * eta_max) is this number.",
+        summary["scale_free_ratio"],
+        None,
+        summary["num_seeds"],
+        holds=None,
+        note=note,
+    )
 
 
 def edge_claims(summary: dict[str, Any]) -> list[Claim]:

@@ -42,13 +42,19 @@ def coefficients(
     Raises:
       ValueError: `registry.bind` refuses the arguments. Also if the correction reads the size of A,
         because its expectation depends on the whole distribution of A and not only on E[A+] and
-        E[A-].
+        E[A-]. Also if it has the optimal baseline, because A then depends on the weights and scores
+        of all responses of the group, and not only on their rewards.
     """
     correction = registry.bind(name, objective, overrides)
     if registry.CORRECTIONS[name].reads_advantage_size:
         raise ValueError(
             f"{name} reads the size of the advantages, so it has no exact coefficients: "
             "choose another correction"
+        )
+    if registry.CORRECTIONS[name].optimal_baseline:
+        raise ValueError(
+            f"the baseline of {name} reads the score of every response of the group, so it has no "
+            "exact coefficients: choose another correction"
         )
 
     def evaluate(policy_logprobs_NxYxR: Array, behavior_logprobs_NxYxR: Array) -> tuple[Array, ...]:

@@ -106,6 +106,20 @@ def response_logprobs(problem: Problem, params: PyTree) -> jax.Array:
     return jnp.where(problem.mask_YxR[None], logprobs_NxYxR, 0.0)
 
 
+def score_norms(problem: Problem, params: PyTree) -> jax.Array:
+    """Returns |grad_theta log pi(y | x)|^2 of every response, with all parameters, [N, Y]."""
+    logprobs_NxYxR, pull_back = jax.vjp(lambda p: response_logprobs(problem, p), params)
+    num_prompts, num_responses, _ = logprobs_NxYxR.shape
+
+    def norm(index: Array) -> jax.Array:
+        place = index // num_responses, index % num_responses
+        score = pull_back(jnp.zeros_like(logprobs_NxYxR).at[place].set(1.0))[0]
+        return jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(score)]))
+
+    norms = jax.lax.map(norm, jnp.arange(num_prompts * num_responses), batch_size=64)
+    return norms.reshape(num_prompts, num_responses)
+
+
 def level_probabilities(problem: Problem, probs_NxY: Array) -> jax.Array:
     """Returns each reward level's probability [N, M] from the probabilities of the responses."""
     attained_NxYxM = problem.level_NxY[..., None] == np.arange(len(problem.levels_M))[None, None]

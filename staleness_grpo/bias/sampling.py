@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from staleness_grpo.bias.enumeration import Problem
-from staleness_grpo.objective.advantages import group_advantages
+from staleness_grpo.objective.advantages import group_advantages, optimal_baseline_weights
 from staleness_grpo.objective.surrogate import (
     SurrogateConfig,
     TokenObjective,
@@ -22,6 +22,7 @@ def sampled_cotangent(
     batch_prompts: int,
     key: jax.Array,
     token_objective: TokenObjective | None = None,
+    score_norms_NxY: Array | None = None,
 ) -> jax.Array:
     """Samples one batch and returns its dL/dlog pi_theta, [N, Y, R].
 
@@ -42,6 +43,8 @@ def sampled_cotangent(
       key: the random key for prompts and responses.
       token_objective: a correction from `corrections.registry.bind` that replaces GRPO's clip. Its
         proximal policy is the policy itself.
+      score_norms_NxY: the `enumeration.score_norms` of theta, for a correction with the optimal
+        baseline; None for the mean as baseline.
     """
     # O is the axis of the batch's prompts.
     prompt_key, response_key = jax.random.split(key)
@@ -53,10 +56,20 @@ def sampled_cotangent(
     responses_OxG = jax.random.categorical(response_key, log_probs_Ox1xY, axis=-1, shape=shape)
     levels_M = jnp.asarray(problem.levels_M, policy_logprobs_NxYxR.dtype)
     level_OxG = jnp.asarray(problem.level_NxY)[prompts_Ox1, responses_OxG]
+    baseline_weights_OxG = None
+    if score_norms_NxY is not None:
+        place = prompts_Ox1, responses_OxG
+        baseline_weights_OxG = optimal_baseline_weights(
+            policy_logprobs_NxYxR[place],
+            behavior_logprobs_NxYxR[place],
+            jnp.asarray(problem.mask_YxR)[responses_OxG],
+            jnp.asarray(score_norms_NxY)[place],
+        )
     advantages_OxG = group_advantages(
         levels_M[level_OxG],
         normalize_std=objective.normalize_std,
         std_epsilon=objective.std_epsilon,
+        baseline_weights_NxG=baseline_weights_OxG,
     )
 
     def sampled(array_NxYxR: Array) -> jax.Array:

@@ -47,8 +47,7 @@ def vcpo(
     rule is applied after Adam, because Adam would undo a scaling of the gradient. ess_power = 1/2
     is the authors' rule for Adam, and ess_power = 1 is their linear rule.
     Verified: the authors' code and run scripts use ess_target = 1, ess_power = 1/2 and raw sequence
-    ratios. Their minimum-variance baseline needs the gradient norm of every response, which its
-    log-probabilities do not tell. So the baseline is not implemented here.
+    ratios. Their minimum-variance baseline and their loss are the correction `opob`.
     Bias and variance: the direction of a step does not change. Its length is multiplied by a factor
     that correlates with the batch.
     """
@@ -162,7 +161,7 @@ UPDATE_RULES: dict[str, UpdateRule] = {
             "min(1, ess / ess_target)^ess_power g_t, ess = (sum W)^2 / (B sum W^2), W = prod_t rho"
         ),
         source="VCPO, arXiv 2602.17616",
-        verified="read in the authors' code; without its baseline",
+        verified="read in the authors' code; its baseline and loss are the correction opob",
     ),
     "gac": UpdateRule(
         gac,

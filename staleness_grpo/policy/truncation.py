@@ -78,17 +78,29 @@ def kept_tokens(logits: Array, truncation: Truncation) -> jax.Array:
     most probable token is always kept. Where logits are NaN, all known tokens are kept.
     """
     logits = _without_unknown(jax.lax.stop_gradient(logits), truncation)
-    removed = logits == -jnp.inf
+    order = jnp.argsort(logits, axis=-1, descending=True)
+    ordered = jnp.take_along_axis(logits, order, axis=-1)
+    removed = ordered == -jnp.inf
     if truncation.top_k:
-        top_k = min(truncation.top_k, logits.shape[-1])
-        removed |= logits < jax.lax.top_k(logits, top_k)[0][..., -1:]
+        removed |= _after(ordered, min(truncation.top_k, logits.shape[-1]))
     if truncation.top_p < 1:
-        ordered = jnp.sort(jnp.where(removed, -jnp.inf, logits), axis=-1, descending=True)
-        mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        mass = jnp.cumsum(jax.nn.softmax(jnp.where(removed, -jnp.inf, ordered), axis=-1), axis=-1)
         mass_before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
-        inside = jnp.where(mass_before < truncation.top_p, ordered, jnp.inf)
-        removed |= logits < jnp.min(inside, axis=-1, keepdims=True)
-    return ~removed
+        removed |= _after(ordered, jnp.sum(mass_before < truncation.top_p, -1, keepdims=True))
+    return ~jnp.take_along_axis(removed, jnp.argsort(order, axis=-1), axis=-1)
+
+
+def _after(ordered: Array, count: Array | int) -> jax.Array:
+    """Returns which entries come after the first `count` [..., 1] and are smaller than the last.
+
+    Places decide, and values only between equals. A compiled program may compute one logit twice
+    and round it in two ways: by values alone, the token at the edge would be less than itself.
+    """
+    edge_place = jnp.broadcast_to(jnp.maximum(count - 1, 0), (*ordered.shape[:-1], 1))
+    edge = jnp.take_along_axis(ordered, edge_place, axis=-1)
+    edge = jnp.where(jnp.isnan(ordered).any(axis=-1, keepdims=True), jnp.nan, edge)
+    place = leading_axes(jnp.arange(ordered.shape[-1]), ordered.ndim)
+    return (place >= count) & (ordered < edge)
 
 
 def _without_unknown(logits: Array, truncation: Truncation) -> jax.Array:

@@ -103,6 +103,7 @@ def make_paired_gram(
     logprobs_of: Callable[..., tuple[jax.Array, jax.Array]],
     loss_of_logprobs: Callable[[Array, Array, Rollout], tuple[jax.Array, dict]],
     num_blocks: int,
+    add_norms: Callable[[PyTree, Rollout], Rollout] | None = None,
 ) -> Callable[[PyTree, Rollout, Rollout], Array]:
     """Returns jitted (params, stale rollout, fresh rollout) -> inner products [4, J, J].
 
@@ -122,6 +123,7 @@ def make_paired_gram(
       logprobs_of: a `loss.logprobs_function`.
       loss_of_logprobs: a `loss.logprobs_loss`.
       num_blocks: J.
+      add_norms: a `loss.score_norms_function`, if the loss has the optimal baseline.
     """
 
     def block_gradients(params, rollout):
@@ -149,6 +151,8 @@ def make_paired_gram(
 
     @jax.jit
     def paired_gram(params, stale, fresh):
+        if add_norms is not None:
+            stale, fresh = add_norms(params, stale), add_norms(params, fresh)
         stale, fresh = block_gradients(params, stale), block_gradients(params, fresh)
         bias = jax.tree.map(jnp.subtract, stale, fresh)
         pairs = ((bias, bias), (stale, stale), (fresh, fresh), (stale, fresh))

@@ -4,13 +4,14 @@ The policy may run on microbatches. The surrogate's batch statistics are always 
 whole batch.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from staleness_grpo.objective.advantages import group_advantages
+from staleness_grpo.objective.advantages import group_advantages, optimal_baseline_weights
 from staleness_grpo.objective.corrections import registry, signatures
 from staleness_grpo.objective.reference_kl import kl_terms
 from staleness_grpo.objective.surrogate import (
@@ -23,6 +24,7 @@ from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.truncation import Truncation
 from staleness_grpo.training.microbatches import accumulated, in_microbatches
+from staleness_grpo.training.score_norms import score_norms
 from staleness_grpo.types import Array, PyTree, Responses, Rollout
 
 EndToken = int | tuple[int, ...] | None
@@ -55,20 +57,51 @@ def surrogate_loss(
     loss_of_logprobs = logprobs_loss(
         surrogate, correction, end_token, drop_truncated, reference, entropy_bonus
     )
-    name = "grpo_clip" if correction is None else correction.name
-    takes_two_passes = registry.CORRECTIONS[name].reads_other_responses or entropy_bonus > 0
+    chosen = registry.CORRECTIONS["grpo_clip" if correction is None else correction.name]
+    if chosen.optimal_baseline:
+        add_norms = score_norms_function(
+            policy, temperature, microbatch_prompts, end_token, drop_truncated, truncation
+        )
+    takes_two_passes = chosen.reads_other_responses or entropy_bonus > 0
     if microbatch_prompts and not takes_two_passes:
         logprobs_of = logprobs_function(policy, temperature, truncation=truncation)
-        return accumulated(logprobs_of, loss_of_logprobs, scored_batch, microbatch_prompts)
-    logprobs_of = logprobs_function(
-        policy, temperature, microbatch_prompts, truncation, entropy_bonus > 0
-    )
+        loss_fn = accumulated(logprobs_of, loss_of_logprobs, scored_batch, microbatch_prompts)
+    else:
+        logprobs_of = logprobs_function(
+            policy, temperature, microbatch_prompts, truncation, entropy_bonus > 0
+        )
 
-    def loss_fn(params, rollout):
-        logprobs, entropy = logprobs_of(params, *scored_batch(rollout))
-        return loss_of_logprobs(logprobs, entropy, rollout)
+        def loss_fn(params, rollout):
+            logprobs, entropy = logprobs_of(params, *scored_batch(rollout))
+            return loss_of_logprobs(logprobs, entropy, rollout)
 
-    return loss_fn
+    if not chosen.optimal_baseline:
+        return loss_fn
+    return lambda params, rollout: loss_fn(params, add_norms(params, rollout))
+
+
+def score_norms_function(
+    policy: AnyPolicy,
+    temperature: float,
+    microbatch_prompts: int = 0,
+    end_token: EndToken = None,
+    drop_truncated: bool = False,
+    truncation: Truncation | None = None,
+) -> Callable[[PyTree, Rollout], Rollout]:
+    """Returns (params, rollout) -> the rollout with `score_norms_NxG`, for the optimal baseline.
+
+    The arguments are those of `surrogate_loss`. A response that has no part in the loss has norm 0.
+    """
+    logprobs_of = logprobs_function(policy, temperature, truncation=truncation)
+
+    def add_norms(params, rollout):
+        prompts, tokens, mask = scored_batch(rollout)
+        if drop_truncated:
+            mask = mask & ~truncated(rollout.responses, end_token)[..., None]
+        norms = score_norms(logprobs_of, params, prompts, tokens, mask, microbatch_prompts)
+        return dataclasses.replace(rollout, score_norms_NxG=norms)
+
+    return add_norms
 
 
 def logprobs_function(
@@ -109,7 +142,7 @@ def logprobs_loss(
       end_token: the tokens that end a response; None if every response has the full length.
       drop_truncated: whether responses that were cut at the length limit have no part in the loss,
         as in the overlong filtering of DAPO (arXiv 2503.14476). Their tokens count as masked. Their
-        rewards still count in the advantages of their group.
+        rewards still count in the advantages of their group, but not in an optimal baseline.
       reference: `config.reference`, if the divergence from a reference policy is a penalty. It is
         added to the loss with the weights of the tokens. Or it is summed over the tokens of a
         response, with the behavior policy's log-probabilities, and subtracted from its reward.
@@ -117,6 +150,7 @@ def logprobs_loss(
         weights of the tokens.
     """
     name = "grpo_clip" if correction is None else correction.name
+    has_optimal_baseline = registry.CORRECTIONS[name].optimal_baseline
     objective = registry.CORRECTIONS[name].token_objective
     overrides = {} if correction is None else signatures.chosen_parameters(objective, correction)
     token_objective = registry.bind(name, surrogate, overrides)
@@ -135,10 +169,18 @@ def logprobs_loss(
             mask = rollout.responses.mask_NxGxR
             behavior = rollout.responses.behavior_logprobs_NxGxR
             judged = rewards - reference.kl * jnp.sum(divergence(behavior, rollout, mask), axis=-1)
-        advantages = group_advantages(
-            judged, normalize_std=surrogate.normalize_std, std_epsilon=surrogate.std_epsilon
-        )
         behavior_logprobs, mask = responses.behavior_logprobs_NxGxR, responses.mask_NxGxR
+        baseline_weights = None
+        if has_optimal_baseline:
+            baseline_weights = optimal_baseline_weights(
+                policy_logprobs, behavior_logprobs, mask, rollout.score_norms_NxG
+            )
+        advantages = group_advantages(
+            judged,
+            normalize_std=surrogate.normalize_std,
+            std_epsilon=surrogate.std_epsilon,
+            baseline_weights_NxG=baseline_weights,
+        )
         is_truncated = truncated(responses, end_token)
         loss_mask = mask & ~is_truncated[..., None] if drop_truncated else mask
         proximal_logprobs = rollout.proximal_logprobs_NxGxR

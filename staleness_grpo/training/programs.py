@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from staleness_grpo.objective.corrections.registry import CORRECTIONS
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy import sampler
 from staleness_grpo.policy.base import AnyPolicy
@@ -21,7 +22,12 @@ from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.policy.truncation import Truncation, make_truncation
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.training import diagnostics, learner
-from staleness_grpo.training.loss import logprobs_function, logprobs_loss, surrogate_loss
+from staleness_grpo.training.loss import (
+    logprobs_function,
+    logprobs_loss,
+    score_norms_function,
+    surrogate_loss,
+)
 from staleness_grpo.training.samples import Take, make_take
 from staleness_grpo.types import Array, LearnerState, Prompts, PyTree, Responses, Rollout
 
@@ -116,10 +122,13 @@ def make_programs(config: ConfigDict, task: Task) -> Programs:
     paired_gram = None
     if config.metrics.paired_every:
         num_blocks = config.metrics.paired_blocks or config.num_prompts
+        ends: Any = (task.end_token, config.drop_truncated, scored)
+        add_norms = score_norms_function(policy, temperature, microbatch, *ends)
         paired_gram = diagnostics.make_paired_gram(
             logprobs_function(policy, temperature, microbatch, scored),
             logprobs_loss(surrogate, config.correction, **terms),
             num_blocks,
+            add_norms if CORRECTIONS[config.correction.name].optimal_baseline else None,
         )
     samples = None
     if config.metrics.samples_every:

@@ -17,7 +17,7 @@ from tests.bias.problems import OBJECTIVE, flatten, fresh_and_stale, relative_er
 from tests.helpers import correction_reference, reference
 
 EXACT = [
-    name for name, correction in registry.CORRECTIONS.items() if not correction.reads_advantage_size
+    name for name, correction in registry.CORRECTIONS.items() if correction.has_exact_coefficients
 ]
 # Parameters at which each correction acts on the drift of these tests.
 OVERRIDES = {
@@ -177,10 +177,12 @@ def test_no_bias_on_policy(name):
     np.testing.assert_allclose(ours, plain, rtol=1e-12, atol=1e-16)
 
 
-def test_what_reads_the_size_of_the_advantages_is_refused():
+def test_what_reads_more_than_the_expected_advantages_is_refused():
     problem = dyadic_problem()[0]
     with pytest.raises(ValueError, match="r1_reward_stable_reinforce reads the size"):
         corrected.coefficients(problem, OBJECTIVE, "r1_reward_stable_reinforce", {})
+    with pytest.raises(ValueError, match="^the baseline of opob reads the score .*: choose"):
+        corrected.coefficients(problem, OBJECTIVE, "opob", {})
 
 
 def test_large_batches_approach_the_population_of_a_batch_statistic():

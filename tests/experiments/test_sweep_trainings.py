@@ -1,4 +1,4 @@
-"""A map whose cells are trainings of the loop: a text task, kills, shares, and which engine runs."""
+"""Maps whose cells are trainings of the loop: a text task, kills, shares, the choice of engine."""
 
 import os
 import random

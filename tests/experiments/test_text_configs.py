@@ -9,6 +9,8 @@ from absl import flags
 from experiments.common import cli
 from experiments.common.flag_parsing import load_config, parse
 from experiments.paired_bias.measure import trainings
+from experiments.sweep import grid as sweep_grid
+from experiments.sweep.engine import LOOP, engine
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.policy.architecture import TransformerConfig
@@ -16,7 +18,7 @@ from staleness_grpo.policy.transformer import Policy
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
 from staleness_grpo.policy import huggingface  # noqa: E402
-from staleness_grpo.runtime.records import flattened  # noqa: E402
+from staleness_grpo.runtime.records import flattened, read_json, read_jsonl  # noqa: E402
 from staleness_grpo.tasks import components, make_task, task_fields  # noqa: E402
 from staleness_grpo.tasks.text import PromptedTask  # noqa: E402
 from tests.helpers import byte_tokenizer  # noqa: E402
@@ -44,9 +46,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["stories260k_cpu", "gsm8k_llama32_1b", "gsm8k_llama32_3b", "reasoning_gym_qwen"]
+    "name",
+    [
+        "stories260k_cpu",
+        "stories260k_map",
+        "gsm8k_llama32_1b",
+        "gsm8k_llama32_3b",
+        "paper_map_1b",
+        "paper_map_3b",
+        "reasoning_gym_qwen",
+    ],
 )
-def test_shipped_configs_are_valid(name, folder, tmp_path):
+def test_shipped_configs_are_valid(name, folder, tmp_path, monkeypatch):
     config = load_config(CONFIGS / f"{name}.py")
     config.policy.checkpoint = str(folder)
     if config.task.name == "jsonl":
@@ -62,9 +73,30 @@ def test_shipped_configs_are_valid(name, folder, tmp_path):
         config.task.size = 8
     # Every field of the task can be given as a flag.
     assert set(config.task) - {"name"} == set(task_fields(config.task.name))
+    if "sweep" in config:
+        monkeypatch.setattr(jax, "device_count", lambda: 16)
+        sweep_grid.validate(config)
+        variants = sweep_grid.variant_configs(config).values()
+        assert {engine(variant) for variant in variants} == {LOOP}
+        return
     cells = trainings(config).values() if "paired" in config else [config]
     for cell in cells:
         validation.validate(cell, num_devices=16)
+
+
+@pytest.mark.slow
+def test_the_papers_map_runs_on_a_mesh_of_eight_devices(folder, tmp_path, run_on_devices):
+    pytest.importorskip("math_verify", reason="the extra tasks is not installed")
+    problems = tmp_path / "train.jsonl"
+    lines = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(4)]
+    problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_on_devices("paper_map_in_small", tmp_path / "map", folder, problems)
+    cyclic = read_jsonl(tmp_path / "map" / "cells.jsonl")
+    constant = read_jsonl(tmp_path / "map" / "cells-constant.jsonl")
+    assert [cell["max_lag"] for cell in cyclic + constant] == [0, 2, 2]
+    assert [cell["schedule"] for cell in cyclic + constant] == ["cyclic", "cyclic", "constant"]
+    assert all(cell["steps_run"] == 4 and cell["finite"] for cell in cyclic + constant)
+    assert read_json(tmp_path / "map" / "summary.json")["num_cells"] == 2
 
 
 def test_every_unset_field_of_a_file_of_problems_can_be_given_as_a_flag():

@@ -132,6 +132,7 @@ cispo = reinforce(
         max(clamped_exp(batch.log_rho(b, t)), 1 - clip_low), 1 + clip_high
     )
 )
+opob = reinforce(lambda batch, b, t, cap: min(clamped_exp(batch.total(batch.log_rho, b)), cap))
 aipo = reinforce(lambda batch, b, t, cap: min(clamped_exp(batch.log_rho(b, t)), cap))
 topr = reinforce(lambda batch, b, t: taper(batch.total(batch.log_rho, b), batch.advantages[b]))
 topr_token = reinforce(lambda batch, b, t: taper(batch.log_rho(b, t), batch.advantages[b]))

@@ -22,6 +22,7 @@ CHOSEN = {
     "token_tis": {"cap": 1.3},
     "sequence_tis": {"cap": 1.3},
     "geometric_tis": {"cap": 1.1},
+    "opob": {"cap": 1.3},
     "aipo": {"cap": 1.3},
     "token_mis": {"ratio_low": 0.8, "ratio_high": 1.4},
     "sequence_mis": {"ratio_low": 0.6, "ratio_high": 2.0},
@@ -83,6 +84,7 @@ def test_matches_the_published_formula(name):
 UNBOUNDED = {"none", "token_is", "sequence_is", "decoupled_ppo", "dro"}
 BOUND_A_WEIGHT = {
     "cispo",
+    "opob",
     "aipo",
     "topr",
     "topr_token",

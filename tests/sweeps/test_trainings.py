@@ -1,4 +1,4 @@
-"""What a training of the loop must be, to be a cell of a map: its traces, and when it ends early."""
+"""What makes a training of the loop a cell of a map: its traces, and when it ends early."""
 
 import numpy as np
 import pytest

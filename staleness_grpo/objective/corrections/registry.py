@@ -38,6 +38,14 @@ class Correction:
     # Then microbatches need one pass over the policy instead of two; see
     # `training.microbatches.accumulated`.
     reads_other_responses: bool = True
+    # True if the advantages have the baseline that minimizes the variance instead of the mean. It
+    # needs the norm of every response's score; see `advantages.optimal_baseline_weights`.
+    optimal_baseline: bool = False
+
+    @property
+    def has_exact_coefficients(self) -> bool:
+        """Whether E[A+] and E[A-] determine the population gradient, as `bias` requires."""
+        return not (self.reads_advantage_size or self.optimal_baseline)
 
 
 # Makes a Correction in which the slope of a response does not depend on other responses.
@@ -154,6 +162,17 @@ CORRECTIONS: dict[str, Correction] = {
         formula="min(exp(mean_t log w), cap) min(r A, clip(r) A)",
         source="AReaL's code",
         verified="read in AReaL's code; not verified: the default cap",
+    ),
+    "opob": _per_response(
+        weighted.opob,
+        formula=(
+            "sg(min(W, cap)) A log pi_theta, W = prod_t rho; the baseline of A is "
+            "sum_i W_i^2 n_i R_i / sum_i W_i^2 n_i in place of the group's mean reward, "
+            "n = |grad_theta log pi_theta(y)|^2"
+        ),
+        source="baseline of VCPO, arXiv 2602.17616",
+        verified="read in the authors' code",
+        optimal_baseline=True,
     ),
     "aipo": _per_response(
         weighted.aipo,

@@ -10,7 +10,7 @@ from staleness_grpo.errors import FieldError, require
 PARAMETERS = (
     "alignment_threshold",  # gac, gac_after_optimizer
     "beta",  # dro
-    "cap",  # token_tis, sequence_tis, geometric_tis, aipo, dual_clip, dppo_kl
+    "cap",  # token_tis, sequence_tis, geometric_tis, opob, aipo, dual_clip, dppo_kl
     # The corrections with their own clip range: clip_higher, gspo, cispo, m2po_authors, mu_grpo.
     "clip_high",
     "clip_low",

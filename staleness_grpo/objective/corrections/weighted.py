@@ -111,6 +111,30 @@ def geometric_tis(
     )
 
 
+def opob(tokens: TokenBatch, *, cap: float = 8.0) -> Array:
+    """Weights the score of each token by the truncated weight of the response, without a clip.
+
+    Its own part is in the advantages, whose baseline minimizes the variance.
+
+    Formula: sg(min(W, cap)) A log pi_theta with W = prod_t rho. A has the baseline
+    b = sum_i W_i^2 n_i R_i / sum_i W_i^2 n_i of the group in place of the mean reward. n_i is the
+    squared norm of the score of response i, with all parameters. If the sum of the weights is 0, b
+    is the mean reward. See `advantages.optimal_baseline_weights`.
+    Source: the off-policy optimal baseline (OPOB) of VCPO, arXiv 2602.17616. With the update rule
+    `vcpo` it is the authors' whole method.
+    Verified: compared by reading the authors' code and run scripts, but not by running them. They
+    have this loss with cap = 8, the weights W in b without the cap, and advantages divided by std.
+    Bias: the bias of `sequence_is`, that of the truncation, and another of order 1/G. The baseline
+    depends on the response's own reward, weight and score.
+    Variance: no b has a smaller sum of squared norms of a group's terms, if no W exceeds the cap
+    and every response has the same token weight. With length normalization 'response' this is not
+    so, as in the authors' scripts. In expectation over groups b may have more variance than the
+    mean, because b is random itself.
+    """
+    weight = jnp.minimum(clamped_exp(tokens.response_sum(tokens.log_ratio())), cap)
+    return jax.lax.stop_gradient(weight) * tokens.advantages * tokens.policy_logprobs
+
+
 def aipo(tokens: TokenBatch, *, cap: float = 2.0) -> Array:
     """Weights the score of each token by its truncated ratio, without a clip.
 
