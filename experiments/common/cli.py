@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments.common import devices, help
-from experiments.common.examples import with_example
+from experiments.common.examples import by_name, with_example
 from experiments.common.flag_parsing import (
     check_sections,
     define_host_flags,
@@ -204,7 +204,7 @@ def _exits_in_one_line(
         yield
     except FieldError as error:
         if config is not None:
-            error = error.with_value(lambda field: field_value(config, field))
+            error = by_name(error, config).with_value(lambda field: field_value(config, field))
             error = with_example(error, config)
         print(FlagError.of_field(error), file=sys.stderr)
         sys.exit(2)

@@ -6,6 +6,7 @@ flags can change the fields of a task but cannot add fields.
 
 from ml_collections import ConfigDict
 
+from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError
 from staleness_grpo.tasks import TEXT_TASKS
 
@@ -21,6 +22,20 @@ EXAMPLES = {  # task name -> file in experiments/configs/
 def example_config(task_name: str) -> str:
     """Returns the path, from the repository's root, of a config file with this task's fields."""
     return f"experiments/configs/{EXAMPLES[task_name]}"
+
+
+def by_name(error: FieldError, config: ConfigDict) -> FieldError:
+    """Returns an error about a whole task as one about the flag that names the task.
+
+    A section has no flag of its own. All other errors are returned unchanged.
+    """
+    if error.field.rpartition(".")[2] != "task":
+        return error
+    try:
+        field = f"{error.field}.name"
+        return FieldError(field, error.hint, field_value(config, field))
+    except (KeyError, TypeError):  # the section names no task
+        return error
 
 
 def with_example(error: FieldError, config: ConfigDict) -> FieldError:

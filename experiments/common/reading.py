@@ -14,6 +14,9 @@ from staleness_grpo.runtime.records import read_json
 
 LOCKS = pathlib.Path("/proc/locks")
 TRAINING = "experiments.train"
+METRICS = "metrics.jsonl"  # only a training writes this file
+LEARNER_STEPS = "learner_steps"  # only the summary of a training has this key
+ONE_TRAINING = (TRAINING, "one training")
 # A field that only configs of one command have -> the command, and what its workdir holds.
 KINDS = {
     "sweep": ("experiments.sweep", "maps of trainings over lag and learning rate"),
@@ -24,7 +27,7 @@ KINDS = {
     "paired": ("experiments.paired_bias", "trainings whose gradient bias is measured"),
     "cluster": ("experiments.pipeline", "simulated pipelines"),
     "sampled": ("experiments.bias", "the exact bias of small problems"),
-    "steps": (TRAINING, "one training"),
+    "steps": ONE_TRAINING,
 }
 
 
@@ -34,8 +37,25 @@ class Workdir:
 
     folder: pathlib.Path
     config: dict[str, Any]
-    command: str  # the module that made the folder
-    holds: str  # what the folder holds, in words
+
+    @property
+    def _kind(self) -> tuple[str, str]:
+        """Returns the command that made the folder, and what it holds, in words.
+
+        A training's config may have the section of another command. So its files come first.
+        """
+        is_training = (self.folder / METRICS).exists() or LEARNER_STEPS in (self.summary() or {})
+        return ONE_TRAINING if is_training else KINDS[_sections(self.config)[0]]
+
+    @property
+    def command(self) -> str:
+        """Returns the module that made the folder."""
+        return self._kind[0]
+
+    @property
+    def holds(self) -> str:
+        """Returns what the folder holds, in words."""
+        return self._kind[1]
 
     @property
     def is_training(self) -> bool:
@@ -68,10 +88,14 @@ def read_workdir(path: str) -> Workdir:
         raise refuse("no workdir, because it has no config.json") from error
     except (OSError, ValueError) as error:
         raise refuse(f"its config.json cannot be read ({error})") from error
-    names = [name for name in KINDS if isinstance(config, dict) and name in config]
-    if not names:
+    if not _sections(config):
         raise refuse("its config.json is that of no command")
-    return Workdir(folder, config, *KINDS[names[0]])
+    return Workdir(folder, config)
+
+
+def _sections(config: Any) -> list[str]:
+    """Returns the keys of KINDS that a config has, in their order."""
+    return [name for name in KINDS if isinstance(config, dict) and name in config]
 
 
 def is_locked(folder: pathlib.Path) -> bool:

@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.common.reading import Workdir
+from experiments.common.reading import KINDS, Workdir
 from experiments.train.figures import column, running_mean
 from staleness_grpo.errors import FlagError
 from staleness_grpo.runtime.records import flattened, read_jsonl
 
 SEED = "seed"
 LEVEL = 0.95  # of the intervals
-# Fields that change no record, so runs that differ in them alone are of one kind.
-WITHOUT_EFFECT = ("checkpoint.", "sinks.", "metrics.samples_every", "metrics.num_samples")
+# Fields that change no record, so runs that differ in them alone are of one kind. A training does
+# not read the sections of other commands.
+WITHOUT_EFFECT = (
+    *("checkpoint.", "sinks.", "metrics.samples_every", "metrics.num_samples", "variants."),
+    *(f"{section}." for section in KINDS),
+)
 UNSMOOTHED = ("eval_reward",)  # a mean over many responses already
 
 

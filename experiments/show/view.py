@@ -9,15 +9,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from experiments.common.reading import Workdir
+from experiments.common.reading import METRICS, Workdir
 from experiments.show.records import seconds_since_last_record
 from staleness_grpo.runtime.records import flattened, read_jsonl
 
 LEVELS = "▁▂▃▄▅▆▇█"
-NOT_FINITE = "×"
+NOT_FINITE, UNDEFINED = "×", "·"
 CURVES = (
     "reward",
     "eval_reward",
+    "heldout_reward",
     "entropy",
     "clip_fraction",
     "approx_kl",
@@ -44,16 +45,24 @@ WHAT = (
     "group_size",
     "seed",
 )
-NUMBERS_WIDTH = 64  # columns of the terminal that the table needs beside its curves
+COLUMNS = ("metric", "curve", "first", "last", "lowest", "highest")
+HEADER = dict(zip(COLUMNS, COLUMNS, strict=True))
+# Columns that a narrow terminal leaves out, one by one, until curves have MIN_CURVE characters.
+LEFT_OUT = ("first", "highest", "lowest")
+MIN_CURVE, GAP = 20, 2
+# The cosine with a gradient of 0 is undefined, which is no fault. It is null in the records.
+COSINE = "gradient_cosine"
+# Fields of summary.json about the policy after the last step, which no record has.
+FINAL = ("final_eval_reward", "final_heldout_reward", "final_heldout_pass_at")
 STYLES = {"finished": "green", "collapsed": "red", "running": "cyan"}
-MAX_GROUPS, MAX_RESPONSES = 2, 4
+MAX_GROUPS, MAX_RESPONSES, MAX_NAMES = 2, 4, 8
 
 
-def sparkline(values: list[float | None], width: int) -> str:
+def sparkline(values: list[float | None], width: int, absent: str = NOT_FINITE) -> str:
     """Returns a line of at most `width` characters whose heights are means of neighboring values.
 
-    The lowest mean has the lowest level, and the highest mean the highest. NOT_FINITE stands where
-    one of the values is not finite.
+    The lowest mean has the lowest level, and the highest mean the highest. `absent` stands where
+    one of the values is None.
     """
     num_parts = min(width, len(values))
     means = []
@@ -63,22 +72,22 @@ def sparkline(values: list[float | None], width: int) -> str:
         means.append(statistics.fmean(finite) if len(finite) == end - start else math.nan)
     known = [mean for mean in means if math.isfinite(mean)]
     if not known:
-        return NOT_FINITE * num_parts
+        return absent * num_parts
     low, height = min(known), max(known) - min(known)
 
     def character(mean: float) -> str:
         if not math.isfinite(mean):
-            return NOT_FINITE
+            return absent
         level = (mean - low) / height * (len(LEVELS) - 1) if height > 0 else 0
         return LEVELS[round(level)]
 
     return "".join(map(character, means))
 
 
-def number(value: Any) -> str:
-    """Returns a number with four significant digits; "not finite" for null."""
+def number(value: Any, absent: str = "not finite") -> str:
+    """Returns a number with four significant digits; `absent` for null."""
     if value is None:
-        return "not finite"
+        return absent
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -104,6 +113,8 @@ def training_view(
     }
     line = "  ".join(f"{name} {number(value)}" for name, value in rest.items())
     parts.append(Text(f"last record: {line}", style="dim"))
+    if final := _final(workdir.summary() or {}):
+        parts.append(Text(f"after the last step: {final}"))
     if not_finite := records[-1].get("not_finite"):
         parts.append(Text(f"not finite: {', '.join(not_finite)}", style="red"))
     if samples:
@@ -118,13 +129,15 @@ def other_view(workdir: Workdir, state: str) -> RenderableType:
         parts.append(Text(f"{path.name}: {len(read_jsonl(path))} records"))
     trainings = [
         path.parent
-        for path in sorted(workdir.folder.glob("*/config.json"))
-        if (path.parent / "metrics.jsonl").exists()
+        for pattern in ("*/config.json", "trainings/*/*/config.json")  # the second: of a sweep
+        for path in sorted(workdir.folder.glob(pattern))
+        if (path.parent / METRICS).exists()
     ]
     if trainings:
-        names = ", ".join(folder.name for folder in trainings)
+        names = ", ".join(folder.name for folder in trainings[:MAX_NAMES])
+        rest = f" and {len(trainings) - MAX_NAMES} more" if len(trainings) > MAX_NAMES else ""
         hint = f"python -m experiments.show {trainings[0]}"
-        parts.append(Text(f"trainings in it: {names}; show one by {hint}"))
+        parts.append(Text(f"trainings in it: {names}{rest}; show one by {hint}"))
     for claim in (workdir.summary() or {}).get("claims", []):
         verdict = {True: "holds", False: "does not hold", None: "finding"}[claim["holds"]]
         measured = claim["measured"]
@@ -157,23 +170,53 @@ def _progress(workdir: Workdir, records: list[dict]) -> str:
     return line
 
 
+def _final(summary: dict[str, Any]) -> str:
+    """Returns what summary.json says about the policy after the last step; "" if nothing."""
+    flat = flattened({name: summary.get(name) for name in FINAL})
+    return "  ".join(
+        f"{name.removeprefix('final_')} {number(value)}" for name, value in flat.items()
+    )
+
+
 def _curves(records: list[dict], width: int) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("metric", no_wrap=True)
-    table.add_column("curve", no_wrap=True)
-    for name in ("first", "last", "lowest", "highest"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Returns the table of curves. It fits into `width` columns, so no newest value is cut off."""
+    rows, curves = [], []
     for name in CURVES:
         # The first step has no gradient before it, so its cosine is null without a fault.
-        rows = records[1:] if name == "gradient_cosine" else records
-        values = [record[name] for record in rows if name in record]
+        measured = records[1:] if name == COSINE else records
+        values = [record[name] for record in measured if name in record]
         if not values:
             continue
         finite = [value for value in values if value is not None]
         ends = [values[0], values[-1], min(finite, default=None), max(finite, default=None)]
-        line = sparkline(_held(rows, name), max(10, width - NUMBERS_WIDTH))
-        table.add_row(name, line, *map(number, ends))
+        word, mark = ("undefined", UNDEFINED) if name == COSINE else ("not finite", NOT_FINITE)
+        numbers = [number(value, word) for value in ends]
+        rows.append(dict(zip(COLUMNS, [name, "", *numbers], strict=True)))
+        curves.append((_held(measured, name), mark))
+    shown, room = _columns(rows, width)
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    for column in shown:
+        is_text = column in ("metric", "curve")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
+    for row, (values, mark) in zip(rows, curves, strict=True):
+        row["curve"] = sparkline(values, room, mark)
+        table.add_row(*(row[column] for column in shown))
     return table
+
+
+def _columns(rows: list[dict[str, str]], width: int) -> tuple[list[str], int]:
+    """Returns the columns that a terminal of this width shows, and the width of curves in it."""
+    shown = list(COLUMNS)
+
+    def room() -> int:
+        others = [column for column in shown if column != "curve"]
+        widths = [max(len(row[column]) for row in (HEADER, *rows)) for column in others]
+        return width - sum(widths) - GAP * len(others)
+
+    for column in LEFT_OUT:
+        if room() < MIN_CURVE:
+            shown.remove(column)
+    return shown, max(1, room())
 
 
 def _held(records: list[dict], name: str) -> list[float | None]:

@@ -1,11 +1,16 @@
 """Checks the policy and the task of a config: against the checkpoint, devices and each other."""
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, require, require_local
+from staleness_grpo.runtime import importing
+
+NUM_PROMPTS, GROUP_SIZE = 2, 3  # of the responses that one's own task judges in the check
 
 
 def check_policy(config: ConfigDict, platform: str | None) -> None:
@@ -98,12 +103,18 @@ def check_task(config: ConfigDict, task: Any = None) -> None:
     Raises:
       FieldError: naming the first wrong field.
     """
+    from staleness_grpo.tasks import is_own
     from staleness_grpo.tasks.own import check_interface
 
+    is_own_task = task is not None
     if task is None:
         task = _make_task(config)
+        is_own_task = is_own(config.task.name)
     check_interface(task)
+    if is_own_task:
+        check_judging(task)
     _check_heldout_problems(config, task)
+    _check_reference(config, task)
     if config.policy.checkpoint is not None:
         _check_task_with_checkpoint(config, task)
         return
@@ -116,6 +127,70 @@ def check_task(config: ConfigDict, task: Any = None) -> None:
     hint = f"the task {name} has no corpus (`corpus_batch`) for a warm start: give 0"
     has_corpus = hasattr(task, "corpus_batch")
     require(config.warm_start.steps == 0 or has_corpus, "warm_start.steps", hint)
+
+
+def check_judging(task: Any) -> None:
+    """Lets a task of one's own judge some responses, if it judges arrays.
+
+    Rewards that cannot be used then end a run before it starts. The responses are drawn evenly, and
+    end as those of the sampler do.
+
+    Raises:
+      FieldError: the field `task`: its `rewards` fails, or gives another shape.
+    """
+    from staleness_grpo.tasks.base import TextTask
+    from staleness_grpo.training.rewards import finite_rewards
+
+    if isinstance(task, TextTask):
+        return
+    name, rng = type(task).__name__, np.random.default_rng(0)
+    index_N = np.array([0, task.num_prompts - 1])
+    shape = (NUM_PROMPTS, GROUP_SIZE, task.max_response_length)
+    tokens_NxGxR = rng.integers(0, task.vocab_size, shape).astype(np.int32)
+    ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token,)
+    is_end = np.isin(tokens_NxGxR, [token for token in ends if token is not None])
+    mask_NxGxR = np.cumsum(is_end, axis=-1) - is_end == 0
+    tokens_NxGxR[~mask_NxGxR] = task.pad_token
+    try:
+        rewards_NxG = task.rewards(index_N, tokens_NxGxR, mask_NxGxR)
+        finite_rewards(rewards_NxG, shape[:2], report=lambda failure: None)
+    except FieldError as error:
+        raise FieldError("task", error.hint, name) from error
+    except Exception as error:  # the class is a program, and can raise any error
+        hint = f"its rewards fails with {importing.described(error)}: correct it"
+        raise FieldError("task", hint, name) from error
+
+
+def _check_reference(config: ConfigDict, task: Any) -> None:
+    """Checks that the model folder of the reference policy has the policy's shape.
+
+    Raises:
+      FieldError: it cannot be read, or has another shape. The error names the first such field.
+    """
+    from staleness_grpo.policy import huggingface
+    from staleness_grpo.policy.configured import make_decoder
+
+    folder = config.reference.checkpoint
+    if folder is None:
+        return
+    fields = {**config.policy, "vocab_chunks": 1}  # which need not divide the other vocabulary
+    policy = make_decoder(fields, task.vocab_size).config
+    try:
+        stored = make_decoder({**fields, "checkpoint": folder}, task.vocab_size).config
+        for field in dataclasses.fields(policy):
+            value, of_policy = getattr(stored, field.name), getattr(policy, field.name)
+            hint = (
+                f"its shape is not the policy's: {field.name} is {value} there, and {of_policy} in "
+                "the policy: give a folder of the policy's shape"
+            )
+            require(value == of_policy, "reference.checkpoint", hint, folder)
+        huggingface.check_tensors(folder, stored)
+    except ModuleNotFoundError as error:
+        hint = f"a checkpoint needs {error.name}: pip install {error.name}, or the extra hf"
+        raise FieldError("reference.checkpoint", hint, folder) from error
+    except ValueError as error:
+        hint = error.hint if isinstance(error, FieldError) else str(error)
+        raise FieldError("reference.checkpoint", hint, folder) from error
 
 
 def _check_heldout_problems(config: ConfigDict, task: Any) -> None:

@@ -10,6 +10,8 @@ from staleness_grpo.errors import require, require_at_least, require_choice
 from staleness_grpo.types import Array
 
 ESTIMATORS = ("k1", "k2", "k3")
+# Fields that only a penalty reads -> the default, which they have without one.
+UNUSED = {"estimator": "k3", "in_reward": False, "checkpoint": None}
 
 
 def check_reference(fields: Mapping[str, Any]) -> None:
@@ -18,8 +20,8 @@ def check_reference(fields: Mapping[str, Any]) -> None:
     require_choice(fields, "estimator", ESTIMATORS)
     is_used = fields["kl"] > 0
     hint = "reference.kl=0 makes no use of it: leave it out, or give reference.kl a number > 0"
-    require(is_used or not fields["in_reward"], "in_reward", hint, fields["in_reward"])
-    require(is_used or fields["checkpoint"] is None, "checkpoint", hint, fields["checkpoint"])
+    for name, default in UNUSED.items():
+        require(is_used or fields[name] == default, name, hint, fields[name])
 
 
 def kl_terms(logprobs: Array, reference_logprobs: Array, estimator: str) -> Array:

@@ -36,9 +36,7 @@ def policy_fields(name: str) -> dict[str, inspect.Parameter]:
     """
     hint = "name a class of your own as package.module:Class or path/to/file.py:Class"
     require(":" in name, "name", hint, name)
-    made_by = importing.load(name)
-    require(callable(made_by), "name", "this is no class: name one", name)
-    fields = dict(inspect.signature(made_by).parameters)
+    fields = dict(inspect.signature(importing.load(name)).parameters)
     hint = f"its constructor has no argument {VOCAB_SIZE}: add it, the task gives it"
     require(VOCAB_SIZE in fields, "name", hint, name)
     del fields[VOCAB_SIZE]

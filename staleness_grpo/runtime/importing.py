@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import pathlib
 import sys
 import traceback
@@ -22,7 +23,8 @@ def load(name: str, field: str = "name") -> Any:
       field: the config field that has this name, for the error.
 
     Raises:
-      FieldError: there is no such module, file or class, or the import fails.
+      FieldError: there is no such module, file or class, the import fails, or what has the name
+        cannot be called.
     """
     place, _, member = name.rpartition(":")
     try:
@@ -33,14 +35,28 @@ def load(name: str, field: str = "name") -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name in _parents(place):
             hint = f"there is no module {error.name}: run from its folder, or give path/to/file.py"
             raise FieldError(field, f"{hint}:{member}", name) from error
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-        raise FieldError(field, f"importing {place} fails with {reason}: fix it", name) from error
+        hint = f"importing {place} fails with {described(error)}: fix it"
+        raise FieldError(field, hint, name) from error
     if not hasattr(module, member):
         similar = difflib.get_close_matches(member, vars(module), n=1)
         hint = f"did you mean {similar[0]}?" if similar else "write the name of a class in it"
         raise FieldError(field, f"{place} has no {member or 'class of this name'}: {hint}", name)
-    return getattr(module, member)
+    found = getattr(module, member)
+    kind = type(found).__name__
+    if not callable(found):
+        raise FieldError(field, f"this is a {kind} and no class: name a class", name)
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError) as error:
+        hint = f"the arguments of this {kind} are not known: name a class that is written in Python"
+        raise FieldError(field, hint, name) from error
+    return found
+
+
+def described(error: Exception) -> str:
+    """Returns kind and text of an error that a user's program raised, and the place in it."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
 
 
 def _parents(module: str) -> set[str]:

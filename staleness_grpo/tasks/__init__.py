@@ -35,8 +35,9 @@ def make_task(config: Mapping[str, Any], checkpoint: str | None = None) -> "Task
       checkpoint: the folder whose tokenizer a text task uses.
 
     Raises:
-      FieldError: the name is unknown, a field is missing or unknown, or the task does not accept a
-        value. The error names the field inside `config.task`.
+      FieldError: the name is unknown, a field is missing or unknown, the task does not accept a
+        value, or the constructor of one's own class fails. The error names the field inside
+        `config.task`.
       ModelFolderError: the folder has no tokenizer.
     """
     name: str = config["name"]
@@ -54,7 +55,15 @@ def make_task(config: Mapping[str, Any], checkpoint: str | None = None) -> "Task
             hint = f"the task {name} needs a tokenizer: set policy.checkpoint to a model folder"
             raise FieldError("name", hint)
         arguments[TOKENIZER] = tokenizer.load(checkpoint)
-    return make(**arguments)
+    try:
+        return make(**arguments)
+    except (FieldError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # the class is a program, and can raise any error
+        if not is_own(name):
+            raise
+        reason = f"its constructor fails with {importing.described(error)}"
+        raise FieldError("name", f"{reason}: correct the class or its fields", name) from error
 
 
 def is_own(name: str) -> bool:

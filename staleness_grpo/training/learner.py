@@ -45,6 +45,9 @@ def check_optimizer(fields: Mapping[str, Any]) -> None:
         f"optimizer.name={fields['name']} has no weight decay: give 0, or set optimizer.name=adamw",
         fields["weight_decay"],
     )
+    hint = "optimizer.weight_decay=0 makes no use of it: leave it out, or give AdamW a weight decay"
+    is_used = fields["weight_decay"] > 0
+    require(is_used or fields["decay_norms"], "decay_norms", hint, fields["decay_norms"])
 
 
 def learning_rate_schedule(config: Any, num_steps: int, peak: Any = None) -> optax.Schedule:

@@ -215,7 +215,7 @@ def assemble_run(
     state = learner.init_state(programs.policy, programs.make_optimizer(None), mesh, key, params)
     reference_params = _reference_params(programs, config, mesh, state)
     judge_pool = reward_pool(task, config)
-    _report_dropped(task)
+    _report_dropped(task, config.task.get("path"))
     schedule = lag_schedule(config)
     fraction = config.heldout.fraction
     generator = Generator(
@@ -229,12 +229,15 @@ def assemble_run(
         reward_pool=judge_pool,
         prompt_indices=split(task, fraction)[0] if fraction else None,
     )
+    heldout = make_heldout(config, generator)
+    if heldout is not None and config.heldout.path is not None:
+        _report_dropped(heldout.generator.task, config.heldout.path)
     return Run(
         config=config,
         mesh=mesh,
         programs=programs,
         generator=generator,
-        heldout=make_heldout(config, generator),
+        heldout=heldout,
         schedule=schedule,
         update=programs.compiled_update(state, mesh),
         buffer=RingBuffer(schedule.max_lag, len(mesh_lib.own_rows(mesh, schedule.num_groups))),
@@ -285,15 +288,21 @@ def reward_pool(task: Task, config: ConfigDict) -> RewardPool | None:
         raise error.below("task") from error
 
 
-def _report_dropped(task: Task) -> None:
-    """Prints how many problems a task has left out because of their length, if any."""
+def _report_dropped(task: Task, path: str | None) -> None:
+    """Prints how many problems a task has left out because of their length, if any.
+
+    Args:
+      task: the task.
+      path: the file that its problems are from, if there is one.
+    """
     num_dropped = getattr(task, "num_dropped", 0)
     if not num_dropped or jax.process_index() > 0:
         return
     limit = getattr(task, "max_prompt_length", None)
     total = num_dropped + task.num_prompts
     reason = f"their prompts have more than task.max_prompt_length={limit} tokens"
-    print(f"{num_dropped} of {total} problems are left out: {reason}", file=sys.stderr)
+    source = "" if path is None else f" of {path}"
+    print(f"{num_dropped} of {total} problems{source} are left out: {reason}", file=sys.stderr)
 
 
 def starting_params(

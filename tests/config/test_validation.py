@@ -37,7 +37,8 @@ def test_the_default_is_valid(num_devices):
     "overrides",
     [
         {"lag.max_lag": 299, "steps": 300},
-        {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1},
+        {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1, "optimizer.decay_norms": False},
+        {"reference.kl": 0.1, "reference.estimator": "k2"},
         {"surrogate.clip_low": 1.0, "surrogate.clip_high": 3},
         {"correction.name": "token_tis", "correction.cap": 5, "surrogate.clip_low": 0.1},
         {"correction.name": "gspo", "correction.clip_low": 0.2, "correction.update_rule": "gac"},
@@ -155,6 +156,7 @@ OUT_OF_RANGE = [
     ("optimizer.b1", 1.0),
     ("optimizer.b2", 1.5),
     ("optimizer.weight_decay", 0.1),  # adam ignores it
+    ("optimizer.decay_norms", False),  # adam has no weight decay
     ("warm_start.fraction_correct", 0.5),  # 1.2 in all
     ("warm_start.fraction_no_carry", 1.5),
     ("policy.head_dim", 7),

@@ -68,6 +68,14 @@ def test_labels_are_the_fields_that_differ_and_nothing_that_has_no_effect(tmp_pa
     assert analysis.curve(kinds[0].runs, "entropy").low is None
 
 
+def test_a_section_of_another_command_makes_no_other_training(tmp_path):
+    folders = [training(tmp_path / name, [1.0], seed) for seed, name in enumerate("abc")]
+    for folder, section in zip(folders, ("paired", "sweep"), strict=False):
+        config = json.loads((folder / "config.json").read_text())
+        write_json(folder / "config.json", config | {section: {"max_lags": [0]}})
+    assert [kind.label for kind in found(*folders)] == ["3 seeds"]
+
+
 def test_a_mean_ends_where_the_shortest_training_ends(tmp_path):
     long, short = training(tmp_path / "a", [1.0] * 4), training(tmp_path / "b", [1.0] * 2, 1)
     last = json.loads((short / "metrics.jsonl").read_text().splitlines()[-1])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from staleness_grpo.config.build import build_run
+from staleness_grpo.config.model_validation import check_judging
 from staleness_grpo.errors import FieldError
 from staleness_grpo.tasks.own import check_interface, describe
 from staleness_grpo.training.checkpoint import Checkpoints
@@ -129,6 +130,44 @@ def test_what_a_class_lacks_or_has_wrong_is_named_at_the_start(task, message):
         check_interface(task)
     with pytest.raises(FieldError, match=message):
         build_run(tiny_config(), task)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        (lambda *batch: np.zeros(3), r"its rewards have shape \(3,\): return one for .*\(2, 3\)"),
+        (
+            lambda *batch: {}["lookup"],
+            r"its rewards fails with KeyError: 'lookup' \(.*line \d+\): ",
+        ),
+        (lambda *batch: [[1.0], [2.0, 3.0]], "its rewards fails with ValueError: "),
+    ],
+)
+def test_rewards_that_cannot_be_used_are_named_at_the_start(rewards, message):
+    task = type("Task", (Copy,), {"rewards": rewards})()
+    with pytest.raises(FieldError, match=f"^task=Task: {message}"):
+        build_run(tiny_config(), task)
+
+
+def test_the_responses_that_are_judged_at_the_start_are_possible_ones():
+    class Strict(Copy):
+        max_response_length, pad_token, end_token = 6, 0, (1, 2)
+        judged = 0
+
+        def rewards(self, index_N, tokens_NxGxR, mask_NxGxR):
+            for tokens, mask in zip(
+                tokens_NxGxR.reshape(-1, 6), mask_NxGxR.reshape(-1, 6), strict=True
+            ):
+                length = mask.sum()
+                assert mask[:length].all() and not mask[length:].any()
+                assert not np.isin(tokens[: length - 1], (1, 2)).any()
+                assert length == 6 or tokens[length - 1] in (1, 2)
+                assert (tokens[length:] == 0).all()
+                Strict.judged += 1
+            return np.full(tokens_NxGxR.shape[:2], np.nan)  # which a run counts and survives
+
+    check_judging(Strict())
+    assert Strict.judged == 6
 
 
 def test_a_prompt_that_is_wrong_later_is_named_when_it_is_drawn():

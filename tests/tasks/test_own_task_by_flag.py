@@ -1,5 +1,6 @@
 """A class of one's own is a task of every experiment, by a flag, from a file anywhere."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from absl import flags
 
 from experiments.common import cli
+from experiments.common.examples import by_name
 from experiments.common.flag_parsing import parse
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import grid
@@ -132,12 +134,57 @@ def test_a_flag_chooses_another_task_of_the_package_with_its_fields(name):
         ("no_such.py:Task", "there is no file no_such.py"),
         ("json:JSONDecode", "json has no JSONDecode: did you mean JSONDecoder"),
         ("json:", "json has no class of this name"),
+        ("json:decoder", "this is a module and no class: name a class"),
+        ("math:pi", "this is a float and no class: name a class"),
+        ("builtins:dict", "the arguments of this type are not known: name a class"),
         ("parity", "choose one of arithmetic, .*, or name a class of your own as"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_one_line(name, message):
     with pytest.raises(FlagError, match=f"^--config.task.name={name}: {message}"):
         given(f"task.name={name}")
+
+
+def test_a_policy_that_is_no_class_is_one_line_too():
+    with pytest.raises(FlagError, match=r"^--config.policy.name=math:pi: this is a float and no"):
+        given("policy.name=math:pi")
+
+
+FAULTS = """
+
+class Broken(Parity):
+    def __init__(self):
+        raise RuntimeError("no network")
+
+
+class BadShape(Parity):
+    def rewards(self, index_N, tokens_NxGxR, mask_NxGxR):
+        return np.zeros(3)
+"""
+
+
+def test_a_class_that_cannot_train_is_refused_before_a_folder_is_made(example, tmp_path):
+    path = example("parity")
+    path.write_text(path.read_text() + FAULTS)
+    run = tmp_path / "run"
+
+    def refusal(name):
+        config = given(f"task.name={path}:{name}", *TINY, "steps=1")
+        with pytest.raises(FieldError) as error:
+            cli.execute(
+                train.main,
+                train.draw,
+                config,
+                str(run),
+                lambda fields: validation.validate(fields, 1),
+            )
+        assert not run.exists()
+        return str(by_name(error.value, config)).removeprefix(f"task.name={path}:{name}: ")
+
+    place = rf"\({re.escape(str(path))}, line \d+\)"
+    failure = rf"its constructor fails with RuntimeError: no network {place}: correct the class"
+    assert re.match(failure, refusal("Broken"))
+    assert refusal("BadShape").startswith("its rewards have shape (3,): return one for each resp")
 
 
 def test_a_file_that_fails_or_has_a_namesake_is_one_line(tmp_path, monkeypatch):

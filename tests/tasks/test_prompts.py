@@ -107,8 +107,15 @@ def test_a_run_says_once_how_many_problems_are_dropped(folder, tmp_path, capfd):
         | dict(max_prompt_length=2, too_long="drop")
     )
     build_run(config).close()
-    line = "2 of 3 problems are left out: their prompts have more than task.max_prompt_length=2"
+    reason = "are left out: their prompts have more than task.max_prompt_length=2"
+    line = f"2 of 3 problems of {path} {reason}"
     assert capfd.readouterr().err.count(line) == 1
+    (tmp_path / "other").mkdir()
+    other = problems_file(tmp_path / "other", *({"prompt": p, "answer": 1} for p in ("c", "dddd")))
+    config.heldout.update(dict(every=1, path=str(other)))
+    build_run(config).close()
+    errors = capfd.readouterr().err
+    assert line in errors and f"1 of 2 problems of {other} {reason}" in errors
     config.task.max_prompt_length = 5
     build_run(config).close()
     assert "left out" not in capfd.readouterr().err

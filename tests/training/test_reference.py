@@ -201,6 +201,10 @@ def test_the_reference_may_be_another_folder(tmp_path):
         assert abs(next(train(run))["reference_kl"]) < 1e-6  # the same folder
     finally:
         run.close()
+    other = tiny_config(**{"reference.kl": 0.1, "reference.checkpoint": str(tmp_path)})
+    message = "its shape is not the policy's: vocab_size is 264 there, and 5 in the policy: give a"
+    with pytest.raises(FieldError, match=f"^reference.checkpoint={tmp_path}: {message}"):
+        validation.validate(other, 1)
     config.reference.checkpoint = str(tmp_path / "absent")
     with pytest.raises(FieldError, match="^reference.checkpoint="):
         build_run(config)
@@ -211,6 +215,7 @@ def test_the_reference_may_be_another_folder(tmp_path):
     [
         ("kl", -0.1, "give a number >= 0"),
         ("estimator", "k4", "choose one of k1, k2, k3"),
+        ("estimator", "k2", "reference.kl=0 makes no use of it"),
         ("in_reward", True, "reference.kl=0 makes no use of it"),
         ("checkpoint", "folder", "reference.kl=0 makes no use of it"),
     ],

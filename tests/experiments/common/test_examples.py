@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.common import cli
-from experiments.common.examples import EXAMPLES, example_config, with_example
+from experiments.common.examples import EXAMPLES, by_name, example_config, with_example
 from experiments.common.flag_parsing import load_config
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError
@@ -31,6 +31,16 @@ def test_errors_about_the_tasks_name_get_an_example(task, checkpoint, example):
     error = with_example(FieldError("task.name", "no", task), config)
     file = f"experiments/configs/{EXAMPLES[example]}"
     assert str(error) == f"task.name={task}: no; an example of {example} is {file}"
+
+
+def test_an_error_about_a_whole_task_is_one_about_the_flag_that_names_it():
+    config = default_config()
+    config.task.name = "mine.py:Mine"
+    found = by_name(FieldError("task", "no", {"name": "mine.py:Mine"}), config)
+    assert str(found) == "task.name=mine.py:Mine: no"
+    for field in ("task.num_terms", "stability.task"):  # the second section is not in this config
+        error = FieldError(field, "no", 7)
+        assert by_name(error, config) is error
 
 
 def test_other_errors_stay_as_they_are():
