@@ -149,7 +149,7 @@ def check_judging(task: Any) -> None:
     tokens_NxGxR = rng.integers(0, task.vocab_size, shape).astype(np.int32)
     ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token,)
     is_end = np.isin(tokens_NxGxR, [token for token in ends if token is not None])
-    mask_NxGxR = np.cumsum(is_end, axis=-1) - is_end == 0
+    mask_NxGxR: np.ndarray = np.cumsum(is_end, axis=-1) - is_end == 0
     tokens_NxGxR[~mask_NxGxR] = task.pad_token
     try:
         rewards_NxG = task.rewards(index_N, tokens_NxGxR, mask_NxGxR)
