@@ -8,7 +8,7 @@ the tinyllamas family (MIT license).
 
 The model continues the openings of stories. It is rewarded for each of sixteen words that it uses.
 
-Hardware: 2 CPU cores, about two hours. The numbers to expect are in
+Hardware: 2 CPU cores, an hour. The numbers to expect are in
 experiments/results/stories260k_map/summary.json.
 """
 

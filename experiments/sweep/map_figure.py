@@ -55,7 +55,7 @@ def map_figure(records: list[dict], summary: dict) -> plt.Figure:
             )
             rows = _row_of(boundary, rates)
             axis.plot(columns, rows, line_style, color="black", label=f"fitted: {name}")
-        axis.legend(loc="lower left")
+        figure.legend(loc="outside lower center", ncols=3)
     axis.set(xlabel="max_lag S", ylabel=r"learning rate $\eta$", ylim=(-0.5, len(rates) - 0.5))
     axis.set_title(
         f"share of seeds that collapse within T = {horizon}\n"
