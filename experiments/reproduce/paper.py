@@ -111,7 +111,7 @@ PAPER_CLAIMS = (
         finding="Fitted to half of the seeds and judged on the other half, the smaller of the "
         "two bounds is not the best rule. Its log-likelihood minus that of the best rule is "
         "{smaller_bound_is_best}.",
-        beside=("boundary_classifies_other_seeds", "scale_free_ratio", "usable_edge_slope"),
+        beside=("boundary_classifies_other_seeds", "scale_free_ratio"),
     ),
     PaperClaim(
         title="A persistently positive gradient cosine precedes collapse",

@@ -137,7 +137,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
             note=f"The best rule is {best}. Measured is the held-out log-likelihood of the smaller "
             f"bound minus that of the best, over {rule['n']} pairs of cell and horizon.",
         ),
-        *([] if summary["scale_free_ratio"] is None else [_scale_free(summary, claim)]),
+        *([] if summary.get("scale_free_ratio") is None else [_scale_free(summary, claim)]),
         claim(
             "boundary_classifies_other_seeds",
             f"The fitted boundary ({best}) classifies seeds that it was not fitted to with this "

@@ -49,7 +49,7 @@ def measure(
     config: ConfigDict,
     workdir: pathlib.Path,
     open_source: OpenSource = synchronous,
-    summarize: Callable[[list[dict]], dict] = summarize,
+    summary_of: Callable[[list[dict]], dict] | None = None,
     ends_early: Callable[[list[dict]], bool] = lambda records: False,
 ) -> None:
     """Starts or continues the training in a workdir, and writes each record after its step.
@@ -58,7 +58,7 @@ def measure(
       config: the training's config, which was validated.
       workdir: the folder of the training.
       open_source: opens what gives the run its groups.
-      summarize: makes summary.json of the records.
+      summary_of: makes summary.json of the records; unset: `analysis.summarize`.
       ends_early: is asked after each step whether the training ends here. It gets all records.
 
     Raises:
@@ -119,7 +119,7 @@ def measure(
             hint = "run the same command to go on"
             print(f"stopped and saved before step {run.step}; {hint}", file=sys.stderr)
             sys.exit(EXIT_CODE)
-        summary = summarize(records)
+        summary = (summary_of or summarize)(records)
         if not is_over:
             final = run.generator.evaluate(run.state.params, config.steps)
             summary["final_eval_reward"] = final["eval_reward"]

@@ -149,8 +149,8 @@ def test_figures_that_the_records_cannot_carry_are_left_out_with_a_reason():
 def test_claims_are_complete_and_not_all_true(summary):
     summary, _ = summary
     found = {claim.name: claim for claim in common_claims.read(summary)}
-    # The main map, cosines, alarms, the usable edge, side by side, the cyclic map.
-    assert len(found) == len(summary["claims"]) == 8 + 2 + 5 + 1 + 1 + 8
+    # The main map, cosines, alarms, side by side, the cyclic map. No run of them learned.
+    assert len(found) == len(summary["claims"]) == 8 + 2 + 5 + 1 + 8
     assert all((claim.unit, claim.n) == ("seeds", 4) for claim in found.values())
     assert all(claim.command == claims.COMMAND for claim in found.values())
     named_in_report = {
