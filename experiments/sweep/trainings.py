@@ -11,6 +11,7 @@ import multiprocessing
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
@@ -77,7 +78,7 @@ def run_trainings(
             for future in finished:
                 yield future.result()
             if preemption.requested_before_the_first_step():
-                _stop(waiting)
+                _stop()
 
 
 def train_cell(name: str, fields: dict, workdir: pathlib.Path, freeze_after: int) -> dict:
@@ -126,16 +127,16 @@ def _train_in_worker(
             return run(name, fields, workdir)
 
 
-def _stop(waiting: set) -> None:
-    """Asks the workers to save their trainings, waits for them, and exits with EXIT_CODE.
+def _stop() -> None:
+    """Asks the workers to save their trainings, waits for their ends, and exits with EXIT_CODE.
 
-    The pool gives each worker a cell ahead, which cannot be cancelled. So the workers are asked
-    again until none of them begins another one.
+    A worker in a training saves it, and may then begin the next one, which the pool has given it
+    ahead. A worker that ends between two trainings may leave the pool's queue locked, so that the
+    others wait for ever. So all workers are asked again until none is left.
     """
-    left = {future for future in waiting if not future.cancel()}
-    while left:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        left = concurrent.futures.wait(left, 4 * POLL_SECONDS).not_done
+    while workers := multiprocessing.active_children():
+        for worker in workers:
+            worker.terminate()
+        time.sleep(POLL_SECONDS)
     print("stopped and saved; run the same command to go on", file=sys.stderr)
     sys.exit(EXIT_CODE)
