@@ -69,6 +69,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path, given: Given) -> str:
         lines.append(text)
     hours_text = f"{device_seconds / 3600:.3g} device-hours"
     lines.append(f"together at most {duration(total)}, {hours_text}; collapsed cells end earlier")
+    lines.append("imports, compilation and warm starts come on top")
     return "\n".join(lines)
 
 
