@@ -88,6 +88,17 @@ def models() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def byte_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Returns a model folder on bytes with its tokenizer, which a module's tests share."""
+    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+    from tests.helpers import byte_model
+
+    folder = tmp_path_factory.mktemp("bytes")
+    byte_model.write(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data() -> pathlib.Path:
     """Returns the folder of datasets; skips the test if there is none.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from staleness_grpo.scaling.collapse import averages
+from staleness_grpo.scaling.outcomes import reward_trace
 
 
 def steps_to_target(cell: dict[str, Any], target: float) -> float:
@@ -24,7 +25,7 @@ def steps_to_target(cell: dict[str, Any], target: float) -> float:
     Returns:
       The step of the first evaluation at or above the target; infinity if there is none.
     """
-    average_X = averages(np.asarray(cell["traces"]["eval_reward"], float))
+    average_X = averages(np.asarray(reward_trace(cell), float))
     reached = np.flatnonzero(average_X >= target)
     return float(reached[0] * cell["trace_every"]) if len(reached) else math.inf
 

@@ -60,15 +60,15 @@ def plan(config: ConfigDict, workdir: pathlib.Path, given: Given) -> str:
             if seconds is None:
                 seconds, source = _step_seconds(variant, cell), "measured"
             at_once, devices = _shape(variant, given)
-            hours = steps * seconds / at_once
-            total, device_seconds = total + hours, device_seconds + hours * at_once * devices
+            needed = steps * seconds / at_once
+            total, device_seconds = total + needed, device_seconds + needed * at_once * devices
             text += (
                 f"; cells: {engine(variant)}, {at_once} at once on {devices} device(s) each; "
-                f"a step takes {seconds:.3g} s ({source}): {duration(hours)}"
+                f"a step takes {seconds:.3g} s ({source}): {duration(needed)}"
             )
         lines.append(text)
-    hours_text = f"{device_seconds / 3600:.3g} device-hours"
-    lines.append(f"together at most {duration(total)}, {hours_text}; collapsed cells end earlier")
+    device_hours = f"{device_seconds / 3600:.3g} device-hours"
+    lines.append(f"together at most {duration(total)}, {device_hours}; collapsed cells end earlier")
     lines.append("imports, compilation and warm starts come on top")
     return "\n".join(lines)
 

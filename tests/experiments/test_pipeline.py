@@ -131,6 +131,9 @@ def test_steps_to_the_target_are_those_of_a_lasting_rise():
     assert 45 <= rise <= 60  # the rise is at evaluation 10, and averages take some around it
     assert target.steps_to_target(training(1, 0.1, 0, high), 0.5) == 0
     assert target.steps_to_target(training(1, 0.1, 0, low), 0.5) == math.inf
+    held_out = training(1, 0.1, 0, high)
+    held_out["traces"]["heldout_reward"] = low  # decides, as in the outcomes of a map
+    assert target.steps_to_target(held_out, 0.5) == math.inf
     lucky = low[:5] + [0.9] + low
     assert target.steps_to_target(training(1, 0.1, 0, lucky), 0.85) == math.inf
 

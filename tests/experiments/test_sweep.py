@@ -104,6 +104,8 @@ def test_the_summary_finds_the_law_that_made_the_cells(summary):
     assert summary["by_horizon"]["100"]["eta_max"]["64"] > 2 * summary["eta_max"]["64"]
     assert summary["g_upd"] == pytest.approx(30)
     assert summary["r_crit"] == pytest.approx(30 * 0.243, rel=0.1)
+    # 0.243 over 0.0115: S = 1 has no boundary in the grid, and S > 16 does not count.
+    assert summary["scale_free_ratio"] == pytest.approx(0.243 / 0.0115, rel=0.1)
     rules = summary["rules"]
     assert rules["max"]["held_out_log_likelihood"] > rules["min"]["held_out_log_likelihood"] + 20
     assert rules["max"]["held_out_balanced_accuracy"] > 0.9

@@ -14,11 +14,11 @@ from experiments.common import cli
 from experiments.common.workdir import exclusive
 from experiments.configs import scaling_laws, small_map
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import grid, trainings
+from experiments.sweep import grid, plan, trainings
 from experiments.sweep.engine import COMPILED, LOOP, engine, why_loop
 from experiments.sweep.measure import duration
 from staleness_grpo.errors import FieldError, FlagError
-from staleness_grpo.runtime.records import read_json, read_jsonl
+from staleness_grpo.runtime.records import read_json, read_jsonl, write_jsonl
 from tests.conftest import ROOT
 from tests.programs import text_map_config
 
@@ -26,13 +26,8 @@ SECONDS = 400  # of a sweep in a process of its own
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
-    from tests.helpers import byte_model
-
-    folder = tmp_path_factory.mktemp("model")
-    byte_model.write(folder)
-    return folder
+def model(byte_folder):
+    return byte_folder
 
 
 def start(workdir, model, *flags):
@@ -117,6 +112,22 @@ def test_shares_may_run_side_by_side_and_the_whole_may_not(tmp_path):
         with pytest.raises(FlagError, match="another process uses this folder"):
             with exclusive(tmp_path, "share-1-of-2"):
                 pass
+
+
+def test_a_plan_counts_what_is_left_and_writes_nothing(tmp_path):
+    config = small_map.get_config()
+    config.mesh.fsdp = 2  # not of this machine: the step's time is given
+    given = plan.Given(step_seconds=0.5, devices=8)
+    names = list(grid.cells(config))
+    write_jsonl(tmp_path / "cells.jsonl", [{"cell": name} for name in names[:4]])
+    before = (tmp_path / "cells.jsonl").read_bytes()
+    main, total, rest = plan.plan(config, tmp_path, given).splitlines()
+    assert main.startswith("main: 60 of 64 cells are left, 6000 learner steps; cells: loop, 1 at")
+    assert main.endswith("on 8 device(s) each; a step takes 0.5 s (given): 50 min")
+    assert total.startswith("together at most 50 min, 6.67 device-hours")
+    assert rest == "imports, compilation and warm starts come on top"
+    assert list(tmp_path.iterdir()) == [tmp_path / "cells.jsonl"]
+    assert (tmp_path / "cells.jsonl").read_bytes() == before
 
 
 def test_a_time_is_said_in_words():

@@ -61,6 +61,12 @@ def test_edges_are_where_half_of_the_seeds_learn():
     assert math.isnan(nothing.low) and math.isnan(nothing.high)
 
 
+def test_exactly_half_of_the_seeds_are_enough():
+    found = edges.edges({1e-3: 0.0, 1e-2: 0.5, 1e-1: 0.5, 1.0: 0.0})
+    assert (found.low, found.high) == (pytest.approx(1e-2), pytest.approx(1e-1))
+    assert edges.edges({1e-3: 0.5}) == edges.Edges(0.0, math.inf)
+
+
 def test_a_gap_above_the_best_rate_ends_the_usable_rates():
     """A rate beyond the gap, where learning is luck, does not widen them."""
     found = edges.edges({1e-3: 1.0, 1e-2: 0.0, 1e-1: 0.75})

@@ -4,13 +4,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
-    from tests.helpers import byte_model
-
-    folder = tmp_path_factory.mktemp("bytes")
-    byte_model.write(folder)
-    return folder
+def folder(byte_folder):
+    return byte_folder
 
 
 @pytest.fixture(scope="module")
