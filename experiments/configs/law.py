@@ -1,0 +1,86 @@
+"""Tests on many settings which law the collapse time follows: the default of `experiments.law`.
+
+    python -m experiments.law --workdir=results/law
+
+The settings and the criteria were in the repository before any of these trainings ran.
+
+Hardware: 2 CPU cores, about an hour and a half. The numbers to expect are in
+experiments/results/law/summary.json.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import scaling_laws
+
+# Names of settings that only differ in Adam's b1, with its value.
+MOMENTUM = {"b1_0": 0.0, "b1_50": 0.5, "b1_80": 0.8, "b1_95": 0.95, "b1_97": 0.97, "b1_99": 0.99}
+
+
+def get_config() -> ConfigDict:
+    """Returns the reference map, and three kinds of settings that differ from it.
+
+    - `law.calibration`: other momenta. From these maps and the reference come the constants of the
+      law, and how S0 depends on the momentum.
+    - `law.heldout`: settings whose boundary is predicted. No constant is fitted to more of them
+      than the prediction says.
+    - `law.interventions`: what may move the boundary.
+    """
+    config = scaling_laws.get_config()
+    config.sweep.update(
+        dict(
+            max_lags=(0, 1, 4, 16, 64),
+            learning_rates=(5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3),
+            seeds=(10, 11, 12, 13),
+        )
+    )
+    heldout = _heldout()
+    interventions: dict[str, dict] = {
+        "dual_clip_1_5": _field("correction", name="dual_clip", cap=1.5),
+        "dual_clip_10": _field("correction", name="dual_clip", cap=10.0),
+    }
+    three_seeds = dict(sweep=dict(seeds=(20, 21, 22)))
+    settings = {name: _field("optimizer", b1=b1) for name, b1 in MOMENTUM.items()}
+    for name, differences in (heldout | interventions).items():
+        sweep = three_seeds["sweep"] | differences.get("sweep", {})
+        settings[name] = differences | dict(sweep=sweep)
+    config.variants = ConfigDict(settings)
+    config.law = ConfigDict(
+        dict(
+            calibration=tuple(MOMENTUM),
+            heldout=tuple(heldout),
+            interventions=("prompts_8", "prompts_128", "dual_clip_1_5", "dual_clip_3")
+            + ("dual_clip_10", "gradient_clip", "reference_kl", "b2_95", "b1_0", "b1_97"),
+            # The probe of a setting. At each of these lags, runs of one seed halve the grid of
+            # learning rates until a stable one is next to one that collapses.
+            probe_lags=(0, 1, 16),
+            probe_steps=150,  # learner steps of a run of the probe
+        )
+    )
+    return config
+
+
+def _heldout() -> dict[str, dict[str, Any]]:
+    """Returns the differences of each held-out setting from the reference."""
+    sgd_rates = (0.0032, 0.0064, 0.0128, 0.0256, 0.0512, 0.1024, 0.2048)
+    return {
+        "longer": dict(steps=900, sweep=dict(max_lags=(0, 2, 6, 24, 48), horizons=(900,))),
+        "three_terms": _field("task", num_terms=3, num_digits=1),
+        "group_4": dict(group_size=4),
+        "prompts_8": dict(num_prompts=8),
+        "prompts_128": dict(num_prompts=128, sweep=dict(seeds=(20, 21))),
+        "width_64": _field("policy", d_model=64, head_dim=16, d_ff=128),
+        "b2_95": _field("optimizer", b2=0.95),
+        "sgd": dict(optimizer=dict(name="sgd"), sweep=dict(learning_rates=sgd_rates)),
+        "clip_0_1": _field("surrogate", clip_low=0.1, clip_high=0.1),
+        "dual_clip_3": _field("correction", name="dual_clip", cap=3.0),
+        "gradient_clip": _field("optimizer", max_grad_norm=0.5),
+        "cyclic": _field("lag", schedule="cyclic"),
+        "reference_kl": _field("reference", kl=0.05),
+    }
+
+
+def _field(section: str, **fields: Any) -> dict[str, dict[str, Any]]:
+    """Returns the differences of a setting that changes fields of one section."""
+    return {section: fields}
