@@ -1,16 +1,19 @@
 """Computes numbers from the records of an asynchronous training."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.async_train.prediction import predict
 from experiments.train import analysis
 
 
-def summarize(records: list[dict]) -> dict:
+def summarize(records: list[dict], config: ConfigDict) -> dict:
     """Returns the summary of a training, with the lags that the timing led to.
 
     `waiting_share` is the share of the time in which the learner waited for groups.
     `generation_share` is the share in which the generator worked. The first step, in which the
-    programs are compiled, is left out of both.
+    programs are compiled, is left out of both. `simulated` compares the run with the simulated
+    pipeline (`prediction.predict`).
     """
     groups_S = np.sum([record["lag_histogram"] for record in records], axis=0)
     lags = np.arange(len(groups_S))
@@ -24,4 +27,5 @@ def summarize(records: list[dict]) -> dict:
         "lag_histogram": groups_S,
         "waiting_share": waiting / seconds if seconds else None,
         "generation_share": generation / seconds if seconds else None,
+        "simulated": predict(records, config),
     }

@@ -26,7 +26,7 @@ FIELDS = ("step", "slot", "behavior_version")
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Starts or continues the training in a workdir. Raises what `train.measure.measure` raises."""
-    training.measure(config, workdir, open_generator, summarize)
+    training.measure(config, workdir, open_generator, lambda records: summarize(records, config))
 
 
 @contextlib.contextmanager

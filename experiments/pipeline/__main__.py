@@ -31,7 +31,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Simulates cells that have no record yet, then writes summary.json."""
     from experiments.common.claims import KEY, records
     from experiments.common.workdir import SUMMARY, write_run_files
-    from experiments.pipeline.analysis import summarize, times_to_target
+    from experiments.pipeline.analysis import best_lags, summarize, times_to_target
     from experiments.pipeline.claims import claims
     from experiments.pipeline.measure import measure
     from staleness_grpo.runtime.records import read_jsonl, write_json
@@ -42,7 +42,8 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     if config.map is not None:
         map_cells = read_jsonl(pathlib.Path(config.map) / "cells.jsonl")
         times = times_to_target(summary, map_cells, config.target_reward)
-        summary |= {"time_to_target": times}
+        best = best_lags(summary, map_cells, config.target_reward)
+        summary |= {"time_to_target": times, "best_lag": best}
     write_json(workdir / SUMMARY, summary | {KEY: records(claims(cells, summary))})
 
 

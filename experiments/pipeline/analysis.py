@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.pipeline.grid import COLOCATED, SYNCHRONOUS
-from experiments.pipeline.target import median_steps, time_to_target
+from experiments.pipeline.target import best_lag, median_steps, time_to_target
 
 # Fields of a cell whose mean over seeds is in the summary.
 AVERAGED = (
@@ -76,6 +76,18 @@ def seconds_by_lag(rules: dict[str, Any], buffer: str) -> dict[int, float]:
     """
     lags = rules.get(SYNCHRONOUS, {}) | rules[buffer]
     return {int(lag): numbers["seconds_per_step"] for lag, numbers in lags.items()}
+
+
+def best_lags(summary: dict[str, Any], map_cells: list[dict], target: float) -> dict:
+    """Returns, by limit and buffer rule, `target.best_lag`."""
+    return {
+        limit: {
+            buffer: best_lag(map_cells, target, seconds_by_lag(rules, buffer))
+            for buffer in rules
+            if buffer not in BASELINES
+        }
+        for limit, rules in summary["by_limit"].items()
+    }
 
 
 def times_to_target(summary: dict[str, Any], map_cells: list[dict], target: float) -> dict:

@@ -10,8 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from staleness_grpo.scaling.bootstrap import percentile_interval, resampled_rows
 from staleness_grpo.scaling.collapse import averages
 from staleness_grpo.scaling.outcomes import reward_trace
+
+RESAMPLES = 200  # of the seeds, for the intervals of the best lag
+FLAT = 1.1  # a lag with at most this many times the shortest time is as good
 
 
 def steps_to_target(cell: dict[str, Any], target: float) -> float:
@@ -76,3 +80,44 @@ def time_to_target(
             }
         )
     return records
+
+
+def best_lag(
+    cells: list[dict], target: float, seconds_per_step: dict[int, float]
+) -> dict[str, Any] | None:
+    """Returns the S with the shortest time to the target, with intervals over the map's seeds.
+
+    Args:
+      cells: lines of a sweep's cells.jsonl.
+      target: the reward.
+      seconds_per_step: seconds of a learner step by S.
+
+    Returns:
+      `max_lag` and `seconds` with `max_lag_interval` and `seconds_interval`, each the central 95 %
+      of RESAMPLES resamples of the seeds. `flat_lags` are all S whose time is at most FLAT times
+      the shortest. `unreached_share` is the share of the resamples in which no S reaches the
+      target; the intervals leave them out. None if no S reaches the target.
+    """
+
+    def times(chosen: list[dict]) -> dict[int, float]:
+        records = time_to_target(median_steps(chosen, target), seconds_per_step)
+        return {r["max_lag"]: r["seconds"] for r in records if r["seconds"] is not None}
+
+    found = times(cells)
+    if not found:
+        return None
+    best = min(found, key=lambda lag: found[lag])
+    drawn = []
+    for rows in resampled_rows(np.array([cell["seed"] for cell in cells]), RESAMPLES):
+        if resampled := times([cells[row] for row in rows]):
+            lag = min(resampled, key=lambda lag: resampled[lag])
+            drawn.append((lag, resampled[lag]))
+    lags, seconds = np.array(drawn).T
+    return {
+        "max_lag": best,
+        "max_lag_interval": percentile_interval(lags),
+        "seconds": found[best],
+        "seconds_interval": percentile_interval(seconds),
+        "flat_lags": [lag for lag, time in found.items() if time <= FLAT * found[best]],
+        "unreached_share": 1 - len(drawn) / RESAMPLES,
+    }

@@ -203,3 +203,26 @@ def test_a_wrong_flag_is_one_line_and_touches_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["pipeline", "pipeline_limits"])
 def test_shipped_configs_are_valid(name):
     pipeline.validate(load_config(CONFIGS / f"{name}.py"))
+
+
+def test_the_best_lag_has_an_interval_over_seeds():
+    """By hand: S = 1 is best for two seeds of three, S = 4 for the third."""
+    low, high = 0.1, 0.9
+    rise = {0: (2, 2, 2), 1: (3, 3, 20), 4: (9, 9, 5)}  # evaluations before the rise, by seed
+    cells = [
+        training(lag, 0.1, seed, [low] * before + [high] * 30)
+        for lag, befores in rise.items()
+        for seed, before in enumerate(befores)
+    ]
+    seconds = {0: 10.0, 1: 2.0, 4: 1.0}
+    found = target.best_lag(cells, 0.5, seconds)
+    steps = {key: value for key, value in target.median_steps(cells, 0.5).items()}
+    by_hand = {lag: steps[lag, 0.1] * seconds[lag] for lag in rise}
+    best = min(by_hand, key=lambda lag: by_hand[lag])
+    assert (found["max_lag"], found["seconds"]) == (best, by_hand[best])
+    assert found["flat_lags"] == [lag for lag, s in by_hand.items() if s <= 1.1 * by_hand[best]]
+    low_end, high_end = found["max_lag_interval"]
+    assert low_end <= best <= high_end and low_end < high_end  # seeds disagree
+    assert found["seconds_interval"][0] <= found["seconds"] <= found["seconds_interval"][1]
+    assert found["unreached_share"] == 0.0
+    assert target.best_lag(cells, 2.0, seconds) is None

@@ -1,0 +1,1 @@
+"""Answers which learning rate is safe at which lag, from runs of ours, logs, or a probe."""

@@ -1,0 +1,93 @@
+"""Answers which learning rate is safe at which lag, with intervals, and for how risky a run is.
+
+    python -m experiments.advise --workdir=DIR --probe --horizon=T [--config=FILE.py ...]
+    python -m experiments.advise --workdir=DIR --run=WORKDIR [--run=WORKDIR ...] --horizon=T
+    python -m experiments.advise --workdir=DIR --log=FILE --format=NAME --horizon=T
+
+What it learns from: short runs that it makes itself, finished workdirs of `experiments.train` or
+`experiments.sweep`, or what another trainer logged. With --max_lag and --learning_rate it also says
+how likely a run with these collapses. Writes advice.md, summary.json and a figure. It refuses, in
+one line, where the runs cannot carry an answer.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments.advise.question import FLAGS
+from experiments.common import cli
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses a question that cannot be answered, or a probe that cannot run."""
+    from experiments.advise import question
+    from experiments.advise.probing import training
+
+    question.validate(config)
+    if config.advise.probe:
+        cli.validate_on_this_machine(training(config))
+
+
+def main(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Gathers the runs, and writes the answer.
+
+    Raises:
+      FlagError: the runs cannot carry an answer.
+    """
+    from experiments.advise import page, sources
+    from experiments.advise.answer import answer
+    from experiments.common.workdir import SUMMARY, write_run_files
+    from staleness_grpo.runtime.records import write_json
+
+    known = sources.gather(config, workdir)
+    advice = answer(config, known)
+    write_run_files(workdir, config)
+    text = page.text(advice, known)
+    (workdir / page.NAME).write_text(text, encoding="utf-8")
+    write_json(workdir / SUMMARY, page.record(advice, known))
+    print(text)
+
+
+def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Draws eta_max by S; returns the path of the PNG."""
+    from experiments.advise import figures
+
+    return figures.draw(workdir)
+
+
+if __name__ == "__main__":
+    values: dict[str, Any] = {
+        "run": flags.DEFINE_multi_string("run", None, "A finished workdir of ours."),
+        "log": flags.DEFINE_multi_string("log", None, "A file that a trainer wrote."),
+        "format": flags.DEFINE_string("format", None, "The trainer, a name from docs/logs.md."),
+        "probe": flags.DEFINE_bool("probe", None, "Make short runs of the config's training."),
+        "horizon": flags.DEFINE_integer("horizon", None, "T, learner steps that are planned."),
+        "max_lags": flags.DEFINE_list("max_lags", None, "The lags S that are asked about."),
+        "max_lag": flags.DEFINE_integer("max_lag", None, "S of the run that is asked about."),
+        "learning_rate": flags.DEFINE_float("learning_rate", None, "Its learning rate."),
+        "b1": flags.DEFINE_float("b1", None, "Momentum of the optimizer in the logs."),
+        "updates_per_version": flags.DEFINE_integer(
+            "updates_per_version", None, "Optimizer updates between two weight versions."
+        ),
+    }
+
+    def _fill_in(config: ConfigDict) -> None:
+        """Copies the flags into the config, where a second call finds them again."""
+        for name, flag in values.items():
+            if flag.value is None:
+                continue
+            value = flag.value
+            if name == "max_lags":
+                value = [int(lag) for lag in value]
+            is_list = isinstance(value, list)
+            config.advise[FLAGS[name]] = tuple(value) if is_list else value
+
+    cli.run(
+        main,
+        draw,
+        default_config="experiments/configs/advise.py",
+        validate=validate,
+        prepare=_fill_in,
+    )

@@ -1,0 +1,133 @@
+"""Compares the cells of three maps: without a guard, with warnings, and with a scaled rate."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.sweep.grid import MAIN
+
+WARN, SCALE = "warn", "scale"
+
+
+def summarize(maps: dict[str, list[dict]], level: float) -> dict[str, Any]:
+    """Returns the contents of summary.json without the claims.
+
+    A setting is one S and one learning rate. It is beyond the boundary if more than half of its
+    seeds collapse without a guard, and inside if none does.
+
+    Args:
+      maps: the records of each map, by name. The cells are the same in all three.
+      level: the level of the alarm.
+
+    Returns:
+      `settings`: what happens in each setting. `beyond`, `inside`: sums over settings. `warnings`:
+      how many collapses `warn` foretold and how early, and its false alarms.
+    """
+    settings = [_setting(maps, key) for key in sorted({_key(record) for record in maps[MAIN]})]
+    beyond = [s for s in settings if s["collapsed"] > s["seeds"] / 2]
+    inside = [s for s in settings if s["collapsed"] == 0]
+    return {
+        "level": level,
+        "settings": settings,
+        "beyond": {
+            "settings": len(beyond),
+            "collapsed": sum(s["collapsed"] for s in beyond),
+            "collapsed_with_guard": sum(s["collapsed_with_guard"] for s in beyond),
+            "least_prevented_share": min(
+                (1 - s["collapsed_with_guard"] / s["seeds"] for s in beyond), default=None
+            ),
+            "final": _mean(beyond, "final"),
+            "final_with_guard": _mean(beyond, "final_with_guard"),
+        },
+        "inside": {
+            "settings": len(inside),
+            "final": _mean(inside, "final"),
+            "final_with_guard": _mean(inside, "final_with_guard"),
+            "largest_cost": max((cost(s) for s in inside), default=None),
+            "mean_scale": _mean(inside, "scale"),
+        },
+        "warnings": warnings(maps[WARN], level),
+        "same_as_without": _same(maps[MAIN], maps[WARN]),
+    }
+
+
+def _key(record: dict) -> tuple[int, float]:
+    return record["max_lag"], record["learning_rate"]
+
+
+def _setting(maps: dict[str, list[dict]], key: tuple[int, float]) -> dict[str, Any]:
+    """Returns the collapses, final rewards and final scale of one setting."""
+    without, guarded = (
+        [record for record in maps[name] if _key(record) == key] for name in (MAIN, SCALE)
+    )
+    return {
+        "max_lag": key[0],
+        "learning_rate": key[1],
+        "seeds": len(without),
+        "collapsed": _num_collapsed(without),
+        "collapsed_with_guard": _num_collapsed(guarded),
+        "final": float(np.mean([record["final"] for record in without])),
+        "final_with_guard": float(np.mean([record["final"] for record in guarded])),
+        "scale": float(np.mean([record["traces"]["guard_scale"][-1] for record in guarded])),
+    }
+
+
+def _num_collapsed(records: list[dict]) -> int:
+    return sum(record["collapse_step"] is not None or not record["finite"] for record in records)
+
+
+def _mean(settings: list[dict], name: str) -> float | None:
+    return float(np.mean([setting[name] for setting in settings])) if settings else None
+
+
+def cost(setting: dict[str, Any]) -> float:
+    """Returns the share of the final reward that the guard costs a setting."""
+    return 1 - setting["final_with_guard"] / setting["final"]
+
+
+def first_alarm(record: dict, level: float) -> int | None:
+    """Returns the learner step of the first alarm of a run with warnings; None without one.
+
+    A record has means over blocks of learner steps. The alarm is in the first block whose mean of
+    the average is above the level, and is dated to the end of that block.
+    """
+    blocks = np.array(record["traces"]["guard_average"], float)
+    above = np.flatnonzero((blocks > level) | ~np.isfinite(blocks))
+    return None if not above.size else int((above[0] + 1) * record["trace_every"])
+
+
+def warnings(records: list[dict], level: float) -> dict[str, Any]:
+    """Returns how many collapses were foretold, how early, and the false alarms.
+
+    Runs with S = 0 are left out: their ratio is 1.
+
+    Returns:
+      `found`: the share of the collapsing runs with an alarm before the collapse. `median_lead`:
+      the median of the learner steps between. `false_alarms`: the share of stable runs with an
+      alarm. `collapsed`, `stable`: the numbers of runs.
+    """
+    stale = [record for record in records if record["max_lag"] >= 1]
+    collapsed = [record for record in stale if record["collapse_step"] is not None]
+    stable = [record for record in stale if record["collapse_step"] is None]
+    leads = []
+    for record in collapsed:
+        alarm = first_alarm(record, level)
+        if alarm is not None and alarm < record["collapse_step"]:
+            leads.append(record["collapse_step"] - alarm)
+    false_alarms = [first_alarm(record, level) is not None for record in stable]
+    return {
+        "found": len(leads) / len(collapsed) if collapsed else None,
+        "median_lead": float(np.median(leads)) if leads else None,
+        "false_alarms": float(np.mean(false_alarms)) if stable else None,
+        "collapsed": len(collapsed),
+        "stable": len(stable),
+    }
+
+
+def _same(without: list[dict], warned: list[dict]) -> bool:
+    """Says whether warnings leave every cell as it is without a guard."""
+    by_name = {record["cell"]: record for record in warned}
+    return all(
+        record["traces"]["eval_reward"] == by_name[record["cell"]]["traces"]["eval_reward"]
+        for record in without
+    )

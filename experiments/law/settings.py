@@ -1,0 +1,76 @@
+"""Makes the maps of the study, and checks its config."""
+
+import dataclasses
+import pathlib
+
+from ml_collections import ConfigDict
+
+from experiments.common.workdir import SUMMARY
+from experiments.sweep import grid
+from staleness_grpo.errors import require, require_local
+from staleness_grpo.runtime.records import read_jsonl
+
+REFERENCE = "reference"
+STORIES = "stories260k"
+ROLES = ("calibration", "heldout", "interventions")  # fields of `law` that name settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Holds the records of one map, and what the predictions know of it."""
+
+    records: list[dict]
+    b1: float  # decay of Adam's first moment; 0 for an optimizer without momentum
+    optimizer: str
+
+
+def configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Returns the config of each map. The first is the reference."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for section in ("law", "stories"):
+            del config[section]
+    return grid.variant_configs(config)
+
+
+def read(config: ConfigDict, maps: dict[str, list[dict]]) -> dict[str, Setting]:
+    """Returns all settings by name.
+
+    Args:
+      config: the config of the study.
+      maps: the records of each map, by the names of `configs`.
+    """
+    settings = {}
+    for name, setting in configs(config).items():
+        optimizer = setting.optimizer
+        b1 = 0.0 if optimizer.name == "sgd" else optimizer.b1
+        key = REFERENCE if name == grid.MAIN else name
+        settings[key] = Setting(maps[name], b1, optimizer.name)
+    if config.stories is not None:
+        records = read_jsonl(pathlib.Path(config.stories) / grid.cells_file(grid.MAIN))
+        settings[STORIES] = Setting(records, 0.9, records[0]["optimizer"])
+    return settings
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises FieldError for the first field whose value cannot be used."""
+    law = config.law
+    names = set(config.get("variants", {}))
+    for role in ROLES:
+        for name in law[role]:
+            hint = f"give names of variants: {', '.join(sorted(names))}"
+            require(name in names, f"law.{role}", hint, name)
+    require(len(law.calibration) > 0, "law.calibration", "give at least one name", law.calibration)
+    require(law.probe_steps >= 1, "law.probe_steps", "give a number >= 1", law.probe_steps)
+    require(len(law.probe_lags) > 0, "law.probe_lags", "give at least one lag", law.probe_lags)
+    base = config.copy_and_resolve_references()
+    with base.unlocked():
+        for section in ("law", "stories"):
+            del base[section]
+    grid.validate(base)
+    if config.stories is not None:
+        require_local(config.stories, "stories")
+        for name in ("cells.jsonl", SUMMARY):
+            there = (pathlib.Path(config.stories) / name).is_file()
+            hint = f"there is no {name}: give a finished workdir of experiments.sweep"
+            require(there, "stories", hint, config.stories)

@@ -1,0 +1,183 @@
+"""The advisor: answers from maps, trainings and probes, refusals, and what it leaves open."""
+
+import numpy as np
+import pytest
+
+from experiments.advise import __main__ as advisor
+from experiments.advise import probing, question
+from experiments.common import cli
+from experiments.common.flag_parsing import load_config
+from experiments.sweep import grid
+from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.runtime.records import plain, read_json, read_jsonl, write_json, write_jsonl
+from tests.helpers.collapses import law, record
+
+CONFIGS = cli.ROOT / "experiments" / "configs"
+TRUTH = law(0.9)
+
+
+def asked(**fields):
+    config = load_config(CONFIGS / "advise.py")
+    config.update_from_flattened_dict({f"advise.{name}": value for name, value in fields.items()})
+    return config
+
+
+def answered(config, folder):
+    """Runs the advisor as the command does; returns its summary."""
+    question.validate(config)
+    cli.complete(advisor.main, advisor.draw, config, folder)
+    return read_json(folder / "summary.json")
+
+
+def boundary(max_lag, num_steps):
+    """Returns eta_max by the law that made the records, where the cap is far."""
+    exact = TRUTH["t_inf"] * (1 + TRUTH["s0"] / max_lag) / num_steps
+    return TRUTH["rate"] * exact ** (1 / TRUTH["b"])
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Returns a finished workdir of a sweep, whose records follow the law."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config = load_config(CONFIGS / "scaling_laws.py")
+    config.sweep.update(dict(max_lags=(0, 1, 8, 64), seeds=(0, 1, 2)))
+    rng = np.random.default_rng(1)
+    with config.unlocked():
+        del config["variants"]
+    cells = grid.cells(config)
+    rows = [record(name, cell, TRUTH, rng) for name, cell in cells.items()]
+    write_jsonl(folder / "cells.jsonl", rows)
+    write_json(folder / "config.json", plain(config.to_dict()))
+    write_json(folder / "summary.json", {})
+    return folder
+
+
+def test_the_answer_from_a_map_holds_the_truth(sweep, tmp_path):
+    config = asked(runs=(str(sweep),), horizon=600, max_lag=8, learning_rate=1e-3)
+    summary = answered(config, tmp_path / "advice")
+    for row in summary["by_lag"]:
+        found = row["eta_max"]
+        assert found["low"] < found["median"] < found["high"]
+        if row["max_lag"] >= 4:  # the cap is far
+            assert found["low"] <= boundary(row["max_lag"], 600) <= found["high"]
+            assert row["binds"] == "lag and horizon"
+        assert row["safe"]["median"] < found["median"]
+    rates = [row["eta_max"]["median"] for row in summary["by_lag"]]
+    assert rates == sorted(rates, reverse=True)
+    page = (tmp_path / "advice" / "advice.md").read_text()
+    assert f"{rates[0]:.2g}" in page and summary["recommendation"] in page
+
+
+def test_the_risk_is_that_of_the_law(sweep, tmp_path):
+    """At the boundary it is about one half, far below it nearly 0, far above it nearly 1."""
+    for factor, low, high in ((1.0, 0.25, 0.75), (0.4, 0.0, 0.1), (2.5, 0.9, 1.0)):
+        rate = factor * boundary(16, 600)
+        config = asked(runs=(str(sweep),), horizon=600, max_lag=16, learning_rate=rate)
+        risk = answered(config, tmp_path / f"{factor}")["risk"]
+        assert low <= risk["median"] <= high
+        assert risk["low"] <= risk["median"] <= risk["high"]
+
+
+def few(sweep, folder, keep, with_traces=False):
+    """Writes a sweep's workdir with the records that `keep` chooses."""
+    folder.mkdir()
+    rows = [row for row in read_jsonl(sweep / "cells.jsonl") if keep(row)]
+    assert rows
+    if not with_traces:
+        rows = [row | {"traces": {}} for row in rows]
+    write_jsonl(folder / "cells.jsonl", rows)
+    for name in ("config.json", "summary.json"):
+        write_json(folder / name, read_json(sweep / name))
+    return folder
+
+
+def test_fewer_runs_give_a_wider_answer(sweep, tmp_path):
+    one_seed = few(sweep, tmp_path / "few", lambda row: row["seed"] == 0 and row["max_lag"] == 8)
+    widths = []
+    for number, folder in enumerate((sweep, one_seed)):
+        summary = answered(asked(runs=(str(folder),)), tmp_path / f"{number}")
+        at_64 = summary["by_lag"][-1]["eta_max"]
+        widths.append(at_64["high"] / at_64["low"])
+    assert widths[1] > widths[0]
+    notes = (tmp_path / "1" / "advice.md").read_text()
+    assert "The runs have one lag" in notes and "No run is synchronous" in notes
+
+
+def test_stable_runs_alone_bound_the_answer_from_below(sweep, tmp_path):
+    folder = few(
+        sweep, tmp_path / "few", lambda row: row["max_lag"] == 8 and row["learning_rate"] == 3.5e-4
+    )
+    summary = answered(asked(runs=(str(folder),)), tmp_path / "advice")
+    assert all(row["eta_max"]["high"] is None for row in summary["by_lag"])
+    page = (tmp_path / "advice" / "advice.md").read_text()
+    assert "| 8 | above " in page and "No run collapsed" in page
+    # What is called likely to be stable was tried, or is close to it.
+    at_8 = next(row for row in summary["by_lag"] if row["max_lag"] == 8)
+    assert 0.7 * 3.5e-4 < at_8["eta_max"]["low"] < 2 * 3.5e-4
+
+
+def test_where_runs_bound_one_side_alone_the_early_sign_gives_the_other(sweep, tmp_path):
+    def keep(row):
+        return row["max_lag"] == 8 and row["learning_rate"] == 3.5e-4
+
+    folder = few(sweep, tmp_path / "few", keep, with_traces=True)
+    summary = answered(asked(runs=(str(folder),)), tmp_path / "advice")
+    for row in summary["by_lag"]:
+        if row["max_lag"] in (8, 16, 32):  # near the lag that was seen
+            found = row["eta_max"]
+            assert found["low"] <= boundary(row["max_lag"], 600) <= found["high"]
+    page = (tmp_path / "advice" / "advice.md").read_text()
+    assert "is used as a sign" in page and "come from that sign alone" in page
+
+
+def test_runs_without_lag_are_refused(sweep, tmp_path):
+    folder = few(sweep, tmp_path / "few", lambda row: row["max_lag"] == 0)
+    with pytest.raises(FlagError, match="no run has a lag"):
+        answered(asked(runs=(str(folder),)), tmp_path / "advice")
+    assert not (tmp_path / "advice" / "summary.json").exists()
+
+
+def test_a_probe_goes_on_where_it_was_and_finds_the_boundary(tmp_path):
+    """Its runs have records already, so that nothing is trained."""
+    folder = tmp_path / "advice"
+    folder.mkdir()
+    config = asked(probe=True, horizon=600)
+    base = probing.training(config)
+    rng = np.random.default_rng(5)
+    rows = []
+    for lag in (0, 1, 16):
+        for rate in probing.rates(config):
+            cell = base.copy_and_resolve_references()
+            cell.lag.max_lag, cell.optimizer.learning_rate = lag, rate
+            rows.append(record(f"S{lag}-eta{rate:g}-seed0", cell, TRUTH, rng))
+    write_jsonl(folder / "cells-probe.jsonl", rows)
+    summary = answered(config, folder)
+    assert summary["num_runs"] <= 12 and 0 < summary["num_collapsed"] < summary["num_runs"]
+    assert summary["probe_learner_steps"] <= 12 * 150
+    for row in summary["by_lag"]:
+        if row["max_lag"] >= 4:
+            assert row["eta_max"]["low"] <= boundary(row["max_lag"], 600) <= row["eta_max"]["high"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, "runs"),
+        ({"probe": True, "runs": ("somewhere",)}, "probe"),
+        ({"runs": ("/no/such/folder",)}, "runs"),
+        ({"probe": True, "horizon": 0}, "horizon"),
+        ({"probe": True, "max_lags": ()}, "max_lags"),
+        ({"probe": True, "max_lags": (-1,)}, "max_lags"),
+        ({"probe": True, "probe_steps": 151}, "probe_steps"),
+        ({"probe": True, "probe_span": 1.0}, "probe_span"),
+        ({"probe": True, "learning_rate": float("nan")}, "learning_rate"),
+        ({"probe": True, "b1": 1.0}, "b1"),
+        ({"probe": True, "format": "verl"}, "format"),
+        ({"logs": ("/no/such/file",), "format": "verl"}, "logs"),
+        ({"logs": ("/no/such/file",), "format": "nothing"}, "format"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(fields, named):
+    with pytest.raises(FieldError) as error:
+        question.validate(asked(**fields))
+    assert error.value.field == f"advise.{named}"

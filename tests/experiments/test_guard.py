@@ -1,0 +1,114 @@
+"""The comparison of trainings with and without a guard, on records that are made by hand."""
+
+import pytest
+
+from experiments.common import cli
+from experiments.common.claims import read as read_claims
+from experiments.common.flag_parsing import load_config
+from experiments.guard import __main__ as guard
+from experiments.guard import analysis
+from experiments.sweep import grid
+from staleness_grpo.errors import FieldError
+from staleness_grpo.runtime.records import read_json, write_jsonl
+
+CONFIG = cli.ROOT / "experiments" / "configs" / "guard.py"
+LEVEL = 0.1
+
+
+def small():
+    config = load_config(CONFIG)
+    config.sweep.update(dict(max_lags=(0, 8), learning_rates=(1e-3, 4e-3), seeds=(0, 1, 2, 3, 4)))
+    config.variants.warn.guard.level = LEVEL
+    config.variants.scale.guard.level = LEVEL
+    return config
+
+
+def cell(name, config, kind):
+    """Makes a cell: at S = 8 and 4e-3 it collapses at step 100 unless a guard scales the rate."""
+    is_beyond = config.lag.max_lag == 8 and config.optimizer.learning_rate == 4e-3
+    saved = kind == "scale" and config.seed < 4  # the guard saves four of five seeds
+    collapses = is_beyond and not saved
+    # Blocks of five steps. The average passes the level in the block that ends at step 50.
+    average = [0.02] * 9 + [0.3] * 111 if is_beyond else [0.01] * 120
+    if not is_beyond and config.lag.max_lag == 8 and config.seed == 0:
+        average = [0.01] * 60 + [0.2] * 60  # a false alarm
+    final = {True: 0.0, False: 0.8 if kind == "scale" else 0.9}[collapses]
+    record = {
+        "cell": name,
+        "max_lag": config.lag.max_lag,
+        "learning_rate": config.optimizer.learning_rate,
+        "seed": config.seed,
+        "collapse_step": 100 if collapses else None,
+        "finite": True,
+        "final": final,
+        "trace_every": 5,
+        "traces": {"eval_reward": [0.3, final]},
+    }
+    if kind != grid.MAIN:
+        scale = [1.0] * 10 + [0.25] if kind == "scale" and is_beyond else [1.0] * 11
+        record["traces"] |= {"guard_average": average, "guard_scale": scale}
+    return record
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Runs the experiment on a workdir that has all records already, so that nothing is trained."""
+    folder = tmp_path_factory.mktemp("guard") / "run"
+    folder.mkdir()
+    config = small()
+    guard.validate(config)
+    for name, variant in grid.variant_configs(config).items():
+        cells = grid.cells(variant).items()
+        write_jsonl(folder / grid.cells_file(name), (cell(key, c, name) for key, c in cells))
+    cli.complete(guard.main, guard.draw, config, folder)
+    return folder
+
+
+def test_the_summary_counts_what_was_prevented_and_what_it_cost(workdir):
+    summary = read_json(workdir / "summary.json")
+    assert summary["beyond"] == {
+        "settings": 1,
+        "collapsed": 5,
+        "collapsed_with_guard": 1,
+        "least_prevented_share": pytest.approx(0.8),
+        "final": 0.0,
+        "final_with_guard": pytest.approx(4 * 0.8 / 5),
+    }
+    assert summary["inside"]["settings"] == 3
+    assert summary["inside"]["largest_cost"] == pytest.approx(1 / 9)
+    claims = {claim.name: claim.holds for claim in read_claims(summary)}
+    assert claims["guard_prevents"] and not claims["guard_is_cheap"]
+    assert claims["warnings_change_nothing"]
+
+
+def test_warnings_are_counted_before_the_collapse_and_among_stable_runs(workdir):
+    """S = 0 is left out. At S = 8 five runs collapse and five are stable, one with an alarm."""
+    found = read_json(workdir / "summary.json")["warnings"]
+    assert found == {
+        "found": 1.0,
+        "median_lead": 50.0,
+        "false_alarms": pytest.approx(0.2),
+        "collapsed": 5,
+        "stable": 5,
+    }
+
+
+def test_an_alarm_after_the_collapse_foretells_nothing():
+    late = {
+        "max_lag": 4,
+        "collapse_step": 20,
+        "trace_every": 5,
+        "traces": {"guard_average": [0.0] * 6 + [1.0]},
+    }
+    assert analysis.warnings([late], LEVEL)["found"] == 0.0
+    assert analysis.first_alarm(late, LEVEL) == 35
+    not_a_number = late | {"traces": {"guard_average": [0.0, float("nan")]}}
+    assert analysis.first_alarm(not_a_number, LEVEL) == 10
+
+
+def test_other_variants_are_refused():
+    config = small()
+    with config.unlocked():
+        del config.variants["warn"]
+    with pytest.raises(FieldError, match="warn"):
+        guard.validate(config)

@@ -1,0 +1,142 @@
+"""The study of the law, on records that are drawn from a known law."""
+
+import numpy as np
+import pytest
+
+from experiments.common import cli
+from experiments.common.claims import read as read_claims
+from experiments.common.flag_parsing import load_config
+from experiments.law import __main__ as study
+from experiments.law import settings
+from experiments.law.predictions import factors, probe_runs
+from experiments.sweep import grid
+from staleness_grpo.errors import FieldError
+from staleness_grpo.runtime.records import read_json, write_jsonl
+from tests.helpers.collapses import law, record
+
+CONFIG = cli.ROOT / "experiments" / "configs" / "law.py"
+MOMENTA = {"b1_0": 0.0, "b1_97": 0.97}
+
+
+def small():
+    """Returns the study with two momenta, two held-out settings and one intervention."""
+    config = load_config(CONFIG)
+    kept = {name: config.variants[name] for name in (*MOMENTA, "group_4", "sgd", "dual_clip_3")}
+    with config.unlocked():
+        config.variants = kept
+    config.law.calibration = tuple(MOMENTA)
+    config.law.heldout = ("group_4", "sgd")
+    config.law.interventions = ("dual_clip_3",)
+    return config
+
+
+def truth(name):
+    """Returns the law that a setting's records follow."""
+    if name == "dual_clip_3":  # twice the boundary
+        return law(0.9, t_inf=300.0 * 2**1.7, cap=1.0)
+    if name == "sgd":  # another unit of the learning rate, and no momentum
+        return law(0.0, rate=0.02, cap=0.1)
+    return law(MOMENTA.get(name, 0.9))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Runs the study on a workdir that has all records already, so that nothing is trained."""
+    folder = tmp_path_factory.mktemp("law") / "run"
+    folder.mkdir()
+    config = small()
+    study.validate(config)
+    rng = np.random.default_rng(0)
+    for name, setting in settings.configs(config).items():
+        rows = [
+            record(cell, fields, truth(name), rng) for cell, fields in grid.cells(setting).items()
+        ]
+        write_jsonl(folder / grid.cells_file(name), rows)
+    cli.complete(study.main, study.draw, config, folder)
+    return folder
+
+
+def test_the_study_finds_the_constants(workdir):
+    summary = read_json(workdir / "summary.json")
+    for name, found in summary["settings"].items():
+        known = truth(name)
+        assert found["s0"]["low"] <= known["s0"] <= found["s0"]["high"], name
+        assert found["b"]["low"] <= known["b"] <= found["b"]["high"], name
+    low, high = summary["momentum"]["slope_interval"]
+    assert low < 1 < high and high - low < 1
+
+
+def test_the_law_that_made_the_records_wins(workdir):
+    claims = {claim.name: claim for claim in read_claims(read_json(workdir / "summary.json"))}
+    assert claims["saturating_law_wins"].holds
+    assert claims["s0_grows_like_the_memory"].holds
+
+
+def test_boundaries_are_predicted_and_baselines_are_not_favored(workdir):
+    heldout = read_json(workdir / "summary.json")["heldout"]
+    rows = {(row["setting"], row["max_lag"]): row for row in heldout["rows"]}
+    assert set(rows) == {(name, lag) for name in ("group_4", "sgd") for lag in (1, 4, 16, 64)}
+    for row in rows.values():
+        known = truth(row["setting"])
+        exact = known["t_inf"] * (1 + known["s0"] / row["max_lag"]) / row["steps"]
+        boundary = min(known["rate"] * exact ** (1 / known["b"]), known["cap"])
+        assert row["probe"] == pytest.approx(boundary, rel=0.6)
+        if row["measured"] is not None:
+            assert row["measured"] == pytest.approx(boundary, rel=0.25)
+    assert heldout["factors"]["probe"]["median"] < 1.3
+    assert heldout["factors"]["inverse_lag"]["median"] > 2
+    # Constants of the reference know nothing of the unit of another optimizer.
+    assert rows["sgd", 16]["transfer"] < rows["sgd", 16]["measured"] / 3
+
+
+def test_the_probe_is_cheap_and_knows_only_its_seed_and_its_steps(workdir):
+    config = small()
+    study_law = config.law
+    records = settings.read(config, _maps(workdir, config))["group_4"].records
+    runs = probe_runs(records, tuple(study_law.probe_lags), study_law.probe_steps)
+    assert set(runs.seed) == {20} and runs.step.max() <= 150
+    assert set(runs.max_lag) == {0.0, 1.0, 16.0} and len(runs) <= 12
+    other = [r for r in records if r["seed"] == 20]
+    again = probe_runs(other, tuple(study_law.probe_lags), study_law.probe_steps)
+    np.testing.assert_array_equal(runs.step, again.step)
+
+
+def _maps(workdir, config):
+    from staleness_grpo.runtime.records import read_jsonl
+
+    return {name: read_jsonl(workdir / grid.cells_file(name)) for name in settings.configs(config)}
+
+
+def test_an_intervention_moves_the_boundary_by_its_factor(workdir):
+    found = read_json(workdir / "summary.json")["interventions"]["by_name"]["dual_clip_3"]
+    assert found["low"] < 2 < found["high"]
+    assert found["ratio"] == pytest.approx(2, rel=0.3)
+
+
+def test_factors_are_at_least_one_whichever_side_is_larger():
+    found = factors([0.5, 2.0, 1.0, 4.0])
+    assert found["median"] == 2.0 and found["largest"] == 4.0 and found["within_typical"] == 0.25
+    assert factors([])["median"] is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("law.heldout", ("nothing",)),
+        ("law.calibration", ()),
+        ("law.probe_steps", 0),
+        ("law.probe_lags", ()),
+        ("stories", "/no/such/folder"),
+    ],
+)
+def test_a_wrong_field_is_named(field, value):
+    config = small()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(FieldError) as error:
+        study.validate(config)
+    assert error.value.field == field
+
+
+def test_a_second_call_draws_the_figures_again(workdir):
+    paths = {path.name for path in study.draw(workdir)}
+    assert paths == {"law_momentum.png", "law_heldout.png", "law_interventions.png"}
