@@ -71,6 +71,11 @@ if __name__ == "__main__":
         "updates_per_version": flags.DEFINE_integer(
             "updates_per_version", None, "Optimizer updates between two weight versions."
         ),
+        "updates_per_step": flags.DEFINE_integer(
+            "updates_per_step", None, "Optimizer updates of a recorded step."
+        ),
+        "first_step": flags.DEFINE_integer("first_step", None, "Number of the log's first step."),
+        "columns": flags.DEFINE_list("columns", None, "For csv: NAME=COLUMN, ..."),
     }
 
     def _fill_in(config: ConfigDict) -> None:

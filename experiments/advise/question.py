@@ -23,7 +23,14 @@ FLAGS = {
     "learning_rate": "learning_rate",
     "b1": "b1",
     "updates_per_version": "updates_per_version",
+    "updates_per_step": "updates_per_step",
+    "first_step": "first_step",
+    "columns": "columns",
 }
+# Fields that only logs make use of, with the values that leave them out.
+OF_LOGS = dict(
+    format=None, updates_per_version=None, updates_per_step=1, first_step=None, columns=()
+)
 
 
 def add_question(config: ConfigDict) -> None:
@@ -36,6 +43,9 @@ def add_question(config: ConfigDict) -> None:
                 format=config_dict.placeholder(str),  # of the logs, a name from docs/logs.md
                 # Optimizer updates between two weight versions, for logs that count versions.
                 updates_per_version=config_dict.placeholder(int),
+                updates_per_step=1,  # optimizer updates of a recorded step
+                first_step=config_dict.placeholder(int),  # number of the log's first step
+                columns=(),  # for csv, pairs NAME=COLUMN of our names and the log's
                 probe=False,  # make short runs of the config's training
                 # The largest learning rate of the probe is so many times the smallest. The middle
                 # one is optimizer.learning_rate.
@@ -78,8 +88,11 @@ def validate(config: ConfigDict) -> None:
             there = pathlib.Path(path).is_file()
             require(there, "advise.logs", "there is no such file: give the file of a trainer", path)
     else:
-        for name in ("format", "updates_per_version"):
-            check(question[name] is None, name, "only --log makes use of it: leave it out")
+        for name, unused in OF_LOGS.items():
+            check(question[name] == unused, name, "only --log makes use of it: leave it out")
+    for pair in question.columns:
+        hint = "give pairs of our name and the log's, as in reward=my/reward"
+        require(pair.count("=") == 1, "advise.columns", hint, pair)
     for path in question.runs:
         require_local(path, "advise.runs")
         folder = pathlib.Path(path)

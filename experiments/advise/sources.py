@@ -51,7 +51,14 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
     if question.logs:
         rows, notes = [], []
         for path in question.logs:
-            history = read(path, question.format, question.updates_per_version)
+            history = read(
+                path,
+                question.format,
+                question.updates_per_version,
+                question.updates_per_step,
+                question.first_step,
+                dict(pair.split("=") for pair in question.columns) or None,
+            )
             rows.append(_of_history(config, history, path))
             notes += [f"{path}: {note}" for note in history.notes]
         kind = f"{len(rows)} log(s) of {question.format}"
