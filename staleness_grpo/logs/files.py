@@ -26,7 +26,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """Holds the records of a log in the order of the file, and sentences about what was left out."""
+    """Holds the records of a log in the order of the file, and sentences for its notes."""
 
     path: pathlib.Path
     lines: list[Line]

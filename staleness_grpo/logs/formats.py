@@ -66,8 +66,8 @@ STALENESS_GRPO = {signal: Column((signal,)) for signal in SIGNALS}
 
 NEWEST = "It counts from the newest version of a trajectory, so that its lags are lower bounds."
 
-# Left out: actor/ppo_kl and rollout_corr/kl estimate a divergence by the mean log ratio, ours is the
-# mean of r - 1 - log r. rollout_corr/rollout_is_eff_sample_size is taken after the weights were
+# Left out: actor/ppo_kl and rollout_corr/kl estimate a divergence by the mean log ratio, ours is
+# the mean of r - 1 - log r. rollout_corr/rollout_is_eff_sample_size is taken after the weights were
 # clamped, ours before. rollout_corr/chi2_token lacks the mean ratio that would make it `ess`.
 VERL = {
     # With a KL penalty in the reward, critic/rewards has it subtracted. The score has not.
@@ -132,7 +132,9 @@ NEMO_RL = {  # prefix train/ not seen as a literal
 # Left out: approx_kl and behave_approx_kl are mean log ratios. final_reward is the reward after
 # normalization, near 0 for every policy. sample_staleness_theta_max is a mean of maxima over parts
 # of a batch, so it is below the largest lag.
-_AREAL = "ppo_actor/update/"  # not seen as a literal in the trainer, but in code that reads its logs
+_AREAL = (
+    "ppo_actor/update/"  # not seen as a literal in the trainer, but in code that reads its logs
+)
 AREAL = {
     "reward": Column(("ppo_actor/task_reward/avg",)),
     "learning_rate": Column((f"{_AREAL}lr",)),

@@ -111,7 +111,9 @@ def _restarted(stretches: Sequence[list[Row]], notes: list[str]) -> list[Row]:
         start, end = dropped[0].step, min(dropped[-1].step, stretch[-1].step)
         before, after = ([r.step for r in s if start <= r.step <= end] for s in (dropped, stretch))
         if before != after or not set(_cells(dropped)) & set(_cells(stretch)):
-            raise OrderError(f"{stretch[0].where}: step {first} follows a later step, and {UNCLEAR}")
+            raise OrderError(
+                f"{stretch[0].where}: step {first} follows a later step, and {UNCLEAR}"
+            )
         kept = [row for row in kept if row.step < first] + stretch
         place = f"step {first} ({stretch[0].where})"
         notes.append(

@@ -44,4 +44,5 @@ def csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
                 raise TableError(reader.line_num, reason)
             yield reader.line_num, dict(row)
     except csv.Error as error:
-        raise TableError(reader.line_num, f"the row is not CSV: {error}") from error
+        line = reader.reader.line_num  # that of the DictReader is still of the row before
+        raise TableError(line, f"the row is not CSV: {error}") from error

@@ -33,7 +33,7 @@ def test_a_run_read_through_a_format_is_the_run(tmp_path, name, seed):
     assert history.step.dtype == np.int64
     np.testing.assert_array_equal(history.step, np.arange(len(made)))
     for signal in carried:
-        # Halves and quarters are exact, sums of them and differences of steps round in the last bit.
+        # Halves and quarters are exact. Sums and differences of steps round in the last bit.
         values = history.signals[signal]
         np.testing.assert_allclose(values, expected(made, signal), rtol=1e-12, atol=1e-12)
     assert np.isnan(expected(made, "grad_norm")).sum() == 1  # the comparison met a missing value
@@ -57,7 +57,9 @@ def test_lags_in_weight_versions_become_updates(tmp_path, name):
 def test_updates_per_version_is_asked_for_where_a_lag_is_in_the_log(tmp_path, name):
     made = records()
     path = written(tmp_path, name, made)
-    with pytest.raises(FlagError, match=r"^--updates_per_version=unset: lag_mean counts weight ver"):
+    with pytest.raises(
+        FlagError, match=r"^--updates_per_version=unset: lag_mean counts weight ver"
+    ):
         read(path, name)
     text = path.read_text().splitlines()
     lags = ("staleness", "trajectory_age", "sampling_client")
@@ -77,7 +79,9 @@ def test_updates_per_version_is_asked_for_where_a_lag_is_in_the_log(tmp_path, na
 
 @pytest.mark.parametrize("name", ["staleness_grpo", "trl", "prime_rl", "skyrl", "csv"])
 def test_updates_per_version_is_refused_where_lags_are_updates(tmp_path, name):
-    with pytest.raises(FlagError, match=r"^--updates_per_version=1: lags of --format=\w+ count opt"):
+    with pytest.raises(
+        FlagError, match=r"^--updates_per_version=1: lags of --format=\w+ count opt"
+    ):
         read(written(tmp_path, name, records()), name, updates_per_version=1)
 
 
@@ -122,7 +126,9 @@ def test_an_iteration_of_tinker_is_a_version(tmp_path):
 
 @pytest.mark.parametrize("name", ["staleness_grpo", "trl", "prime_rl", "skyrl"])
 def test_a_step_that_is_one_update_is_not_several(tmp_path, name):
-    with pytest.raises(FlagError, match=r"^--updates_per_step=2: .* one update|^--.* one optimizer"):
+    with pytest.raises(
+        FlagError, match=r"^--updates_per_step=2: .* one update|^--.* one optimizer"
+    ):
         read(written(tmp_path, name, records()), name, updates_per_step=2)
 
 
@@ -155,7 +161,10 @@ def test_the_first_name_with_values_counts_for_the_whole_log(tmp_path):
 
 
 def test_a_sum_needs_both_columns_where_the_log_has_both(tmp_path):
-    clip = [{"actor/pg_clipfrac": 0.25}, {"actor/pg_clipfrac": 0.25, "actor/pg_clipfrac_lower": 0.5}]
+    clip = [
+        {"actor/pg_clipfrac": 0.25},
+        {"actor/pg_clipfrac": 0.25, "actor/pg_clipfrac_lower": 0.5},
+    ]
     lines = [{"step": n, "data": {"actor/lr": 1.0} | data} for n, data in enumerate(clip, start=1)]
     path = json_lines(tmp_path / "log", lines)
     np.testing.assert_array_equal(read(path, "verl").signals["clip_fraction"], [np.nan, 0.75])
@@ -189,7 +198,9 @@ def test_where_steps_count_from_is_taken_from_the_log_or_asked_for(tmp_path, beg
     lines = [{"global_step": begin + n, "train/reward": n, "train/lr": 1.0} for n in range(3)]
     path = json_lines(tmp_path / "log", lines)
     if first is None:
-        with pytest.raises(FlagError, match="^--first_step=unset: the log begins with step 7: give"):
+        with pytest.raises(
+            FlagError, match="^--first_step=unset: the log begins with step 7: give"
+        ):
             read(path, "nemo_rl")
         np.testing.assert_array_equal(read(path, "nemo_rl", first_step=1).step, [6, 7, 8])
     else:
