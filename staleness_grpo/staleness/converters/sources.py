@@ -3,7 +3,6 @@
 Weights & Biases and pandas write floats for integers, and NaN, null or nothing for absent cells.
 """
 
-import csv
 import dataclasses
 import math
 import pathlib
@@ -11,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from staleness_grpo.runtime.tables import TableError, csv_rows, is_absent
 from staleness_grpo.staleness.trace import TraceError, parsed
 
 STEP_FOLDER = re.compile(r"step_(\d+)")
@@ -65,13 +65,6 @@ class Record:
         return number
 
 
-def is_absent(value: Any) -> bool:
-    """Returns whether a cell holds nothing, as the tools that export tables write it."""
-    if isinstance(value, str):
-        return value.strip().lower() in ("", "nan", "null", "none")
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def files(path: pathlib.Path, patterns: tuple[str, ...]) -> list[pathlib.Path]:
     """Returns the file, or the files of a folder that match a pattern, by the numbers in names.
 
@@ -117,15 +110,7 @@ def _json_rows(file: TextIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(file: TextIO, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(file, strict=True)
     try:
-        header = reader.fieldnames or []
-        if len(set(header)) < len(header):
-            raise TraceError(f"{name} line 1: the header names a column twice")
-        for row in reader:
-            if None in row or None in row.values():
-                reason = f"the row has not the {len(header)} cells of the header"
-                raise TraceError(f"{name} line {reader.line_num}: {reason}")
-            yield reader.line_num, dict(row)
-    except csv.Error as error:
-        raise TraceError(f"{name} line {reader.line_num}: the row is not CSV: {error}") from error
+        yield from csv_rows(file)
+    except TableError as error:
+        raise TraceError(f"{name} line {error.line}: {error.reason}") from error
