@@ -39,7 +39,7 @@ def text(advice: Advice, known: Known) -> str:
         )
     if advice.risk is not None and advice.at is not None:
         lag, rate = advice.at
-        lines.append(f"- Risk of a collapse at S = {lag}, eta = {rate:g}: {shown(advice.risk)}.")
+        lines.append(f"- Risk of a collapse at S = {lag:g}, eta = {rate:g}: {shown(advice.risk)}.")
     collapsed = f"{advice.num_collapsed} of {advice.num_runs} runs collapsed"
     lines.append(f"- It rests on {known.kind}; {collapsed}. Momentum b1 = {known.b1:g}.")
     if known.cost:

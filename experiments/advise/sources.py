@@ -31,7 +31,7 @@ class Known:
     b1: float  # of the optimizer's momentum
     kind: str  # what was read, in words
     cost: int  # learner steps that were made for the question
-    at: tuple[int, float] | None  # S and eta of the run that is asked about
+    at: tuple[float, float] | None  # S and eta of the run that is asked about
     signs: tuple[Sign, ...]  # what the mean of (log ratio)^2 says of the runs
     notes: tuple[str, ...]
 
@@ -93,9 +93,10 @@ def _known(
 ) -> Known:
     question = config.advise
     lag, rate = question.max_lag, question.learning_rate
-    if lag is None and rate is None and len(records) == 1:  # the only run is meant
-        lag, rate = records[0]["max_lag"], records[0]["learning_rate"]
-    at = None if lag is None or rate is None else (int(lag), float(rate))
+    if len(records) == 1:  # the only run is meant, where nothing else is said
+        lag = records[0]["max_lag"] if lag is None else lag
+        rate = records[0]["learning_rate"] if rate is None else rate
+    at = None if lag is None or rate is None else (float(lag), float(rate))
     signs = tuple(sign for record in records if (sign := _sign(record)) is not None)
     return Known(runs(records), b1, kind, cost, at, signs, notes)
 

@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
         dict(
             calibration=tuple(MOMENTUM),
             heldout=tuple(heldout),
-            interventions=("prompts_8", "prompts_32", "dual_clip_1_5", "dual_clip_3", "b2_95")
-            + ("gradient_clip", "reference_kl", "clip_0_1", "b1_0", "b1_97"),
+            interventions=("prompts_8", "prompts_32", "dual_clip_3", "b2_95", "reference_kl")
+            + ("b1_0", "b1_97"),
             # The probe of a setting. At each of these lags (or the nearest of the grid), runs of
             # the first seed halve the learning rates until a stable one is next to one that
             # collapses.
@@ -76,9 +76,6 @@ def _heldout() -> dict[str, dict[str, Any]]:
         "group_4": dict(group_size=4),
         "reference_kl": _field("reference", kl=0.05),
         "width_64": _field("policy", d_model=64, head_dim=16, d_ff=128),
-        "clip_0_1": _field("surrogate", clip_low=0.1, clip_high=0.1),
-        "gradient_clip": _field("optimizer", max_grad_norm=0.5),
-        "dual_clip_1_5": _field("correction", name="dual_clip", cap=1.5),
     }
 
 

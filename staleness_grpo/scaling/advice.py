@@ -50,7 +50,7 @@ class Advice:
     by_lag: tuple[AtLag, ...]
     cost_lag: Range | None  # the S from which a lag costs something; None if not bounded by runs
     risk: Range | None  # of a collapse at the setting that was asked about; None if none was
-    at: tuple[int, float] | None  # (S, eta) of that setting
+    at: tuple[float, float] | None  # (S, eta) of that setting
     num_runs: int
     num_collapsed: int
     refusal: str | None  # why there is no answer, and what is missing
@@ -63,7 +63,7 @@ def advise(
     rate: float,
     num_steps: int,
     lags: tuple[int, ...],
-    at: tuple[int, float] | None = None,
+    at: tuple[float, float] | None = None,
     signs: Sequence[Sign] = (),
 ) -> Advice:
     """Answers a question about a setting from its runs.
@@ -114,7 +114,7 @@ def advise(
     if at is not None:
         lag, learning_rate = at
         survives = collapse_law.log_survival(
-            "saturating", constants, float(lag), np.log(learning_rate / rate), np.log(num_steps)
+            "saturating", constants, lag, np.log(learning_rate / rate), np.log(num_steps)
         )
         median, low, high = fitted.interval(1 - np.exp(survives), INTERVAL)
         risk = Range(median, low if above else 0.0, high if below else 1.0)
