@@ -74,9 +74,12 @@ def test_only_the_policy_imports_flax_and_three_rooms_import_no_jax(path):
 
 
 EXPERIMENT_ROOMS = {
+    "advise": {"sweep"},
     "async_train": {"train"},
     "corrections": {"bias", "sweep"},
     "compare": {"train"},
+    "guard": {"sweep"},
+    "law": {"sweep"},
     "paired_bias": {"train"},
     "sweep": {"paired_bias", "train"},
 }

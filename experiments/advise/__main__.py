@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.advise.question import FLAGS
 from experiments.common import cli
+from experiments.configs.advise import section
 
 
 def validate(config: ConfigDict) -> None:
@@ -80,6 +81,9 @@ if __name__ == "__main__":
 
     def _fill_in(config: ConfigDict) -> None:
         """Copies the flags into the config, where a second call finds them again."""
+        if "advise" not in config:  # the config of a training
+            with config.unlocked():
+                config.advise = section()
         for name, flag in values.items():
             if flag.value is None:
                 continue
@@ -95,4 +99,5 @@ if __name__ == "__main__":
         default_config="experiments/configs/advise.py",
         validate=validate,
         prepare=_fill_in,
+        optional=("advise",),
     )

@@ -19,7 +19,7 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
             ("eta_max", "half of the runs collapse", style.COLORS[1]),
             ("safe", "5 % of the runs collapse", style.COLORS[2]),
         ):
-            axis.plot(lags, [row[name]["median"] for row in rows], "o-", color=color, label=label)
+            axis.plot(lags, [row[name]["value"] for row in rows], "o-", color=color, label=label)
             if all(row[name]["low"] is not None and row[name]["high"] is not None for row in rows):
                 low = [row[name]["low"] for row in rows]
                 high = [row[name]["high"] for row in rows]

@@ -59,19 +59,23 @@ def sentence(advice: Advice) -> str:
         return f"At S = {asked.max_lag}, stay below {high:.2g}: no run was stable."
     if high is None:
         return f"At S = {asked.max_lag}, {low:.2g} is likely to be stable, and more is not tried."
-    return (
-        f"At S = {asked.max_lag}, take a learning rate of at most {asked.safe.median:.2g}; half of "
-        f"the runs would collapse at {asked.eta_max.median:.2g} [{low:.2g}, {high:.2g}]."
-    )
+    half = f"half of the runs would collapse at {asked.eta_max.value:.2g} [{low:.2g}, {high:.2g}]"
+    safe = f"{asked.safe.value:.2g}"
+    if advice.at is None or advice.risk is None:
+        return f"At S = {asked.max_lag}, take a learning rate of at most {safe}; {half}."
+    rate, risk = advice.at[1], f"a risk of {advice.risk.value:.0%}"
+    if rate <= asked.safe.value:
+        return f"At S = {asked.max_lag}, keep {rate:g}, with {risk}; {half}."
+    return f"At S = {asked.max_lag}, lower {rate:g}, with {risk}, to {safe} or less; {half}."
 
 
 def shown(value: Range) -> str:
-    """Returns a median with its interval. An end that no run bounds is left open."""
+    """Returns a value with its interval. An end that no run bounds is left open."""
     if value.low is None:
         return f"below {value.high:.2g}"
     if value.high is None:
         return f"above {value.low:.2g}"
-    return f"{value.median:.2g} [{value.low:.2g}, {value.high:.2g}]"
+    return f"{value.value:.2g} [{value.low:.2g}, {value.high:.2g}]"
 
 
 def record(advice: Advice, known: Known) -> dict[str, Any]:

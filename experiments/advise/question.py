@@ -1,15 +1,17 @@
-"""Defines and checks what a person asks, and of which runs the answer is made."""
+"""Checks what a person asks, and of which runs the answer is made.
+
+`experiments/configs/advise.py` has the fields.
+"""
 
 import math
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from experiments.common.workdir import SUMMARY
 from staleness_grpo.errors import FieldError, require, require_local
 from staleness_grpo.logs import FORMATS
-from staleness_grpo.scaling.probe import NUM_STEPS
 
 # Flags of the command -> fields of `config.advise`.
 FLAGS = {
@@ -31,35 +33,6 @@ FLAGS = {
 OF_LOGS = dict(
     format=None, updates_per_version=None, updates_per_step=1, first_step=None, columns=()
 )
-
-
-def add_question(config: ConfigDict) -> None:
-    """Adds the section `advise`, with its default values, to the config of a training."""
-    with config.unlocked():
-        config.advise = ConfigDict(
-            dict(
-                runs=(),  # finished workdirs of experiments.train or experiments.sweep
-                logs=(),  # files that a trainer wrote
-                format=config_dict.placeholder(str),  # of the logs, a name from docs/logs.md
-                # Optimizer updates between two weight versions, for logs that count versions.
-                updates_per_version=config_dict.placeholder(int),
-                updates_per_step=1,  # optimizer updates of a recorded step
-                first_step=config_dict.placeholder(int),  # number of the log's first step
-                columns=(),  # for csv, pairs NAME=COLUMN of our names and the log's
-                probe=False,  # make short runs of the config's training
-                # The largest learning rate of the probe is so many times the smallest. The middle
-                # one is optimizer.learning_rate.
-                probe_span=64.0,
-                probe_steps=NUM_STEPS,  # learner steps of each run of the probe
-                horizon=600,  # T, the learner steps of the training that is planned
-                max_lags=(1, 2, 4, 8, 16, 32, 64),  # the values of S that are asked about
-                # S and eta of the run that is asked about. Logs without a lag or a learning rate
-                # take these.
-                max_lag=config_dict.placeholder(int),
-                learning_rate=config_dict.placeholder(float),
-                b1=config_dict.placeholder(float),  # momentum of the logged optimizer; unset: 0.9
-            )
-        )
 
 
 def validate(config: ConfigDict) -> None:
@@ -105,8 +78,10 @@ def validate(config: ConfigDict) -> None:
 
 def _check_probe(config: ConfigDict) -> None:
     question = config.advise
+    hint = "a probe sees a collapse by its evaluations: give a number >= 1"
+    require(config.eval_every >= 1, "eval_every", hint, config.eval_every)
     hint = f"give a multiple of eval_every={config.eval_every}"
-    divides = config.eval_every >= 1 and question.probe_steps % config.eval_every == 0
+    divides = question.probe_steps >= 1 and question.probe_steps % config.eval_every == 0
     require(divides, "advise.probe_steps", hint, question.probe_steps)
     require(
         question.probe_span >= 2, "advise.probe_span", "give a number >= 2", question.probe_span

@@ -24,9 +24,9 @@ LARGEST_LAG_POWER = 10  # lags up to 2 to this power are looked at
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Holds a median and a central interval; an end that no run bounds is None."""
+    """Holds a central value and an interval; an end that no run bounds is None."""
 
-    median: float
+    value: float  # the median; of a risk the mean, which is the probability itself
     low: float | None
     high: float | None
 
@@ -48,7 +48,8 @@ class Advice:
 
     num_steps: int  # T
     by_lag: tuple[AtLag, ...]
-    cost_lag: Range | None  # the S from which a lag costs something; None if not bounded by runs
+    # The S from which a lag costs something; None if it is not known to a factor of WIDEST.
+    cost_lag: Range | None
     risk: Range | None  # of a collapse at the setting that was asked about; None if none was
     at: tuple[float, float] | None  # (S, eta) of that setting
     num_runs: int
@@ -116,8 +117,9 @@ def advise(
         survives = collapse_law.log_survival(
             "saturating", constants, lag, np.log(learning_rate / rate), np.log(num_steps)
         )
-        median, low, high = fitted.interval(1 - np.exp(survives), INTERVAL)
-        risk = Range(median, low if above else 0.0, high if below else 1.0)
+        each = 1 - np.exp(survives)
+        _, low_risk, high_risk = fitted.interval(each, INTERVAL)
+        risk = Range(float(each.mean()), low_risk if above else 0.0, high_risk if below else 1.0)
     return Advice(
         num_steps=num_steps,
         by_lag=tuple(by_lag),
@@ -136,13 +138,16 @@ def _bounded(runs: Runs) -> tuple[bool, bool]:
     return bool((~runs.collapsed).any()), bool(runs.collapsed.any())
 
 
-def _cost_lag(constants: np.ndarray, num_steps: int, rate: float, fitted: Posterior) -> Range:
+def _cost_lag(
+    constants: np.ndarray, num_steps: int, rate: float, fitted: Posterior
+) -> Range | None:
     """Returns the smallest S at which eta_max is below the synchronous one divided by COSTS."""
     lags = np.append(0.0, 2.0 ** np.arange(0, LARGEST_LAG_POWER + 0.25, 0.25))
     boundary = collapse_law.eta_max("saturating", constants, lags, num_steps, rate)
     costs = boundary < boundary[:, :1] / COSTS
     first = np.where(costs.any(axis=1), costs.argmax(axis=1), len(lags) - 1)
-    return Range(*fitted.interval(lags[first], INTERVAL))
+    value, low, high = fitted.interval(lags[first], INTERVAL)
+    return Range(value, low, high) if high <= WIDEST * low else None
 
 
 def _refusal(runs: Runs, by_lag: list[AtLag], below: bool, above: bool) -> str | None:

@@ -57,12 +57,12 @@ def test_the_answer_from_a_map_holds_the_truth(sweep, tmp_path):
     summary = answered(config, tmp_path / "advice")
     for row in summary["by_lag"]:
         found = row["eta_max"]
-        assert found["low"] < found["median"] < found["high"]
+        assert found["low"] < found["value"] < found["high"]
         if row["max_lag"] >= 4:  # the cap is far
             assert found["low"] <= boundary(row["max_lag"], 600) <= found["high"]
             assert row["binds"] == "lag and horizon"
-        assert row["safe"]["median"] < found["median"]
-    rates = [row["eta_max"]["median"] for row in summary["by_lag"]]
+        assert row["safe"]["value"] < found["value"]
+    rates = [row["eta_max"]["value"] for row in summary["by_lag"]]
     assert rates == sorted(rates, reverse=True)
     page = (tmp_path / "advice" / "advice.md").read_text()
     assert f"{rates[0]:.2g}" in page and summary["recommendation"] in page
@@ -74,8 +74,8 @@ def test_the_risk_is_that_of_the_law(sweep, tmp_path):
         rate = factor * boundary(16, 600)
         config = asked(runs=(str(sweep),), horizon=600, max_lag=16, learning_rate=rate)
         risk = answered(config, tmp_path / f"{factor}")["risk"]
-        assert low <= risk["median"] <= high
-        assert risk["low"] <= risk["median"] <= risk["high"]
+        assert low <= risk["value"] <= high
+        assert risk["low"] <= risk["value"] <= risk["high"]
 
 
 def few(sweep, folder, keep, with_traces=False):
