@@ -39,6 +39,7 @@ def summarize(settings: dict[str, Setting], law: ConfigDict) -> dict[str, Any]:
     calibration = [REFERENCE, *law.calibration]
     prior = population([(fits[name], settings[name].b1) for name in calibration])
     return {
+        "num_settings": len(settings),
         "reference_rate": rate,
         "prior": {
             "names": collapse_law.NAMES,
