@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
         dict(
             calibration=tuple(MOMENTUM),
             heldout=tuple(heldout),
-            interventions=("prompts_8", "prompts_32", "dual_clip_3", "b2_95", "reference_kl")
-            + ("b1_0", "b1_97"),
+            interventions=("dual_clip_1_5", "dual_clip_3", "prompts_8", "prompts_32")
+            + ("b2_95", "reference_kl", "b1_0", "b1_97"),
             # The probe of a setting. At each of these lags (or the nearest of the grid), runs of
             # the first seed halve the learning rates until a stable one is next to one that
             # collapses.
@@ -75,7 +75,7 @@ def _heldout() -> dict[str, dict[str, Any]]:
         "prompts_32": dict(num_prompts=32),
         "group_4": dict(group_size=4),
         "reference_kl": _field("reference", kl=0.05),
-        "width_64": _field("policy", d_model=64, head_dim=16, d_ff=128),
+        "dual_clip_1_5": _field("correction", name="dual_clip", cap=1.5),
     }
 
 
