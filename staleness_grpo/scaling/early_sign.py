@@ -33,7 +33,7 @@ class SignLaw:
 
 
 # The relation in the calibration settings of `experiments.law` (`signs.calibration`).
-SMALL_MODELS = SignLaw(time=650.0, slope=0.7, sigma=1.0)
+SMALL_MODELS = SignLaw(time=858.0, slope=0.69, sigma=1.4)
 
 
 def early_mean(record: dict) -> float | None:

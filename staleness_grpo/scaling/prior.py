@@ -23,8 +23,8 @@ _VAGUE_MEAN = {
 _VAGUE_SPREAD = {"log_time": 2.0, "b": 0.5, "of_lag": 1.5, "log_cap": 1.5, "log_sigma": 0.7}
 # Mean and spread of each constant, in the order of NAMES: `prior` of the record of the law study.
 _SMALL_MODELS = (
-    (4.7, 1.65, 0.35, 1.0, -0.9),
-    (0.3, 0.2, 0.6, 0.3, 0.4),
+    (4.60, 1.76, 0.10, 0.94, -0.93),
+    (0.25, 0.17, 0.42, 0.17, 0.25),
 )
 # The time and the cap belong to a unit of the learning rate, which differs between optimizers.
 SCALES = ("log_time", "log_cap")

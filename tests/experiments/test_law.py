@@ -12,6 +12,8 @@ from experiments.law.predictions import factors, probe_runs
 from experiments.sweep import grid
 from staleness_grpo.errors import FieldError
 from staleness_grpo.runtime.records import read_json, write_jsonl
+from staleness_grpo.scaling.early_sign import SMALL_MODELS
+from staleness_grpo.scaling.prior import of_small_models
 from tests.helpers.collapses import law, record
 
 CONFIG = cli.ROOT / "experiments" / "configs" / "law.py"
@@ -140,3 +142,14 @@ def test_a_wrong_field_is_named(field, value):
 def test_a_second_call_draws_the_figures_again(workdir):
     paths = {path.name for path in study.draw(workdir)}
     assert paths == {"law_momentum.png", "law_heldout.png", "law_interventions.png"}
+
+
+def test_the_constants_of_the_package_are_those_of_the_record():
+    record = read_json(cli.ROOT / "experiments" / "results" / "law" / "summary.json")
+    prior = of_small_models()
+    np.testing.assert_allclose(prior.mean, record["prior"]["mean"], atol=0.006)
+    np.testing.assert_allclose(prior.spread, record["prior"]["spread"], atol=0.006)
+    sign = record["signs"]["calibration"]
+    assert sign["time"] == pytest.approx(SMALL_MODELS.time, rel=0.002)
+    assert sign["slope"] == pytest.approx(SMALL_MODELS.slope, abs=0.006)
+    assert sign["sigma"] == pytest.approx(SMALL_MODELS.sigma, abs=0.06)
