@@ -110,7 +110,7 @@ def measure(
                 records.append(plain(record))
                 show(records[-1])
                 if writes_records and records[-1].get("guard_alarm"):
-                    print(_alarm_line(records[-1], config.guard), file=sys.stderr)
+                    print(alarm_line(records[-1], config.guard), file=sys.stderr)
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
                 if config.save_policy_every and run.step % config.save_policy_every == 0:
                     _save_policy_of_step(run, workdir)
@@ -153,7 +153,7 @@ def _warn_of_end_token(task: Task) -> None:
     print(f"{reason}: {hint}", file=sys.stderr)
 
 
-def _alarm_line(record: dict[str, Any], guard: ConfigDict) -> str:
+def alarm_line(record: dict[str, Any], guard: ConfigDict) -> str:
     """Returns one line about an alarm of the guard, from a record of metrics.jsonl."""
     average, scale = record["guard_average"], record["guard_scale"]
     # A number that is not finite is null in the record.

@@ -152,8 +152,8 @@ def default_config() -> ConfigDict:
             ),
             # Watches the mean of (log ratio)^2 of the batches, which rises before a collapse.
             guard=dict(
-                # off, warn (alarms are recorded and printed), or scale (an alarm also multiplies the
-                # learning rate by `factor` for the rest of the run).
+                # off, warn (alarms are recorded and printed), or scale (an alarm also multiplies
+                # the learning rate by `factor`, for the rest of the run).
                 mode="off",
                 level=0.1,  # largest exponential average of the mean (log ratio)^2 without an alarm
                 factor=0.5,  # what an alarm multiplies the learning rate by, for mode=scale
