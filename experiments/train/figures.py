@@ -62,7 +62,7 @@ def curves(runs: dict[str, list[dict]]) -> plt.Figure:
     """
     with style.context():
         figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained", sharex=True)
-        reward, clip_fraction, sample_size, cosine = axes[0, 0], *axes[1]
+        reward, (clip_fraction, sample_size, cosine) = axes[0, 0], axes[1]
         reward.set_title("reward of the current policy")
         cosine.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         for axis, title in zip(axes.flat[1:], PANELS, strict=True):

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.train import __main__ as experiment
@@ -121,6 +122,32 @@ def test_every_optimizer_is_scaled_after_its_own_rules(name):
         states = plain_state, guarded_state
         np.testing.assert_array_equal(updates, scale * expected)  # powers of 2 are exact
         assert np.all(updates != 0)
+
+
+def test_a_scale_of_one_rounds_nothing_in_an_optimized_program():
+    """A compiler may join the last product of an update and the sum with the parameters."""
+    # The tests' own flags leave such optimizations out.
+    optimized = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    params, gradient = jax.random.normal(jax.random.key(0), (2, 4096))
+    config = default_config()
+    config.optimizer.update(dict(name="sgd", learning_rate=0.013, warmup_steps=3))
+    found = []
+    for mode in ("off", "scale"):
+        config.guard.mode = mode
+        optimizer = optax.with_extra_args_support(
+            learner.make_optimizer(config.optimizer, 9, guard=config.guard)
+        )
+
+        def step(params, state, gradient, sign, optimizer=optimizer):
+            extra = dict(policy_version=jnp.int32(0), behavior_version_N=jnp.zeros(2, jnp.int32))
+            updates, _ = optimizer.update(
+                gradient, state, params, log_ratio_second_moment=sign, **extra
+            )
+            return optax.apply_updates(params, updates)
+
+        compiled = jax.jit(step, compiler_options=optimized)
+        found.append(compiled(params, optimizer.init(params), gradient, jnp.float32(0)))
+    np.testing.assert_array_equal(*found)
 
 
 def without_guard(records):
