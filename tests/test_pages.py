@@ -114,6 +114,7 @@ def recorded_by_a_training() -> set[str]:
 
     every = {"metrics.lags": True, "metrics.paired_every": 1, "eval_every": 1, "lag.max_lag": 1}
     every |= {"reference.kl": 0.1, "heldout.every": 1, "heldout.fraction": 0.3}
+    every |= {"guard.mode": "warn"}
     records = list(train(build_run(tiny_config(**every, steps=2))))
     broken = dict.fromkeys(("loss", "grad_norm", "update_norm", "param_norm"), float("nan"))
     # tests/tasks/test_component_records.py has a training that records components.

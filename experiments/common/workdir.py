@@ -80,8 +80,8 @@ def check_same_config(
 ) -> None:
     """Raises FlagError if the saved config of a workdir differs from the given config.
 
-    An unset field equals an absent field, because older results may not have the field. Fields
-    under FREE_PREFIXES may differ.
+    An unset field equals an absent field, because older results may not have the field. A guard
+    that is off equals an absent one. Fields under FREE_PREFIXES may differ.
 
     Args:
       workdir: the folder as the user wrote it, for the error message.
@@ -97,6 +97,8 @@ def check_same_config(
         raise FlagError("workdir", workdir, hint) from error
     given = flattened(json.loads(json.dumps(plain(config.to_dict()))))
     ignored_prefixes = FREE_PREFIXES + (MESH_PREFIXES if mesh_may_differ else ())
+    if "guard.mode" not in saved and given.get("guard.mode") == "off":
+        ignored_prefixes += ("guard.",)
     ignored = set(MOVABLE)
     decays = saved.get("optimizer.decay", "none") != "none"
     fixed_length = decays and "optimizer.decay_steps" not in saved

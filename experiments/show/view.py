@@ -24,6 +24,8 @@ CURVES = (
     "approx_kl",
     "ess",
     "ratio_max",
+    "guard_average",
+    "guard_scale",
     "gradient_cosine",
     "grad_norm",
     "update_norm",

@@ -62,7 +62,7 @@ def curves(runs: dict[str, list[dict]]) -> plt.Figure:
     """
     with style.context():
         figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained", sharex=True)
-        reward, cosine = axes[0, 0], axes[1, 2]
+        reward, (clip_fraction, sample_size, cosine) = axes[0, 0], axes[1]
         reward.set_title("reward of the current policy")
         cosine.axhline(0, color="0.7", linewidth=0.8, zorder=0)
         for axis, title in zip(axes.flat[1:], PANELS, strict=True):
@@ -85,6 +85,9 @@ def curves(runs: dict[str, list[dict]]) -> plt.Figure:
                         # The first step is left out: its gradient has no predecessor to compare.
                         values = running_mean(column(records, name)[1:])
                         axis.plot(steps[1:], values, line_style, color=color)
+            if "guard_scale" in records[0]:
+                sample_size.step(steps, column(records, "guard_scale"), ":", color=color)
+                sample_size.set_title("effective sample size / tokens, guard's scale (dotted)")
             ceilings = [
                 (record["step"], record["gradient_cosine_ceiling"])
                 for record in records
@@ -97,7 +100,6 @@ def curves(runs: dict[str, list[dict]]) -> plt.Figure:
             lines_with_data = [line for line in axis.lines if np.size(line.get_xdata()) > 0]
             if len(lines_with_data) == num_guide_lines:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
-        clip_fraction, sample_size = axes[1, 0], axes[1, 1]
         clip_fraction.set_ylim(0, max(0.05, clip_fraction.get_ylim()[1]))
         sample_size.set_ylim(0, 1.05)  # without fixed limits, rounding errors would fill the panel
         reward.legend()

@@ -29,6 +29,7 @@ from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task
 from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints, step_name
+from staleness_grpo.training.guard import SCALE
 from staleness_grpo.training.heldout import num_overlapping
 from staleness_grpo.training.loop import Due, Source, train
 from staleness_grpo.training.run import Run, assemble_run
@@ -108,6 +109,8 @@ def measure(
                 append(record)
                 records.append(plain(record))
                 show(records[-1])
+                if writes_records and records[-1].get("guard_alarm"):
+                    print(alarm_line(records[-1], config.guard), file=sys.stderr)
                 progress.advance(f"reward {record['reward']:.3f}  lag {record['lag_max']}")
                 if config.save_policy_every and run.step % config.save_policy_every == 0:
                     _save_policy_of_step(run, workdir)
@@ -148,6 +151,18 @@ def _warn_of_end_token(task: Task) -> None:
     reason = f"the eos_token {text!r} of the tokenizer does not end a response"
     hint = "if it should, add its number to eos_token_id of generation_config.json"
     print(f"{reason}: {hint}", file=sys.stderr)
+
+
+def alarm_line(record: dict[str, Any], guard: ConfigDict) -> str:
+    """Returns one line about an alarm of the guard, from a record of metrics.jsonl."""
+    average, scale = record["guard_average"], record["guard_scale"]
+    # A number that is not finite is null in the record.
+    is_finite = average is not None
+    found = f"{average:.3g}, above guard.level={guard.level}" if is_finite else "not finite"
+    action = "warn only"
+    if guard.mode == SCALE:
+        action = f"learning rate now {scale:.3g} of its schedule"
+    return f"alarm at step {record['step']}: the average of (log ratio)^2 is {found}: {action}"
 
 
 def _result_line(summary: dict[str, Any]) -> str:

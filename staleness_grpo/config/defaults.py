@@ -150,6 +150,14 @@ def default_config() -> ConfigDict:
                 weight_decay=0.0,  # weight decay, for AdamW only
                 decay_norms=True,  # weight decay also for the scales of norms and for biases
             ),
+            # Watches the mean of (log ratio)^2 of the batches, which rises before a collapse.
+            guard=dict(
+                # off, warn (alarms are recorded and printed), or scale (an alarm also multiplies
+                # the learning rate by `factor`, for the rest of the run).
+                mode="off",
+                level=1.0,  # largest exponential average of the mean (log ratio)^2 without an alarm
+                factor=0.5,  # what an alarm multiplies the learning rate by, for mode=scale
+            ),
             metrics=dict(
                 lags=False,  # record every group's lag at every step, to replay it as a trace
                 # Learner steps between comparisons of the batch's gradient with the gradient of a

@@ -21,6 +21,7 @@ from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import ArrayTask, lowest_reward
 from staleness_grpo.training import learner
+from staleness_grpo.training.guard import OFF
 from staleness_grpo.training.programs import make_programs
 from staleness_grpo.training.rewards import FAILED, JUDGED
 from staleness_grpo.training.rollouts import EVALUATION, TRAINING, draw_prompts, purpose_key
@@ -51,6 +52,7 @@ UPDATE_METRICS = (
     "param_norm",
     "gradient_cosine",
 )
+GUARD_METRICS = ("guard_average", "guard_scale")  # of an update with a guard
 DRIFT_METRICS = ("drift_from_behavior", "drift_from_start")
 FAILURES = "reward_errors"  # rewards of a batch that were not finite, scored 0
 EVALUATION_METRICS = ("eval_reward", "gradient_cosine_ceiling")  # one entry for each evaluation
@@ -126,6 +128,7 @@ def make_cell_program(
 
     The function returns a dict with these entries:
       each of UPDATE_METRICS and DRIFT_METRICS, and FAILURES: [I], one value for each learner step;
+      with a guard each of GUARD_METRICS: [I];
       each of EVALUATION_METRICS: [X], one value for each evaluation;
       `steps_run`: the number of learner steps before the cell was frozen or finished.
     The ceiling of the gradient cosine is measured at every CEILING_EVERY-th evaluation, and is NaN
@@ -149,6 +152,7 @@ def make_cell_program(
     eval_every, group_size = config.eval_every, config.group_size
     num_blocks = config.steps // eval_every
     floor = lowest_reward(task)
+    update_metrics = UPDATE_METRICS + (() if config.guard.mode == OFF else GUARD_METRICS)
 
     def draw(params, tokens, mask, key, purpose, step, group_size):
         """Samples with the noise of `Generator.sample`, and returns prompts and responses."""
@@ -209,7 +213,7 @@ def make_cell_program(
             theta_D = ravel_pytree(state.params)[0]
             rollout, phi_D, ring_OxD = stale_rollout(theta_D, ring_OxD, step)
             state, metrics = update(state, with_reference(rollout, inputs))
-            record = {name: metrics[name] for name in UPDATE_METRICS}
+            record = {name: metrics[name] for name in update_metrics}
             record[FAILURES] = jnp.count_nonzero(rollout.reward_outcome_NxG).astype(jnp.float32)
             record["drift_from_behavior"] = jnp.linalg.norm(theta_D - phi_D)
             record["drift_from_start"] = jnp.linalg.norm(theta_D - start_D)
@@ -271,7 +275,7 @@ def make_cell_program(
                 & ((block_index - last_high_block) * eval_every <= freeze_after)
             )
 
-        names = (*UPDATE_METRICS, *DRIFT_METRICS, FAILURES)
+        names = (*update_metrics, *DRIFT_METRICS, FAILURES)
         traces = {name: jnp.full(num_blocks * eval_every, jnp.nan) for name in names}
         traces |= {name: jnp.full(num_blocks, jnp.nan) for name in EVALUATION_METRICS}
         carry = (

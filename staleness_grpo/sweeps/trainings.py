@@ -14,6 +14,7 @@ from staleness_grpo.sweeps.program import (
     EVALUATION_METRICS,
     FAILURES,
     FREEZE_FRACTION,
+    GUARD_METRICS,
     UPDATE_METRICS,
 )
 
@@ -33,7 +34,7 @@ def traces_of(records: list[dict], config: ConfigDict) -> dict[str, Any]:
     every = config.eval_every
     num_blocks = math.ceil(len(records) / every)
     traces: dict[str, Any] = {"steps_run": num_blocks * every}
-    for name in (*UPDATE_METRICS, *DRIFT_METRICS, FAILURES):
+    for name in (*UPDATE_METRICS, *GUARD_METRICS, *DRIFT_METRICS, FAILURES):
         if name in records[0]:
             values = np.full(num_blocks * every, np.nan)
             values[: len(records)] = _numbers(records, name)

@@ -42,6 +42,7 @@ from staleness_grpo.training.checkpoint_files import (
     unstacked,
     write_groups,
 )
+from staleness_grpo.training.guard import OFF
 from staleness_grpo.training.run import Run, Snapshot
 
 FORMAT = 3
@@ -59,14 +60,16 @@ CHECKED_ENTRIES = ("format", "config_hash", "steps", "step", "drift_versions", "
 def config_hash(config: ConfigDict) -> str:
     """Returns a hash of all fields that a resumed run may not change.
 
-    Unset fields are left out. So a new optional field does not change the hash of old configs. The
-    code of a policy of one's own is in the hash too.
+    Unset fields are left out. So a new optional field does not change the hash of old configs. A
+    guard that is off is left out too, because old configs have none. The code of a policy of one's
+    own is in the hash.
     """
     free = set(FREE_FIELDS) - ({"steps"} if steps_shape_the_run(config) else set())
+    free_sections = FREE_SECTIONS + (("guard.",) if config.guard.mode == OFF else ())
     fields = {
         name: value
         for name, value in flattened(plain(config.to_dict())).items()
-        if name not in free and not name.startswith(FREE_SECTIONS)
+        if name not in free and not name.startswith(free_sections)
     }
     code = own.fingerprint(config.policy)
     if code is not None:

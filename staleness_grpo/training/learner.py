@@ -17,12 +17,15 @@ from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.truncation import Truncation
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training.diagnostics import cosine
+from staleness_grpo.training.guard import OFF, guard_metrics, make_guard
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
 
 DECAYS = ("none", "linear", "cosine")
 # Last names of the paths of parameters that are no matrices: the scales of norms, and biases.
 VECTORS = ("scale", "bias")
 OPTIMIZERS = ("sgd", "adam", "adamw")
+# Diagnostics of the loss that update rules and the guard read.
+READ_BY_OPTIMIZERS = ("sequence_ess", "log_ratio_second_moment")
 
 
 def check_optimizer(fields: Mapping[str, Any]) -> None:
@@ -80,9 +83,13 @@ def learning_rate_schedule(config: Any, num_steps: int, peak: Any = None) -> opt
 
 
 def make_optimizer(
-    config: Any, num_steps: int, correction: Any = None, learning_rate: Any = None
+    config: Any,
+    num_steps: int,
+    correction: Any = None,
+    learning_rate: Any = None,
+    guard: Any = None,
 ) -> optax.GradientTransformation:
-    """Returns the optimizer: global-norm clip, then SGD, Adam or AdamW, then the learning rate.
+    """Returns the optimizer: global-norm clip, SGD, Adam or AdamW, guard, learning rate.
 
     The optimizer descends, so it expects the gradient of a loss.
 
@@ -92,6 +99,7 @@ def make_optimizer(
       correction: `config.correction`. If it names an update rule, that rule is applied either first
         or just before the learning rate.
       learning_rate: a number, possibly traced, that replaces `config.learning_rate`.
+      guard: `config.guard`; None for no guard. It scales what the learning rate multiplies.
     """
     before: list[optax.GradientTransformation] = []
     after: list[optax.GradientTransformation] = []
@@ -107,6 +115,10 @@ def make_optimizer(
     if config.name == "adamw":
         mask = None if config.decay_norms else _matrices
         before.append(optax.add_decayed_weights(config.weight_decay, mask))
+    # The product with a scale of 1 is exact here. After the learning rate, a compiler could round
+    # the sum of parameters and update otherwise than without a guard.
+    if guard is not None and guard.mode != OFF:
+        after.append(make_guard(guard))
     schedule = learning_rate_schedule(config, num_steps, learning_rate)
     return optax.chain(*before, *after, optax.scale_by_learning_rate(schedule))
 
@@ -205,14 +217,22 @@ def update_step(
       update_norm: the norm of the change of the parameters;
       param_norm: the norm of the parameters before the update;
       gradient_cosine: the cosine of this gradient and the previous step's. NaN at the first step.
+      with a guard, those of `guard_metrics`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
     def update(state, rollout):
         gradient_of_loss = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, diagnostics), gradient = gradient_of_loss(state.params, rollout)
-        extra = {name: diagnostics[name] for name in ("sequence_ess",) if name in diagnostics}
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, **extra)
+        extra = {name: diagnostics[name] for name in READ_BY_OPTIMIZERS if name in diagnostics}
+        updates, opt_state = optimizer.update(
+            gradient,
+            state.opt_state,
+            state.params,
+            policy_version=state.policy_version,
+            behavior_version_N=rollout.behavior_version_N,
+            **extra,
+        )
         metrics = {
             "loss": loss,
             **diagnostics,
@@ -220,6 +240,7 @@ def update_step(
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(state.params),
             "gradient_cosine": cosine(gradient, state.previous_gradient),
+            **guard_metrics(opt_state),
         }
         state = LearnerState(
             policy_version=state.policy_version + 1,

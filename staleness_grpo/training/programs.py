@@ -107,6 +107,7 @@ FIELDS = (
     "correction",
     "reference",
     "optimizer",
+    "guard",
     "metrics",
     "mesh",
 )
@@ -198,7 +199,7 @@ def _functions(
         temperature=temperature,
         loss=loss,
         make_optimizer=lambda learning_rate: learner.make_optimizer(
-            config.optimizer, config.steps, config.correction, learning_rate
+            config.optimizer, config.steps, config.correction, learning_rate, config.guard
         ),
         cosine_ceiling=diagnostics.make_cosine_ceiling(
             loss, config.num_prompts // config.updates_per_batch

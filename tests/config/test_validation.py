@@ -39,6 +39,8 @@ def test_the_default_is_valid(num_devices):
         {"lag.max_lag": 299, "steps": 300},
         {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1, "optimizer.decay_norms": False},
         {"reference.kl": 0.1, "reference.estimator": "k2"},
+        {"guard.mode": "warn", "guard.level": 2},
+        {"guard.mode": "scale", "guard.level": 1e-3, "guard.factor": 0.9},
         {"surrogate.clip_low": 1.0, "surrogate.clip_high": 3},
         {"correction.name": "token_tis", "correction.cap": 5, "surrogate.clip_low": 0.1},
         {"correction.name": "gspo", "correction.clip_low": 0.2, "correction.update_rule": "gac"},
@@ -99,6 +101,7 @@ POSITIVE = (
     "surrogate.std_epsilon",
     "optimizer.learning_rate",
     "optimizer.epsilon",
+    "guard.level",
 )
 NOT_NEGATIVE = (
     "optimizer.max_grad_norm",
@@ -122,6 +125,7 @@ UNKNOWN = [
         "correction.name",
         "correction.update_rule",
         "optimizer.name",
+        "guard.mode",
         "policy.dtype",
         "policy.param_dtype",
         "task.name",
@@ -143,6 +147,7 @@ NOT_FINITE = [
     ("optimizer.learning_rate", float("inf")),
     ("surrogate.clip_high", float("inf")),
     ("optimizer.max_grad_norm", float("nan")),
+    ("guard.level", float("inf")),
     ("warm_start.fraction_correct", float("nan")),
 ]
 OUT_OF_RANGE = [
@@ -157,6 +162,8 @@ OUT_OF_RANGE = [
     ("optimizer.b2", 1.5),
     ("optimizer.weight_decay", 0.1),  # adam ignores it
     ("optimizer.decay_norms", False),  # adam has no weight decay
+    ("guard.factor", 1.0),
+    ("guard.factor", 0.0),
     ("warm_start.fraction_correct", 0.5),  # 1.2 in all
     ("warm_start.fraction_no_carry", 1.5),
     ("policy.head_dim", 7),
@@ -223,6 +230,14 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
             "policy.num_kv_heads=4",
             "multiple of mesh.tensor=8",
         ),
+        ({"guard.level": 0.2}, "guard.level=0.2", "guard.mode=off .* choose warn or scale$"),
+        ({"guard.factor": 0.2}, "guard.factor=0.2", "guard.mode=off .* choose scale$"),
+        (
+            {"guard.mode": "warn", "guard.factor": 0.2},
+            "guard.factor=0.2",
+            "guard.mode=warn makes no use of it: leave it out, or choose scale$",
+        ),
+        ({"guard.mode": "scale", "guard.factor": 1.5}, "guard.factor=1.5", "below 1$"),
         ({"task": ENUMERABLE}, "warm_start.steps=2000", "give 0"),
         ({"task.num_terms": 9}, "task.num_terms=9", "num_terms in 2..4"),
         ({"task.num_digits": 0}, "task.num_digits=0", "num_digits >= 1"),

@@ -4,6 +4,7 @@ import importlib
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from experiments.common import cli
@@ -53,6 +54,13 @@ def test_a_panel_without_measurements_says_so():
     texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
     measured = [axis.get_title() for axis, text in zip(figure.axes, texts, strict=True) if not text]
     assert measured == ["entropy (nats)", "effective sample size / tokens"]
+
+
+def test_the_scale_of_a_guard_is_drawn_where_there_is_one():
+    steps = [{"step": step, "ess": 1.0, "guard_scale": 0.5 ** (step > 9)} for step in range(20)]
+    axis = figures.curves({"S = 0": steps}).axes[4]
+    assert "guard" in axis.get_title()
+    np.testing.assert_array_equal(axis.lines[-1].get_ydata(), [1.0] * 10 + [0.5] * 10)
 
 
 def test_collapse_is_marked_with_everything_on_disk(tmp_path, capsys):

@@ -23,13 +23,17 @@ def train_tiny(run_on_devices, num_devices, **overrides):
 
 
 def test_one_and_eight_devices_agree(run_on_devices):
-    single = train_tiny(run_on_devices, 1)
-    sharded = train_tiny(run_on_devices, 8, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
+    guard = {"guard.mode": "scale", "guard.level": 1e-3}
+    single = train_tiny(run_on_devices, 1, **guard)
+    mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    sharded = train_tiny(run_on_devices, 8, **guard, **mesh)
     close = "loss", "grad_norm", "update_norm", "entropy", "drift_from_behavior", "ratio_mean"
     for expected, record in zip(single["records"], sharded["records"], strict=True):
         assert expected["reward"] == record["reward"]  # both sampled the same tokens
+        assert expected["guard_scale"] == record["guard_scale"]
         for name in close:
             assert expected[name] == pytest.approx(record[name], rel=1e-4, abs=1e-6), name
+    assert single["records"][-1]["guard_scale"] < 1  # there was an alarm
     for expected, params in zip(single["params"], sharded["params"], strict=True):
         # Sums are in another order: 1e-7 in a gradient. Adam divides, so five steps make it 1e-4.
         np.testing.assert_allclose(expected, params, atol=2e-4)

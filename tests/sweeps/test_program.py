@@ -68,6 +68,7 @@ def test_a_cell_is_the_host_driven_loop(schedule, max_lag, optimizer, learning_r
     traces = jax.device_get(program(optimizer)(cell_program.cell_inputs(config)))
     records = host_loop(config)
     assert traces["steps_run"] == len(records) == 12
+    assert not traces.keys() & set(cell_program.GUARD_METRICS)  # there is no guard
     for name in (*cell_program.UPDATE_METRICS, *cell_program.DRIFT_METRICS):
         expected = [np.nan if record[name] is None else record[name] for record in records]
         # Float32 sums in another order. Another sampled token would show in `reward`.
@@ -102,6 +103,23 @@ def _is_the_record_of_the_loop(config, traces, records):
             assert loop[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
         else:
             assert loop[name] == value, name
+
+
+def test_a_guard_scales_a_cell_as_it_scales_the_loop():
+    guard = {"guard.mode": "scale", "guard.level": 1e-3, "guard.factor": 0.7}
+    config = tiny_config(**guard, **{"lag.max_lag": 3, "optimizer.learning_rate": 0.05})
+    cell = jax.jit(cell_program.make_cell_program(config, MAX_LAG, FREEZE_AFTER))
+    traces = jax.device_get(cell(cell_program.cell_inputs(config)))
+    records = host_loop(config)
+    for name in cell_program.GUARD_METRICS:
+        expected = [record[name] for record in records]
+        # Float32 sums in another order.
+        np.testing.assert_allclose(traces[name], expected, rtol=2e-4, atol=1e-9, err_msg=name)
+    np.testing.assert_array_equal(
+        traces["guard_scale"], np.float32([record["guard_scale"] for record in records])
+    )
+    assert traces["guard_scale"][0] == 1 and len(set(traces["guard_scale"])) > 2
+    _is_the_record_of_the_loop(config, traces, records)
 
 
 def test_lag_changes_the_outcome_and_only_after_the_first_step():

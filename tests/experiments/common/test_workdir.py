@@ -57,6 +57,20 @@ def test_an_unset_field_that_older_results_do_not_have_is_no_difference(tmp_path
         check_workdir(str(tmp_path), config)
 
 
+def test_results_of_before_the_guard_are_those_of_a_guard_that_is_off(tmp_path):
+    config = default_config()
+    older = config.to_dict()
+    del older["guard"]
+    write_json(tmp_path / "config.json", older)
+    assert check_workdir(str(tmp_path), config) == tmp_path
+    config.guard.mode = "warn"
+    with pytest.raises(FlagError, match=r"guard\.\w+ is absent in the folder"):
+        check_workdir(str(tmp_path), config)
+    write_json(tmp_path / "config.json", config.to_dict())
+    with pytest.raises(FlagError, match=r"guard\.mode is warn in the folder, off in this call"):
+        check_workdir(str(tmp_path), default_config())
+
+
 @pytest.mark.parametrize("text", ["", "{", "\udcff"])
 def test_workdir_with_an_unreadable_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
