@@ -51,9 +51,8 @@ def text(advice: Advice, known: Known) -> str:
 
 def sentence(advice: Advice) -> str:
     """Returns the recommendation as one sentence, with what it is worth."""
-    asked = advice.by_lag[0]
-    if advice.at is not None:
-        asked = min(advice.by_lag, key=lambda a: abs(a.max_lag - advice.at[0]))
+    lag = advice.by_lag[0].max_lag if advice.at is None else advice.at[0]
+    asked = min(advice.by_lag, key=lambda answer: abs(answer.max_lag - lag))
     low, high = asked.eta_max.low, asked.eta_max.high
     if low is None:
         return f"At S = {asked.max_lag}, stay below {high:.2g}: no run was stable."

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import log_ndtr, ndtr
 
 EARLY_STEPS, EARLY_SPREAD = 15.0, 0.5  # median, and spread of the logarithm, of the second cause
@@ -64,13 +65,13 @@ def runs(records: list[dict]) -> Runs:
     rows = []
     for record in records:
         step, is_whole = record["collapse_step"], record["steps_run"] >= record["steps"]
-        collapsed = step is not None or not is_whole or not record["finite"]
+        fell = step is not None or not is_whole or not record["finite"]
         rows.append(
             (
                 record["max_lag"],
                 record["learning_rate"],
                 record["steps_run"] if step is None else step,
-                collapsed,
+                fell,
                 record["trace_every"],
                 record["seed"],
             )
@@ -114,7 +115,7 @@ LAWS: dict[str, Law] = {
 
 
 def log_median(
-    law: str, constants: np.ndarray, max_lag: np.ndarray, log_rate: np.ndarray
+    law: str, constants: np.ndarray, max_lag: ArrayLike, log_rate: ArrayLike
 ) -> np.ndarray:
     """Returns the log of the median collapse time by lag, where S > 0.
 
@@ -125,15 +126,15 @@ def log_median(
         the leading axes of `constants`.
     """
     log_time, b, of_lag, _, _ = np.moveaxis(np.asarray(constants), -1, 0)
-    return log_time - b * log_rate + LAWS[law].log_factor(of_lag, max_lag)
+    return log_time - b * np.asarray(log_rate) + LAWS[law].log_factor(of_lag, np.asarray(max_lag))
 
 
 def log_survival(
     law: str,
     constants: np.ndarray,
-    max_lag: np.ndarray,
-    log_rate: np.ndarray,
-    log_step: np.ndarray,
+    max_lag: ArrayLike,
+    log_rate: ArrayLike,
+    log_step: ArrayLike,
 ) -> np.ndarray:
     """Returns the log of the probability that a run has not collapsed by a learner step.
 
@@ -151,8 +152,8 @@ def log_survival(
     median = log_median(law, constants, lag, log_rate)
     sigma = SMALLEST_SIGMA + np.exp(log_sigma)
     of_lag_cause = np.where(is_stale, log_ndtr((median - log_step) / sigma), 0.0)
-    above_cap = ndtr((log_rate - log_cap) / CAP_WIDTH)
-    early = ndtr((log_step - np.log(EARLY_STEPS)) / EARLY_SPREAD)
+    above_cap = ndtr((np.asarray(log_rate) - log_cap) / CAP_WIDTH)
+    early = ndtr((np.asarray(log_step) - np.log(EARLY_STEPS)) / EARLY_SPREAD)
     # The product is 1 only where the float has no room for the rest; the log stays finite.
     of_cap = np.log1p(-np.minimum(above_cap * early, 1 - 1e-12))
     return of_lag_cause + of_cap
