@@ -7,6 +7,7 @@ from experiments.advise.sources import Known
 from staleness_grpo.scaling.advice import COSTS, INTERVAL, SAFE_RISK, Advice, Range
 
 NAME = "advice.md"
+SMALL_RISK = 0.1  # of a run that is called fit to go on
 SMALL = (
     "How collapse times depend on S and eta is known from small models (26k to 260k parameters, "
     "short responses). For large ones it is an assumption."
@@ -22,13 +23,13 @@ def text(advice: Advice, known: Known) -> str:
         sentence(advice),
         "",
         f"Intervals hold {percent} of the probability. `eta_max` is the learning rate at which a "
-        f"run collapses with a probability of one half, and `safe` the one with {SAFE_RISK:.0%}.",
+        f"run collapses with a probability of one half, and `safe` the one with {SAFE_RISK:g}.",
         "",
         "| S | eta_max | safe | what binds |",
         "| --- | --- | --- | --- |",
     ]
     for at_lag in advice.by_lag:
-        binds = f"{at_lag.binds} ({at_lag.bind_share:.0%})"
+        binds = f"{at_lag.binds} ({100 * at_lag.bind_share:.0f} %)"
         cells = (str(at_lag.max_lag), shown(at_lag.eta_max), shown(at_lag.safe), binds)
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
@@ -62,9 +63,11 @@ def sentence(advice: Advice) -> str:
     safe = f"{asked.safe.value:.2g}"
     if advice.at is None or advice.risk is None:
         return f"At S = {asked.max_lag}, take a learning rate of at most {safe}; {half}."
-    rate, risk = advice.at[1], f"a risk of {advice.risk.value:.0%}"
-    if rate <= asked.safe.value:
+    rate, risk = advice.at[1], f"a risk of {100 * advice.risk.value:.0f} %"
+    if advice.risk.value <= SMALL_RISK:
         return f"At S = {asked.max_lag}, keep {rate:g}, with {risk}; {half}."
+    if rate <= asked.safe.value:
+        return f"At S = {asked.max_lag}, {rate:g} has {risk}, as far as these runs tell; {half}."
     return f"At S = {asked.max_lag}, lower {rate:g}, with {risk}, to {safe} or less; {half}."
 
 

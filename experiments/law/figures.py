@@ -65,13 +65,15 @@ def heldout_figure(heldout: dict[str, Any]) -> plt.Figure:
     )
     lags = sorted({row["max_lag"] for row in rows})
     shades = dict(zip(lags, plt.get_cmap("viridis")(np.linspace(0, 0.95, len(lags))), strict=True))
+    ratios = [row[kind] / row["measured"] for row in rows for kind in LABELS]
+    limits = (min(ratios) / 1.5, max(ratios) * 1.5)
     for axis, (kind, label) in zip(axes, LABELS.items(), strict=True):
         for row in rows:
             place = len(names) - 1 - names.index(row["setting"])
             axis.plot(row[kind] / row["measured"], place, "o", color=shades[row["max_lag"]])
         axis.axvspan(1 / 1.5, 1.5, color="0.92", zorder=0)
         axis.axvline(1, color="0.6", linewidth=0.8)
-        axis.set(xscale="log", title=label, xlabel="predicted / measured")
+        axis.set(xscale="log", title=label, xlabel="predicted / measured", xlim=limits)
         axis.set_yticks(range(len(names)), names[::-1])
     for lag in lags:
         axes[-1].plot([], [], "o", color=shades[lag], label=f"S = {lag}")
