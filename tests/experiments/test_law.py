@@ -60,10 +60,13 @@ def workdir(tmp_path_factory):
 
 def test_the_study_finds_the_constants(workdir):
     summary = read_json(workdir / "summary.json")
-    for name, found in summary["settings"].items():
-        known = truth(name)
-        assert found["s0"]["low"] <= known["s0"] <= found["s0"]["high"], name
-        assert found["b"]["low"] <= known["b"] <= found["b"]["high"], name
+    inside = [
+        found[constant]["low"] <= truth(name)[constant] <= found[constant]["high"]
+        for name, found in summary["settings"].items()
+        for constant in ("s0", "b")
+    ]
+    # These are 95 % intervals of 12 constants: that three or more miss has a chance of 2 %.
+    assert len(inside) == 12 and sum(inside) >= 10
     low, high = summary["momentum"]["slope_interval"]
     assert low < 1 < high and high - low < 1
 
