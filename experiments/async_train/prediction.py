@@ -1,7 +1,8 @@
 """Predicts the lags and the speed of an asynchronous run with the simulated pipeline.
 
 The simulation gets four numbers of the run: how long a call takes, how much that varies, how long
-the learner takes, and how many calls a step has. It gets no lag and no waiting time.
+the learner takes, and how many calls a step has. It gets no lag and no waiting time. It knows no
+checkpoints, before which the generator leaves its next call to the next version.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from staleness_grpo.pipeline.measures import measure
 from staleness_grpo.pipeline.rules import make_rule
 from staleness_grpo.pipeline.simulation import simulate
 
+NORMAL_QUARTILES = 1.349  # distance of the quartiles of a normal distribution of variance 1
 UNIT = 1e-5  # seconds of a simulated token: a call is one response whose tokens are its time
 
 
@@ -43,9 +45,11 @@ def predict(records: list[dict], config: ConfigDict) -> dict[str, Any] | None:
     num_calls = config.num_prompts // at_once
     generation = np.array([record["time_generation"] for record in timed])
     learning = np.array([record["time_step"] - record["time_waiting"] for record in timed])
-    call_seconds, learner_seconds = generation.mean() / num_calls, learning.mean()
+    # Medians, because a run that was killed compiles again in a few of its steps.
+    call_seconds, learner_seconds = np.median(generation) / num_calls, np.median(learning)
+    low, high = np.quantile(np.log(generation[generation > 0]), [0.25, 0.75])
     # The time of a step's calls varies less than that of a single call.
-    spread = float(np.std(np.log(generation[generation > 0])) * np.sqrt(num_calls))
+    spread = float((high - low) / NORMAL_QUARTILES * np.sqrt(num_calls))
     tokens = max(call_seconds / UNIT, 1.0)
     cluster = Cluster(
         engines=Engines(count=1, slots=1, tokens_per_second=1 / UNIT, slowdown=0.0),
@@ -61,6 +65,8 @@ def predict(records: list[dict], config: ConfigDict) -> dict[str, Any] | None:
     rule = make_rule(config.asynchronous.admission, max_lag, num_calls)
     found = measure(simulate(cluster, rule, len(records), seed=0), warm_up=max_lag + 1)
     predicted = _shares(found["lag_histogram"], max_lag)
+    if config.asynchronous.admission != "bounded":  # binds each call to the version of lag S
+        predicted = np.eye(max_lag + 1)[max_lag]
     measured = _shares(np.sum([record["lag_histogram"] for record in timed], axis=0), max_lag)
     lags = np.arange(max_lag + 1)
     return {
@@ -73,7 +79,7 @@ def predict(records: list[dict], config: ConfigDict) -> dict[str, Any] | None:
             "lag_shares": predicted,
         },
         "measured": {
-            "seconds_per_step": float(np.mean([record["time_step"] for record in timed])),
+            "seconds_per_step": float(np.median([record["time_step"] for record in timed])),
             "lag_mean": float(lags @ measured),
             "lag_shares": measured,
         },
