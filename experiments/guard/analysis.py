@@ -21,7 +21,7 @@ def summarize(maps: dict[str, list[dict]], level: float) -> dict[str, Any]:
 
     Returns:
       `settings`: what happens in each setting. `beyond`, `inside`: sums over settings. `warnings`:
-      how many collapses `warn` foretold and how early, and its false alarms.
+      how many collapses an alarm foretold and how early, and the false alarms.
     """
     settings = [_setting(maps, key) for key in sorted({_key(record) for record in maps[MAIN]})]
     beyond = [s for s in settings if s["collapsed"] > s["seeds"] / 2]
@@ -46,7 +46,7 @@ def summarize(maps: dict[str, list[dict]], level: float) -> dict[str, Any]:
             "largest_cost": max((cost(s) for s in inside), default=None),
             "mean_scale": _mean(inside, "scale"),
         },
-        "warnings": warnings(maps[WARN], level),
+        "warnings": warnings(maps[MAIN], maps[SCALE]),
         "same_as_without": _same(maps[MAIN], maps[WARN]),
     }
 
@@ -85,40 +85,47 @@ def cost(setting: dict[str, Any]) -> float:
     return 1 - setting["final_with_guard"] / setting["final"]
 
 
-def first_alarm(record: dict, level: float) -> int | None:
-    """Returns the learner step of the first alarm of a run with warnings; None without one.
+def first_alarm(record: dict) -> int | None:
+    """Returns the learner step of the first alarm of a run with a scaled rate; None without one.
 
-    A record has means over blocks of learner steps. The alarm is in the first block whose mean of
-    the average is above the level, and is dated to the end of that block.
+    A record has means over blocks of learner steps. The alarm is in the first block in which the
+    mean scale is below 1, and is dated to the end of that block.
     """
-    blocks = np.array(record["traces"]["guard_average"], float)
-    above = np.flatnonzero((blocks > level) | ~np.isfinite(blocks))
-    return None if not above.size else int((above[0] + 1) * record["trace_every"])
+    scaled = np.flatnonzero(np.array(record["traces"]["guard_scale"], float) < 1)
+    return None if not scaled.size else int((scaled[0] + 1) * record["trace_every"])
 
 
-def warnings(records: list[dict], level: float) -> dict[str, Any]:
+def warnings(without: list[dict], guarded: list[dict]) -> dict[str, Any]:
     """Returns how many collapses were foretold, how early, and the false alarms.
 
-    Runs with S = 0 are left out: their ratio is 1.
+    Up to its first alarm, a run with a scaled rate is the same as without a guard. So its first
+    alarm is the one that warns of the collapse of the run without a guard. Runs with S = 0 are left
+    out: their ratio is 1.
+
+    Args:
+      without: the records without a guard.
+      guarded: the records of the same cells with a scaled rate.
 
     Returns:
       `found`: the share of the collapsing runs with an alarm before the collapse. `median_lead`:
       the median of the learner steps between. `false_alarms`: the share of stable runs with an
       alarm. `collapsed`, `stable`: the numbers of runs.
     """
-    stale = [record for record in records if record["max_lag"] >= 1]
+    alarms = {record["cell"]: first_alarm(record) for record in guarded}
+    stale = [record for record in without if record["max_lag"] >= 1]
     collapsed = [record for record in stale if record["collapse_step"] is not None]
     stable = [record for record in stale if record["collapse_step"] is None]
     leads = []
     for record in collapsed:
-        alarm = first_alarm(record, level)
+        alarm = alarms[record["cell"]]
         if alarm is not None and alarm < record["collapse_step"]:
             leads.append(record["collapse_step"] - alarm)
-    false_alarms = [first_alarm(record, level) is not None for record in stable]
     return {
         "found": len(leads) / len(collapsed) if collapsed else None,
         "median_lead": float(np.median(leads)) if leads else None,
-        "false_alarms": float(np.mean(false_alarms)) if stable else None,
+        "false_alarms": (
+            float(np.mean([alarms[r["cell"]] is not None for r in stable])) if stable else None
+        ),
         "collapsed": len(collapsed),
         "stable": len(stable),
     }

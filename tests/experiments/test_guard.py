@@ -28,10 +28,7 @@ def cell(name, config, kind):
     is_beyond = config.lag.max_lag == 8 and config.optimizer.learning_rate == 4e-3
     saved = kind == "scale" and config.seed < 4  # the guard saves four of five seeds
     collapses = is_beyond and not saved
-    # Blocks of five steps. The average passes the level in the block that ends at step 50.
-    average = [0.02] * 9 + [0.3] * 111 if is_beyond else [0.01] * 120
-    if not is_beyond and config.lag.max_lag == 8 and config.seed == 0:
-        average = [0.01] * 60 + [0.2] * 60  # a false alarm
+    is_false = not is_beyond and config.lag.max_lag == 8 and config.seed == 0
     final = {True: 0.0, False: 0.8 if kind == "scale" else 0.9}[collapses]
     record = {
         "cell": name,
@@ -45,8 +42,11 @@ def cell(name, config, kind):
         "traces": {"eval_reward": [0.3, final]},
     }
     if kind != grid.MAIN:
-        scale = [1.0] * 10 + [0.25] if kind == "scale" and is_beyond else [1.0] * 11
-        record["traces"] |= {"guard_average": average, "guard_scale": scale}
+        # Blocks of five steps. The first alarm is in the block that ends at step 50.
+        has_alarm = kind == "scale" and (is_beyond or is_false)
+        record["traces"]["guard_scale"] = [1.0] * 9 + [0.9 if has_alarm else 1.0, 0.25]
+        if not has_alarm:
+            record["traces"]["guard_scale"][-1] = 1.0
     return record
 
 
@@ -94,16 +94,13 @@ def test_warnings_are_counted_before_the_collapse_and_among_stable_runs(workdir)
 
 
 def test_an_alarm_after_the_collapse_foretells_nothing():
-    late = {
-        "max_lag": 4,
-        "collapse_step": 20,
-        "trace_every": 5,
-        "traces": {"guard_average": [0.0] * 6 + [1.0]},
-    }
-    assert analysis.warnings([late], LEVEL)["found"] == 0.0
-    assert analysis.first_alarm(late, LEVEL) == 35
-    not_a_number = late | {"traces": {"guard_average": [0.0, float("nan")]}}
-    assert analysis.first_alarm(not_a_number, LEVEL) == 10
+    run = {"cell": "x", "max_lag": 4, "collapse_step": 20}
+    late = {"cell": "x", "trace_every": 5, "traces": {"guard_scale": [1.0] * 6 + [0.5]}}
+    assert analysis.first_alarm(late) == 35
+    assert analysis.warnings([run], [late])["found"] == 0.0
+    early = late | {"traces": {"guard_scale": [1.0, 0.9, 0.5]}}
+    found = analysis.warnings([run], [early])
+    assert found["found"] == 1.0 and found["median_lead"] == 10.0
 
 
 def test_other_variants_are_refused():
