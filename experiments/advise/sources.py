@@ -148,11 +148,11 @@ def _of_history(config: ConfigDict, history: History, path: str) -> dict[str, An
     question = config.advise
 
     def value(signals: tuple[str, ...], given: float | None, flag: str, what: str) -> float:
-        if given is not None:
-            return float(given)
         for name in signals:
             if name in history.signals:
                 return float(np.nanmedian(history.signals[name]))
+        if given is not None:
+            return float(given)
         raise FlagError("log", path, f"it has no {what}: log it, or give --{flag}")
 
     signals = history.signals

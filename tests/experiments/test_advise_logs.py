@@ -135,3 +135,9 @@ def test_a_truncated_last_line_a_restart_and_shuffled_rows_leave_the_answer(tmp_
         found = answer(config, sources.gather(config, tmp_path))
         tolerance = 0.1 if name == "restart" else 1e-6  # the restart changed rewards before 40
         assert found.by_lag[2].eta_max.value == pytest.approx(expected, rel=tolerance)
+
+
+def test_a_question_about_another_lag_leaves_the_lag_of_the_log(tmp_path):
+    config, found = known("staleness_grpo", run(), tmp_path, max_lag=32, learning_rate=5e-7)
+    assert found.runs.max_lag[0] == 4 and found.at == (32, 5e-7)
+    assert answer(config, found).at == (32, 5e-7)
