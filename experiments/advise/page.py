@@ -23,7 +23,7 @@ def text(advice: Advice, known: Known) -> str:
         sentence(advice),
         "",
         f"Intervals hold {percent} of the probability. `eta_max` is the learning rate at which a "
-        f"run collapses with a probability of one half, and `safe` the one with {SAFE_RISK:g}.",
+        f"run collapses with a probability of one half, and `safe` that with {SAFE_RISK:g}.",
         "",
         "| S | eta_max | safe | what binds |",
         "| --- | --- | --- | --- |",

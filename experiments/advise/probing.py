@@ -11,6 +11,7 @@ from staleness_grpo.scaling.probe import LAGS, probe
 
 NAME = "probe"  # of the probe's map: cells-probe.jsonl has a line for each of its runs
 NUM_RATES = 9  # learning rates of the probe's grid
+NUM_SEEDS = 2
 FREEZE_AFTER = 60  # learner steps with a low reward after which a run ends
 
 
@@ -32,30 +33,32 @@ def rates(config: ConfigDict) -> list[float]:
 
 
 def run_probe(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
-    """Makes the runs of a probe that have no record yet, one after the other.
+    """Makes the runs of a probe that have no record yet: NUM_SEEDS at a time, side by side.
+
+    A learning rate counts as stable if none of its seeds collapses. One seed may live by luck.
 
     Returns:
       The record of each run, a line of cells-probe.jsonl.
     """
     base = training(config)
 
-    def run(lag: int, rate: float) -> tuple[bool, dict]:
+    def run(lag: int, rate: float) -> tuple[bool, list[dict]]:
         cell = base.copy_and_resolve_references()
         with cell.unlocked():
             cell.sweep = ConfigDict(
                 dict(
                     max_lags=(lag,),
                     learning_rates=(rate,),
-                    seeds=(config.seed,),
-                    num_warm_starts=config.seed + 1,
+                    seeds=tuple(range(config.seed, config.seed + NUM_SEEDS)),
+                    num_warm_starts=config.seed + NUM_SEEDS,
                     horizons=(base.steps,),
                     freeze_after=FREEZE_AFTER,
                     engine=None,
                     chunk_size=1,
-                    num_workers=1,
+                    num_workers=NUM_SEEDS,
                 )
             )
-        (record,) = run_map(NAME, cell, workdir)
-        return bool(collapse_law.runs([record]).collapsed[0]), record
+        records = run_map(NAME, cell, workdir)
+        return bool(collapse_law.runs(records).collapsed.any()), records
 
-    return probe(run, LAGS, rates(config))
+    return [record for records in probe(run, LAGS, rates(config)) for record in records]

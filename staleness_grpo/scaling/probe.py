@@ -10,7 +10,8 @@ from typing import Any
 
 # The lags of a probe. S = 0 finds the cap, and the other two the part of S below and above S0.
 LAGS = (0, 1, 16)
-NUM_STEPS = 150  # learner steps of each run
+# Learner steps of each run. With 150, runs that collapse soon after look stable.
+NUM_STEPS = 300
 
 
 def probe(

@@ -147,13 +147,14 @@ def test_a_probe_goes_on_where_it_was_and_finds_the_boundary(tmp_path):
     rows = []
     for lag in (0, 1, 16):
         for rate in probing.rates(config):
-            cell = base.copy_and_resolve_references()
-            cell.lag.max_lag, cell.optimizer.learning_rate = lag, rate
-            rows.append(record(f"S{lag}-eta{rate:g}-seed0", cell, TRUTH, rng))
+            for seed in (0, 1):
+                cell = base.copy_and_resolve_references()
+                cell.lag.max_lag, cell.optimizer.learning_rate, cell.seed = lag, rate, seed
+                rows.append(record(f"S{lag}-eta{rate:g}-seed{seed}", cell, TRUTH, rng))
     write_jsonl(folder / "cells-probe.jsonl", rows)
     summary = answered(config, folder)
-    assert summary["num_runs"] <= 12 and 0 < summary["num_collapsed"] < summary["num_runs"]
-    assert summary["probe_learner_steps"] <= 12 * 150
+    assert summary["num_runs"] <= 24 and 0 < summary["num_collapsed"] < summary["num_runs"]
+    assert summary["probe_learner_steps"] <= 24 * 300
     for row in summary["by_lag"]:
         if row["max_lag"] >= 4:
             assert row["eta_max"]["low"] <= boundary(row["max_lag"], 600) <= row["eta_max"]["high"]
