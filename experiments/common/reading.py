@@ -19,6 +19,10 @@ LEARNER_STEPS = "learner_steps"  # only the summary of a training has this key
 ONE_TRAINING = (TRAINING, "one training")
 # A field that only configs of one command have -> the command, and what its workdir holds.
 KINDS = {
+    "advise": ("experiments.advise", "an answer about safe learning rates"),
+    "law": ("experiments.law", "maps of many settings, and the law of their collapses"),
+    "proof": ("experiments.async_proof", "asynchronous trainings and their replays"),
+    "speed": ("experiments.async_speed", "the time of an asynchronous learner step"),
     "sweep": ("experiments.sweep", "maps of trainings over lag and learning rate"),
     "stability": ("experiments.corrections", "a comparison of corrections"),
     "jobs": ("experiments.reproduce", "the jobs of the main result"),
