@@ -69,6 +69,8 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
     rows, momenta = [], set()
     for folder in map(pathlib.Path, question.runs):
         saved = ConfigDict(read_json(folder / "config.json"))
+        if "optimizer" not in saved:
+            raise FlagError("run", folder, "it holds no trainings: give one of a map or a training")
         momenta.add(_b1(saved))
         is_map = (folder / "cells.jsonl").exists()
         rows += read_jsonl(folder / "cells.jsonl") if is_map else [_of_training(folder, saved)]
@@ -116,9 +118,15 @@ def _of_training(folder: pathlib.Path, config: ConfigDict) -> dict[str, Any]:
     """Returns the row of a workdir of `experiments.train`.
 
     Raises:
-      FlagError: the training has no evaluations, from which a collapse would be seen.
+      FlagError: the folder has no records, or no evaluations, from which a collapse would be seen.
     """
-    records = read_jsonl(folder / "metrics.jsonl")
+    path = folder / "metrics.jsonl"
+    records = read_jsonl(path) if path.exists() else []
+    if not records:
+        hint = (
+            "it has neither cells.jsonl nor metrics.jsonl: give the folder of a map or a training"
+        )
+        raise FlagError("run", folder, hint)
     evaluated = [record for record in records if "eval_reward" in record]
     if len(evaluated) < 2:
         hint = "the training has no evaluations (eval_every), from which a collapse would be seen"

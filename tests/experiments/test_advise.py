@@ -182,3 +182,12 @@ def test_a_question_that_makes_no_sense_is_refused(fields, named):
     with pytest.raises(FieldError) as error:
         question.validate(asked(**fields))
     assert error.value.field == f"advise.{named}"
+
+
+def test_a_folder_without_records_is_refused(sweep, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for name in ("config.json", "summary.json"):
+        write_json(folder / name, read_json(sweep / name))
+    with pytest.raises(FlagError, match="neither cells.jsonl nor metrics.jsonl"):
+        answered(asked(runs=(str(folder),)), tmp_path / "advice")
