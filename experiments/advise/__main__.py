@@ -16,9 +16,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.advise.question import FLAGS
+from experiments.advise.question import SOURCES
 from experiments.common import cli
 from experiments.configs.advise import section
+from staleness_grpo.errors import FlagError
 
 
 def validate(config: ConfigDict) -> None:
@@ -58,6 +59,14 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
     return figures.draw(workdir)
 
 
+def _whole_numbers(name: str, texts: tuple[str, ...]) -> tuple[int, ...]:
+    """Returns the numbers that a flag has. Raises FlagError if one is no whole number."""
+    try:
+        return tuple(int(text) for text in texts)
+    except ValueError as error:
+        raise FlagError(name, ",".join(texts), "give whole numbers, as in 1,4,16") from error
+
+
 if __name__ == "__main__":
     values: dict[str, Any] = {
         "run": flags.DEFINE_multi_string("run", None, "A finished workdir of ours."),
@@ -79,6 +88,8 @@ if __name__ == "__main__":
         "columns": flags.DEFINE_list("columns", None, "For csv: NAME=COLUMN, ..."),
     }
 
+    fields = {flag: field for field, flag in SOURCES.items()}
+
     def _fill_in(config: ConfigDict) -> None:
         """Copies the flags into the config, where a second call finds them again."""
         if "advise" not in config:  # the config of a training
@@ -87,11 +98,10 @@ if __name__ == "__main__":
         for name, flag in values.items():
             if flag.value is None:
                 continue
-            value = flag.value
+            value = tuple(flag.value) if isinstance(flag.value, list) else flag.value
             if name == "max_lags":
-                value = [int(lag) for lag in value]
-            is_list = isinstance(value, list)
-            config.advise[FLAGS[name]] = tuple(value) if is_list else value
+                value = _whole_numbers(name, value)
+            config.advise[fields.get(name, name)] = value
 
     cli.run(
         main,

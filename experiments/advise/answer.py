@@ -3,12 +3,11 @@
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.advise.question import SOURCES
 from experiments.advise.sources import Known
 from staleness_grpo.errors import FlagError
 from staleness_grpo.scaling.advice import Advice, advise
 from staleness_grpo.scaling.prior import of_small_models
-
-SOURCE = {"runs": "run", "logs": "log", "probe": "probe"}  # field of the question -> flag
 
 
 def answer(config: ConfigDict, known: Known) -> Advice:
@@ -24,12 +23,8 @@ def answer(config: ConfigDict, known: Known) -> Advice:
     lags = tuple(int(lag) for lag in question.max_lags)
     advice = advise(known.runs, prior, rate, question.horizon, lags, known.at, known.signs)
     if advice.refusal is not None:
-        flag = next(flag for field, flag in SOURCE.items() if question[field])
-        raise FlagError(flag, _shown(question, flag), advice.refusal)
+        field, flag = next(source for source in SOURCES.items() if question[source[0]])
+        value = question[field]
+        shown = str(value) if isinstance(value, bool) else ", ".join(value)
+        raise FlagError(flag, shown, advice.refusal)
     return advice
-
-
-def _shown(question: ConfigDict, flag: str) -> str:
-    field = next(field for field, name in SOURCE.items() if name == flag)
-    value = question[field]
-    return str(value) if isinstance(value, bool) else ", ".join(value)

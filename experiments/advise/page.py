@@ -16,7 +16,7 @@ SMALL = (
 
 def text(advice: Advice, known: Known) -> str:
     """Returns the answer as a page of Markdown."""
-    percent = f"{INTERVAL:.0%}".replace("%", " %")
+    percent = f"{100 * INTERVAL:.0f} %"
     lines = [
         f"# Safe learning rates up to T = {advice.num_steps} learner steps",
         "",

@@ -13,22 +13,8 @@ from experiments.common.workdir import SUMMARY
 from staleness_grpo.errors import FieldError, require, require_local
 from staleness_grpo.logs import FORMATS
 
-# Flags of the command -> fields of `config.advise`.
-FLAGS = {
-    "run": "runs",
-    "log": "logs",
-    "format": "format",
-    "probe": "probe",
-    "horizon": "horizon",
-    "max_lags": "max_lags",
-    "max_lag": "max_lag",
-    "learning_rate": "learning_rate",
-    "b1": "b1",
-    "updates_per_version": "updates_per_version",
-    "updates_per_step": "updates_per_step",
-    "first_step": "first_step",
-    "columns": "columns",
-}
+# What a question learns from: field of `config.advise` -> flag of the command.
+SOURCES = {"runs": "run", "logs": "log", "probe": "probe"}
 # Fields that only logs make use of, with the values that leave them out.
 OF_LOGS = dict(
     format=None, updates_per_version=None, updates_per_step=1, first_step=None, columns=()

@@ -4,7 +4,7 @@
 
 The level of the alarm was chosen on other seeds: those of `law`.
 
-Hardware: 2 CPU cores, about five minutes. The numbers to expect are in
+Hardware: 2 CPU cores, 20 minutes beside other work. The numbers to expect are in
 experiments/results/guard/summary.json.
 """
 

@@ -4,7 +4,7 @@
 
 The settings and the criteria were in the repository before any of these trainings ran.
 
-Hardware: 2 CPU cores, about an hour. The numbers to expect are in
+Hardware: 2 CPU cores, an hour and a half beside other work. The numbers to expect are in
 experiments/results/law/summary.json.
 """
 

@@ -7,7 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.law.predictions import heldout
-from experiments.law.settings import REFERENCE, Setting
+from experiments.law.settings import REFERENCE, Setting, middle_rate
+from experiments.sweep.laws import eta_max, seed_halves
 from staleness_grpo.scaling import collapse_law, stability
 from staleness_grpo.scaling.bootstrap import group_interval
 from staleness_grpo.scaling.early_sign import fit_sign
@@ -18,11 +19,6 @@ RESAMPLES = 200
 INTERVENTION_LAG = 16  # S at which interventions are compared
 
 
-def reference_rate(records: list[dict]) -> float:
-    """Returns eta_ref: the geometric mean of the learning rates of a map."""
-    return float(np.exp(np.mean(np.log(sorted({r["learning_rate"] for r in records})))))
-
-
 def summarize(settings: dict[str, Setting], law: ConfigDict) -> dict[str, Any]:
     """Returns the contents of summary.json without the claims.
 
@@ -30,7 +26,7 @@ def summarize(settings: dict[str, Setting], law: ConfigDict) -> dict[str, Any]:
       settings: the records of all maps, by name.
       law: the section `law` of the config.
     """
-    rate = reference_rate(settings[REFERENCE].records)
+    rate = middle_rate(settings[REFERENCE].records)
     runs = {name: collapse_law.runs(setting.records) for name, setting in settings.items()}
     fits = {
         name: fit(of_setting, rate_of(settings, name, rate), vague())
@@ -69,7 +65,7 @@ def rate_of(settings: dict[str, Setting], name: str, rate: float) -> float:
     records = settings[name].records
     rates = {r["learning_rate"] for r in records}
     same = min(rates) <= rate <= max(rates) and settings[name].optimizer == "adam"
-    return rate if same else reference_rate(records)
+    return rate if same else middle_rate(records)
 
 
 def _setting(
@@ -95,16 +91,7 @@ def _setting(
         "cap": described(rate * np.exp(draws["log_cap"])),
         "sigma": described(collapse_law.SMALLEST_SIGMA + np.exp(draws["log_sigma"])),
         "effective_draws": fitted.effective,
-        "eta_max": measured(setting.records, steps),
-    }
-
-
-def measured(records: list[dict], horizon: int) -> dict[str, float | None]:
-    """Returns the measured eta_max by S, for every S; None where it is outside the grid."""
-    cells = stability.at_horizons(records, (horizon,))
-    return {
-        f"{lag:g}": float(np.exp(value)) if np.isfinite(value) else None
-        for lag, value in stability.measured_log_eta_max(cells).items()
+        "eta_max": eta_max(stability.at_horizons(setting.records, (steps,))),
     }
 
 
@@ -143,11 +130,9 @@ def rules(settings: dict[str, Setting]) -> dict[str, Any]:
         steps = max(r["steps"] for r in setting.records)
         horizons = tuple(h for h in (100, 300, 600, 900) if h < steps) + (steps,)
         cells = stability.at_horizons(setting.records, horizons)
-        seeds = np.unique(cells.seed)
-        fold = (np.searchsorted(seeds, cells.seed) % 2).astype(int)
         try:
             by_setting[name] = {
-                rule: stability.cross_validate(rule, cells, fold).log_likelihood
+                rule: stability.cross_validate(rule, cells, seed_halves(cells.seed)).log_likelihood
                 for rule in stability.RULES
             }
         except ValueError:  # a half has one outcome alone
@@ -173,8 +158,7 @@ def laws(
     by_setting: dict[str, dict[str, float]] = {}
     for name, of_setting in runs.items():
         of_name = rate_of(settings, name, rate)
-        seeds = np.unique(of_setting.seed)
-        half = np.searchsorted(seeds, of_setting.seed) % 2
+        half = seed_halves(of_setting.seed)
         by_setting[name] = {}
         for law in collapse_law.LAWS:
             total = 0.0

@@ -16,11 +16,6 @@ def claims(summary: dict[str, Any]) -> list[Claim]:
     """
     slope = summary["momentum"]
     low, high = slope["slope_interval"]
-    sums, times = summary["rules"]["sum"], summary["laws"]["sum"]
-    rivals = {name: value for name, value in sums.items() if name != "saturating"}
-    rival = max(rivals, key=lambda name: rivals[name])
-    others = {name: value for name, value in times.items() if name != "saturating"}
-    other = max(others, key=lambda name: others[name])
     found = [
         Claim(
             name="s0_grows_like_the_memory",
@@ -32,31 +27,37 @@ def claims(summary: dict[str, Any]) -> list[Claim]:
             holds=bool(low <= 1 <= high),
             command=COMMAND,
         ),
-        Claim(
-            name="saturating_rule_wins",
-            claim="On seeds that no rule was fitted to, the saturating rule has a higher "
-            "log-likelihood than every other rule of the boundary.",
-            measured=sums["saturating"] - rivals[rival],
-            interval=None,
-            n=summary["rules"]["num_settings"],
-            unit="settings",
-            holds=bool(sums["saturating"] > rivals[rival]),
-            note=f"The best other rule is {rival}.",
-            command=COMMAND,
+        _win(
+            "saturating_rule_wins",
+            "On seeds that no rule was fitted to, the saturating rule has a higher log-likelihood "
+            "than every other rule of the boundary.",
+            summary["rules"],
         ),
-        Claim(
-            name="saturating_law_wins",
-            claim="The same for laws of the collapse time.",
-            measured=times["saturating"] - others[other],
-            interval=None,
-            n=summary["laws"]["num_settings"],
-            unit="settings",
-            holds=bool(times["saturating"] > others[other]),
-            note=f"The best other law is {other}.",
-            command=COMMAND,
+        _win(
+            "saturating_law_wins",
+            "The same for laws of the collapse time.",
+            summary["laws"],
         ),
     ]
     return found + _predictions(summary["heldout"])
+
+
+def _win(name: str, sentence: str, judged: dict[str, Any]) -> Claim:
+    """Returns the claim that the saturating candidate has the highest held-out likelihood."""
+    others = {key: value for key, value in judged["sum"].items() if key != "saturating"}
+    best = max(others, key=lambda key: others[key])
+    lead = judged["sum"]["saturating"] - others[best]
+    return Claim(
+        name=name,
+        claim=sentence,
+        measured=lead,
+        interval=None,
+        n=judged["num_settings"],
+        unit="settings",
+        holds=bool(lead > 0),
+        note=f"The best other one is {best}.",
+        command=COMMAND,
+    )
 
 
 def _predictions(heldout: dict[str, Any]) -> list[Claim]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.law.settings import Setting
+from experiments.law.settings import STORIES, Setting, middle_rate
 from staleness_grpo.scaling import collapse_law, stability
 from staleness_grpo.scaling.prior import Prior, fit
 from staleness_grpo.scaling.probe import probe
@@ -33,7 +33,7 @@ def heldout(
       `probe_steps`: learner steps of each setting's probe.
       `covered`: the share of the measured values within the interval, for `transfer` and `probe`.
     """
-    names = [*law.heldout, *(name for name in settings if name == "stories260k")]
+    names = [*law.heldout, *(name for name in settings if name == STORIES)]
     rows: list[dict[str, Any]] = []
     cost = {}
     for name in names:
@@ -70,7 +70,7 @@ def _rows(
     lags = np.array(sorted({r["max_lag"] for r in records if r["max_lag"] >= 1}), float)
     measured = stability.measured_log_eta_max(stability.at_horizons(others, (steps,)))
     # The probe brings its own unit of the learning rate, so nothing of it is carried over.
-    own_rate = float(np.exp(np.log(sorted({r["learning_rate"] for r in records})).mean()))
+    own_rate = middle_rate(records)
     fitted = {
         "transfer": (_draws(prior), rate),
         "probe": (fit(runs, own_rate, prior.without_scale()).constants, own_rate),

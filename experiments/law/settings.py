@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.common.workdir import SUMMARY
@@ -26,11 +27,21 @@ class Setting:
 
 def configs(config: ConfigDict) -> dict[str, ConfigDict]:
     """Returns the config of each map. The first is the reference."""
+    return grid.variant_configs(_sweep(config))
+
+
+def _sweep(config: ConfigDict) -> ConfigDict:
+    """Returns the config of `experiments.sweep` that the study's config contains."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         for section in ("law", "stories"):
             del config[section]
-    return grid.variant_configs(config)
+    return config
+
+
+def middle_rate(records: list[dict]) -> float:
+    """Returns the geometric mean of the learning rates of a map's grid."""
+    return float(np.exp(np.mean(np.log(sorted({r["learning_rate"] for r in records})))))
 
 
 def read(config: ConfigDict, maps: dict[str, list[dict]]) -> dict[str, Setting]:
@@ -63,11 +74,7 @@ def validate(config: ConfigDict) -> None:
     require(len(law.calibration) > 0, "law.calibration", "give at least one name", law.calibration)
     require(law.probe_steps >= 1, "law.probe_steps", "give a number >= 1", law.probe_steps)
     require(len(law.probe_lags) > 0, "law.probe_lags", "give at least one lag", law.probe_lags)
-    base = config.copy_and_resolve_references()
-    with base.unlocked():
-        for section in ("law", "stories"):
-            del base[section]
-    grid.validate(base)
+    grid.validate(_sweep(config))
     if config.stories is not None:
         require_local(config.stories, "stories")
         for name in ("cells.jsonl", SUMMARY):

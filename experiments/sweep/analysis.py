@@ -154,7 +154,7 @@ def can_be_fitted(cells: stability.Cells) -> bool:
     Each half of the seeds needs stable cells and collapsing cells. The cells need at least MIN_LAGS
     different lags. Two of them must be at most `laws.LONG_LAG`, and one must be above it.
     """
-    half = laws.seed_halves(cells)
+    half = laws.seed_halves(cells.seed)
     fractions = [cells.collapsed[half == i].mean() for i in (0, 1) if (half == i).any()]
     lags = np.unique(cells.max_lag)
     both_outcomes = len(fractions) == 2 and all(0 < fraction < 1 for fraction in fractions)

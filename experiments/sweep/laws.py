@@ -39,10 +39,10 @@ def num_seeds(records: list[dict]) -> int:
     return len({record["seed"] for record in records})
 
 
-def seed_halves(cells: stability.Cells) -> np.ndarray:
+def seed_halves(seeds: np.ndarray) -> np.ndarray:
     """Returns for each cell the half of the seeds that its seed is in, 0 or 1."""
-    labels = np.unique(cells.seed)
-    return np.searchsorted(labels, cells.seed) // max(len(labels) // 2, 1) % 2
+    labels = np.unique(seeds)
+    return np.searchsorted(labels, seeds) // max(len(labels) // 2, 1) % 2
 
 
 def eta_max(cells: stability.Cells) -> dict[str, float | None]:
@@ -175,7 +175,7 @@ def rules(cells: stability.Cells) -> dict[str, dict]:
     stale = cells[cells.max_lag >= 1]
     for name in stability.RULES:
         fit = stability.fit_rule(name, stale)
-        held_out = stability.cross_validate(name, cells, seed_halves(cells))
+        held_out = stability.cross_validate(name, cells, seed_halves(cells.seed))
         by_rule[name] = {
             "parameters": fit.parameters,
             "sigma": fit.sigma,

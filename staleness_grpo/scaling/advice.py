@@ -128,7 +128,7 @@ def advise(
         at=at,
         num_runs=len(runs),
         num_collapsed=int(runs.collapsed.sum()),
-        refusal=_refusal(runs, by_lag, below, above),
+        refusal=_refusal(runs, by_lag),
         notes=_notes(runs, num_steps, bool(used)),
     )
 
@@ -150,7 +150,7 @@ def _cost_lag(
     return Range(value, low, high) if high <= WIDEST * low else None
 
 
-def _refusal(runs: Runs, by_lag: list[AtLag], below: bool, above: bool) -> str | None:
+def _refusal(runs: Runs, by_lag: list[AtLag]) -> str | None:
     """Returns why the runs carry no answer; None if they carry one."""
     stale = runs[runs.max_lag > 0]
     if not len(stale):
@@ -158,8 +158,6 @@ def _refusal(runs: Runs, by_lag: list[AtLag], below: bool, above: bool) -> str |
             "no run has a lag, so nothing is known of what a lag does: "
             "add a run with lag, or let the command probe"
         )
-    if not below and not above:
-        return "no run says anything: add longer runs"
     widths = [
         answer.eta_max.high / answer.eta_max.low
         for answer in by_lag

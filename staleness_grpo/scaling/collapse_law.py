@@ -29,6 +29,7 @@ from scipy.special import log_ndtr, ndtr
 EARLY_STEPS, EARLY_SPREAD = 15.0, 0.5  # median, and spread of the logarithm, of the second cause
 CAP_WIDTH = 0.2  # spread of log eta around the log of the cap
 SMALLEST_SIGMA = 0.05
+SEARCHED = 30.0  # largest |log(eta / eta_ref)| in which eta_max is looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +214,3 @@ def eta_max(
         survives = log_survival(law, constants, max_lag, middle, log_step) > target
         low, high = np.where(survives, middle, low), np.where(survives, high, middle)
     return rate * np.exp((low + high) / 2)
-
-
-SEARCHED = 30.0  # largest |log(eta / eta_ref)| in which eta_max is looked for

@@ -83,8 +83,8 @@ def population(fits: Sequence[tuple[Posterior, float]]) -> Prior:
     shift[:, NAMES.index("of_lag")] = [np.log1p(-b1) for _, b1 in fits]
     draws = np.stack([fit.constants for fit, _ in fits]) + shift[:, None]
     means = draws.mean(axis=1)
-    # The scatter of the settings holds the uncertainty of each already. It is added once more where
-    # it is the larger one.
+    # The scatter of the settings holds the uncertainty of each already. With few settings it can
+    # come out smaller than that.
     spread = np.maximum(means.std(axis=0, ddof=1), np.sqrt(draws.var(axis=1).mean(axis=0)))
     return Prior(means.mean(axis=0), spread)
 

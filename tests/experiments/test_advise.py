@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 
 from experiments.advise import __main__ as advisor
-from experiments.advise import probing, question
+from experiments.advise import probing, question, sources
 from experiments.common import cli
 from experiments.common.flag_parsing import load_config
 from experiments.sweep import grid
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import plain, read_json, read_jsonl, write_json, write_jsonl
+from staleness_grpo.scaling import collapse_law
+from staleness_grpo.scaling.advice import advise
+from staleness_grpo.scaling.early_sign import SMALL_MODELS
+from staleness_grpo.scaling.prior import Sign, vague
 from tests.helpers.collapses import law, record
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
@@ -191,3 +195,52 @@ def test_a_folder_without_records_is_refused(sweep, tmp_path):
         write_json(folder / name, read_json(sweep / name))
     with pytest.raises(FlagError, match="neither cells.jsonl nor metrics.jsonl"):
         answered(asked(runs=(str(folder),)), tmp_path / "advice")
+
+
+def trained(folder, max_lag=8, collapse=None, num_steps=200):
+    """Writes a finished workdir of a training whose lag rises to S in its first S steps."""
+    folder.mkdir()
+    config = load_config(CONFIGS / "arithmetic.py")
+    config.lag.max_lag, config.steps, config.optimizer.learning_rate = max_lag, num_steps, 1e-3
+    records = []
+    for step in range(num_steps):
+        lag = min(step, max_lag)
+        fields = {"step": step, "lag_mean": float(lag), "collapsed": False}
+        # Blocks of ten steps: the mean from step 10 to 50 is 0.4.
+        fields["log_ratio_second_moment"] = 0.4 if 10 <= step < 50 else 7.0
+        if step % 10 == 0:
+            fallen = collapse is not None and step >= collapse
+            fields["eval_reward"] = 0.0 if fallen else 0.8
+        records.append(fields)
+    write_jsonl(folder / "metrics.jsonl", records)
+    write_json(folder / "config.json", plain(config.to_dict()))
+    write_json(folder / "summary.json", {"learner_steps": num_steps})
+    return folder
+
+
+def test_a_training_is_a_run_at_its_full_lag_with_its_sign(tmp_path):
+    folder = trained(tmp_path / "training", collapse=100)
+    known = sources.gather(asked(runs=(str(folder),)), tmp_path)
+    assert known.at == (8.0, 1e-3) and known.runs.collapsed.all()
+    assert known.runs.step[0] == pytest.approx(100, abs=20) and known.runs.resolution[0] == 10
+    (sign,) = known.signs
+    assert sign.log_time == pytest.approx(SMALL_MODELS.log_time(0.4)) and sign.max_lag == 8
+
+
+def test_signs_count_only_where_runs_bound_one_side(sweep):
+    runs = collapse_law.runs(read_jsonl(sweep / "cells.jsonl"))
+    wrong = (Sign(8.0, 1e-3, np.log(5.0), 0.01),)  # an early collapse, said with certainty
+    answers = [
+        advise(runs, vague(), 1e-3, 600, (8,), signs=signs).by_lag[0].eta_max.value
+        for signs in ((), wrong)
+    ]
+    assert answers[0] == answers[1]
+    stable = runs[~runs.collapsed & (runs.max_lag == 8)]
+    with_sign = advise(stable, vague(), 1e-3, 600, (8,), signs=wrong).by_lag[0].eta_max
+    without = advise(stable, vague(), 1e-3, 600, (8,)).by_lag[0].eta_max
+    assert with_sign.high is not None and without.high is None
+
+
+def test_a_lag_that_is_no_number_is_named():
+    with pytest.raises(FlagError, match="--max_lags=1,two: give whole numbers"):
+        advisor._whole_numbers("max_lags", ("1", "two"))

@@ -60,3 +60,13 @@ def test_constant_times_are_predicted_exactly(max_lag, call_seconds, learner_sec
 def test_a_short_run_is_not_compared():
     config = asynchronous_config(steps=6, **{"lag.max_lag": 3})
     assert predict(played(6, 2, 3, 0.1, 0.1), config) is None
+
+
+def test_an_admission_that_binds_calls_has_its_one_lag():
+    """The records have other lags, so all calls are misplaced."""
+    config = asynchronous_config(
+        steps=60, **{"asynchronous.admission": "in_order", "lag.max_lag": 2}
+    )
+    found = predict(played(60, 2, 2, 0.1003, 0.05), config)
+    assert found["predicted"]["lag_mean"] == 2 and found["predicted"]["lag_shares"][2] == 1
+    assert found["misplaced_share"] > 0.9

@@ -48,8 +48,7 @@ def test_a_half_of_the_seeds_has_all_rows_of_its_seeds(num_seeds):
     labels = rng.choice(100, num_seeds, replace=False)
     # A seed may have many more rows than another, in any order.
     seeds = rng.permutation(np.repeat(labels, 1 + rng.integers(40, size=num_seeds)))
-    zeros = np.zeros(len(seeds))
-    half = laws.seed_halves(stability.Cells(zeros, zeros, zeros, zeros, seeds))
+    half = laws.seed_halves(seeds)
     half_of_seed = {label: set(half[seeds == label]) for label in labels}
     assert all(len(halves) == 1 for halves in half_of_seed.values())
     sizes = [sum(halves == {i} for halves in half_of_seed.values()) for i in (0, 1)]

@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments.common import cli
 from experiments.common.claims import read as read_claims
 from experiments.common.flag_parsing import load_config
 from experiments.law import __main__ as study
 from experiments.law import settings
-from experiments.law.predictions import factors, probe_runs
+from experiments.law.predictions import factors, heldout, probe_runs
+from experiments.law.settings import Setting
 from experiments.sweep import grid
 from staleness_grpo.errors import FieldError
 from staleness_grpo.runtime.records import read_json, write_jsonl
@@ -104,6 +106,45 @@ def test_the_probe_is_cheap_and_knows_only_its_seed_and_its_steps(workdir):
     other = [r for r in records if r["seed"] == 20]
     again = probe_runs(other, tuple(study_law.probe_lags), study_law.probe_steps)
     np.testing.assert_array_equal(runs.step, again.step)
+
+
+def cells_of(seed, falls):
+    """Makes cells of one seed at S = 0, 1, 16 and four rates. `falls` gives the collapse step."""
+    return [
+        {
+            "max_lag": lag,
+            "learning_rate": rate,
+            "seed": seed,
+            "optimizer": "adam",
+            "steps": 400,
+            "steps_run": 400,
+            "finite": True,
+            "collapse_step": falls(lag, rate),
+            "trace_every": 5,
+        }
+        for lag in (0, 1, 16)
+        for rate in (1e-3, 2e-3, 4e-3, 8e-3)
+    ]
+
+
+def test_the_measured_boundary_has_no_run_of_the_probe():
+    """The probe's seed collapses everywhere, the other seed above 3e-3 alone."""
+    records = cells_of(0, lambda lag, rate: 20) + cells_of(
+        1, lambda lag, rate: 200 if rate > 3e-3 else None
+    )
+    law_section = ConfigDict(dict(heldout=("x",), probe_lags=(0, 1, 16), probe_steps=150))
+    prior = of_small_models()
+    found = heldout({"x": Setting(records, 0.9, "adam")}, law_section, prior, 2e-3)
+    for row in found["rows"]:
+        assert 2e-3 < row["measured"] < 4e-3 and 2e-3 < row["synchronous"] < 4e-3
+
+
+def test_the_probe_takes_a_later_collapse_for_a_stable_run():
+    """Every run collapses at step 200. The probe of 150 steps goes up to the largest rate."""
+    runs = probe_runs(cells_of(0, lambda lag, rate: 200), (0, 1, 16), 150)
+    assert not runs.collapsed.any() and runs.learning_rate.max() == 8e-3
+    longer = probe_runs(cells_of(0, lambda lag, rate: 200), (0, 1, 16), 250)
+    assert longer.collapsed.all() and longer.learning_rate.min() == 1e-3
 
 
 def _maps(workdir, config):

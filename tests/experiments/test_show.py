@@ -154,7 +154,8 @@ def test_a_narrow_terminal_shows_the_newest_values(width, tmp_path, capsys, monk
     table = [line for line in shown(capsys, tmp_path).splitlines() if "…" not in line]
     reward = next(line.split() for line in table if line.startswith("reward"))
     drift = next(line.split() for line in table if line.startswith("drift_from_behavior"))
-    assert reward[1].endswith("▁█") and len(reward[1]) == len(drift[1]) and "9.876e-05" in reward
+    assert reward[1].endswith("▁█") and len(reward[1]) == len(drift[1])
+    assert "9.876e-05" in reward
     assert drift[-1] == "1.234e-05" and all(len(line) <= width for line in table)
     assert any(line.endswith("not finite") for line in table)
 
