@@ -55,6 +55,8 @@ def workdir(tmp_path_factory):
         rows = [
             record(cell, fields, truth(name), rng) for cell, fields in grid.cells(setting).items()
         ]
+        if name == "b1_0":  # it learns half as well
+            rows = [row | {"final": row["final"] / 2} for row in rows]
         write_jsonl(folder / grid.cells_file(name), rows)
     cli.complete(study.main, study.draw, config, folder)
     return folder
@@ -151,6 +153,14 @@ def _maps(workdir, config):
     from staleness_grpo.runtime.records import read_jsonl
 
     return {name: read_jsonl(workdir / grid.cells_file(name)) for name in settings.configs(config)}
+
+
+def test_the_best_reward_is_that_of_the_setting_and_of_a_rate_that_lives(workdir):
+    rewards = read_json(workdir / "summary.json")["rewards"]
+    for name, full in (("reference", 0.9), ("b1_0", 0.45), ("b1_97", 0.9)):
+        for lag in ("0", "1", "4"):  # the smallest rate is stable there
+            assert rewards[name][lag]["best_final"] == pytest.approx(full)
+            assert rewards[name][lag]["learning_rate"] < 2.5e-3
 
 
 def test_an_intervention_moves_the_boundary_by_its_factor(workdir):
