@@ -5,9 +5,13 @@
 In the synchronous loop, generation and learning take turns. Their times there give a bound: no
 overlap can make a step shorter than the longer of the two. `bound_share` says how near the
 asynchronous run comes. On CPUs both threads share the cores, so the bound may be out of reach.
+
+With `eval_every`, the summary has the rewards of both kinds at equal time too. Each repeat has a
+seed of its own.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import statistics
@@ -54,6 +58,40 @@ def timed_steps(config: ConfigDict) -> slice:
     return slice(config.lag.max_lag + WARM_UP_STEPS, config.steps - config.lag.max_lag)
 
 
+def rewards_at_equal_time(synchronous: list[dict], asynchronous: list[dict]) -> dict[str, float]:
+    """Returns the rewards of two trainings when the first of them ends; none without evaluations.
+
+    Times are from the end of the steps in which programs are compiled. A reward between two
+    evaluations is on the line between them.
+
+    Args:
+      synchronous, asynchronous: the records of each training.
+    """
+    curves = []
+    for records in (synchronous, asynchronous):
+        timed = records[WARM_UP_STEPS:]
+        ends = itertools.accumulate(record["time_step"] for record in timed)
+        curve = [
+            (end - record["time_step"], record["eval_reward"])
+            for end, record in zip(ends, timed, strict=True)
+            if "eval_reward" in record
+        ]
+        if not curve:
+            return {}
+        curves.append(curve)
+    seconds = min(curve[-1][0] for curve in curves)
+    rewards = [_at(seconds, curve) for curve in curves]
+    names = ("synchronous_reward", "asynchronous_reward")
+    return {"equal_time_seconds": seconds, **dict(zip(names, rewards, strict=True))}
+
+
+def _at(seconds: float, curve: list[tuple[float, float]]) -> float:
+    import numpy as np
+
+    times, rewards = zip(*curve, strict=True)
+    return float(np.interp(seconds, times, rewards))
+
+
 def validate(config: ConfigDict) -> None:
     """Raises FieldError if the config cannot be run, or has too few steps."""
     from experiments.async_train.validation import validate as validate_asynchronous
@@ -65,7 +103,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def measure_once(config: ConfigDict) -> dict[str, float]:
-    """Returns the mean seconds of a step in each kind of training."""
+    """Returns the mean seconds of a step in each kind of training, and rewards at equal time."""
     from staleness_grpo.config.build import build_run
     from staleness_grpo.training.asynchronous import BackgroundGenerator
     from staleness_grpo.training.loop import train
@@ -74,8 +112,7 @@ def measure_once(config: ConfigDict) -> dict[str, float]:
     with contextlib.closing(build_run(config)) as run:
         clock = TurnsClock()
         run.watch_with(clock)
-        for _ in train(run):
-            pass
+        turns = list(train(run))
     generation, learning = (
         statistics.fmean(seconds[timed]) for seconds in (clock.generation, clock.learning)
     )
@@ -83,8 +120,8 @@ def measure_once(config: ConfigDict) -> dict[str, float]:
         contextlib.closing(build_run(config)) as run,
         BackgroundGenerator(run, lambda step, slots, version: None) as source,
     ):
-        seconds = [record["time_step"] for record in train(run, source=source)]
-    asynchronous = statistics.fmean(seconds[timed])
+        records = list(train(run, source=source))
+    asynchronous = statistics.fmean(record["time_step"] for record in records[timed])
     return {
         "generation_seconds": generation,
         "learning_seconds": learning,
@@ -92,6 +129,7 @@ def measure_once(config: ConfigDict) -> dict[str, float]:
         "asynchronous_seconds": asynchronous,
         "speedup": (generation + learning) / asynchronous,
         "bound_share": max(generation, learning) / asynchronous,
+        **rewards_at_equal_time(turns, records),
     }
 
 
@@ -101,13 +139,17 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     from experiments.common.workdir import write_run_files
 
     write_run_files(workdir, config)
-    load = os.getloadavg()[0]
-    repeats = [measure_once(config) for _ in range(config.speed.repeats)]
+    load, first_seed = os.getloadavg()[0], config.seed
+    config = config.copy_and_resolve_references()
+    repeats = []
+    for repeat in range(config.speed.repeats):
+        config.seed = first_seed + repeat
+        repeats.append(measure_once(config))
     medians = {name: statistics.median(one[name] for one in repeats) for name in repeats[0]}
     ranges = {
         f"{name}_range": [min(values), max(values)]
-        for name in ("speedup", "bound_share")
-        if (values := [one[name] for one in repeats])
+        for name in ("speedup", "bound_share", "synchronous_reward", "asynchronous_reward")
+        if (values := [one[name] for one in repeats if name in one])
     }
     # A load of more than 0 at the start means that other programs take part of the cores.
     write_and_print(

@@ -13,6 +13,7 @@ from experiments.paired_bias import __main__ as paired_bias
 from experiments.paired_bias import analysis, claims, figures, grid, measure
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import read_json, read_jsonl
+from tests.helpers import bigram
 from tests.helpers.pages import described_fields
 
 CONFIGS = cli.ROOT / "experiments" / "configs"
@@ -23,9 +24,7 @@ def tiny():
     config.update(dict(steps=12, num_prompts=4, group_size=4, eval_every=6))
     config.warm_start.steps = 0
     config.metrics.update(dict(paired_every=2, paired_blocks=0))
-    config.policy.update(
-        dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16)
-    )
+    bigram.put_into(config)
     config.task = dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8)
     config.paired.update(dict(max_lags=(0, 4), learning_rates=(0.01,)))
     return config

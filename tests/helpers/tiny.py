@@ -5,10 +5,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config
+from tests.helpers import bigram
 
 
-def tiny_config(**overrides: Any) -> ConfigDict:
-    """Returns the config of six steps of a tiny policy, with `overrides` by their dotted names."""
+def decoder_config(**overrides: Any) -> ConfigDict:
+    """Returns the config of six steps of a tiny decoder, with `overrides` by their dotted names."""
     config = default_config()
     config.steps = 6
     config.num_prompts = 4
@@ -23,6 +24,14 @@ def tiny_config(**overrides: Any) -> ConfigDict:
     config.task = ConfigDict(
         dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8)
     )
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def tiny_config(**overrides: Any) -> ConfigDict:
+    """Returns `decoder_config` with the smallest policy, whose programs compile sooner."""
+    config = decoder_config()
+    bigram.put_into(config)
     config.update_from_flattened_dict(overrides)
     return config
 

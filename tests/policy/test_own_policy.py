@@ -28,7 +28,7 @@ from staleness_grpo.tasks.enumerable import EnumerableTask
 from staleness_grpo.training.checkpoint import config_hash
 from staleness_grpo.training.loop import train as records_of
 from tests.bias import problems
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import decoder_config
 
 EXAMPLE = cli.ROOT / "docs" / "examples" / "gru.py"
 SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")
@@ -172,7 +172,7 @@ def test_names_and_arguments_that_lead_nowhere_are_one_line(path):
         given("policy.name=fractions:Fraction")
     with pytest.raises(FlagError, match="unknown field widht: did you mean width"):
         given(f"policy.name={path}:GRU", "policy.arguments.widht=3")
-    config = tiny_config()
+    config = decoder_config()
     with config.unlocked():
         config.policy.arguments.width = 3
     with pytest.raises(FieldError, match=r"^policy.arguments.width=3: .*set policy.name"):
@@ -229,7 +229,7 @@ def test_what_a_class_lacks_or_does_wrong_is_named():
 
 
 def test_the_config_hash_of_a_run_with_the_decoder_is_as_it_was():
-    config = tiny_config()
+    config = decoder_config()
     before = config_hash(config)
     with config.unlocked():
         del config.policy.name, config.policy.arguments

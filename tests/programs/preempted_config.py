@@ -3,16 +3,15 @@
 from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config
+from tests.helpers import bigram
 
 
 def get_config():
-    """Returns the default training with an enumerable task and a tiny policy, saved on request."""
+    """Returns the default training with an enumerable task and a bigram table, saved on request."""
     config = default_config()
     config.update(dict(steps=400, num_prompts=4, group_size=4, eval_every=50))
     config.warm_start.steps = 0
-    config.policy.update(
-        dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16)
-    )
+    bigram.put_into(config)
     config.lag.max_lag = 3
     config.checkpoint.save_every = 1000
     config.task = ConfigDict(

@@ -3,16 +3,15 @@
 from ml_collections import ConfigDict
 
 from experiments.configs import scaling_laws
+from tests.helpers import bigram
 
 
 def get_config():
-    """Returns the default sweep with an enumerable task, a tiny policy and no variants."""
+    """Returns the default sweep with an enumerable task, a bigram table and no variants."""
     config = scaling_laws.get_config()
     config.update(dict(steps=60, num_prompts=4, group_size=4, eval_every=5))
     config.warm_start.steps = 0
-    config.policy.update(
-        dict(num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=16)
-    )
+    bigram.put_into(config)
     config.task = ConfigDict(
         dict(name="enumerable", vocab_size=5, max_response_length=4, num_prompts=8)
     )

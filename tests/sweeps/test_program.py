@@ -14,6 +14,7 @@ from staleness_grpo.sweeps import trainings, workers
 from staleness_grpo.sweeps.records import CellFile, cell_record
 from staleness_grpo.tasks import make_task
 from staleness_grpo.training.loop import train
+from tests.helpers import bigram
 from tests.helpers.pages import described_fields
 
 MAX_LAG = 4
@@ -36,9 +37,17 @@ def tiny_config(**overrides):
     return config
 
 
+def small_config(**overrides):
+    """Returns `tiny_config` with a policy that compiles sooner."""
+    config = tiny_config()
+    bigram.put_into(config)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
 @functools.cache
-def program(optimizer):
-    config = tiny_config(**{"optimizer.name": optimizer})
+def program(make_config, optimizer):
+    config = make_config(**{"optimizer.name": optimizer})
     return jax.jit(cell_program.make_cell_program(config, MAX_LAG, FREEZE_AFTER))
 
 
@@ -47,16 +56,16 @@ def host_loop(config):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "max_lag", "optimizer", "learning_rate"),
+    ("make_config", "schedule", "max_lag", "optimizer", "learning_rate"),
     [
-        ("constant", 3, "adam", 0.02),
-        ("cyclic", 4, "adam", 0.02),
-        ("constant", 0, "adam", 0.05),
-        ("constant", 4, "sgd", 1.0),
+        (tiny_config, "constant", 3, "adam", 0.02),
+        (tiny_config, "cyclic", 4, "adam", 0.02),
+        (tiny_config, "constant", 0, "adam", 0.05),
+        (small_config, "constant", 4, "sgd", 1.0),
     ],
 )
-def test_a_cell_is_the_host_driven_loop(schedule, max_lag, optimizer, learning_rate):
-    config = tiny_config(
+def test_a_cell_is_the_host_driven_loop(make_config, schedule, max_lag, optimizer, learning_rate):
+    config = make_config(
         **{
             "lag.schedule": schedule,
             "lag.max_lag": max_lag,
@@ -65,7 +74,7 @@ def test_a_cell_is_the_host_driven_loop(schedule, max_lag, optimizer, learning_r
             "seed": 5 + max_lag,
         }
     )
-    traces = jax.device_get(program(optimizer)(cell_program.cell_inputs(config)))
+    traces = jax.device_get(program(make_config, optimizer)(cell_program.cell_inputs(config)))
     records = host_loop(config)
     assert traces["steps_run"] == len(records) == 12
     assert not traces.keys() & set(cell_program.GUARD_METRICS)  # there is no guard
@@ -107,7 +116,7 @@ def _is_the_record_of_the_loop(config, traces, records):
 
 def test_a_guard_scales_a_cell_as_it_scales_the_loop():
     guard = {"guard.mode": "scale", "guard.level": 1e-3, "guard.factor": 0.7}
-    config = tiny_config(**guard, **{"lag.max_lag": 3, "optimizer.learning_rate": 0.05})
+    config = small_config(**guard, **{"lag.max_lag": 3, "optimizer.learning_rate": 0.05})
     cell = jax.jit(cell_program.make_cell_program(config, MAX_LAG, FREEZE_AFTER))
     traces = jax.device_get(cell(cell_program.cell_inputs(config)))
     records = host_loop(config)
@@ -125,7 +134,9 @@ def test_a_guard_scales_a_cell_as_it_scales_the_loop():
 def test_lag_changes_the_outcome_and_only_after_the_first_step():
     traces = [
         jax.device_get(
-            program("adam")(cell_program.cell_inputs(tiny_config(**{"lag.max_lag": lag})))
+            program(tiny_config, "adam")(
+                cell_program.cell_inputs(tiny_config(**{"lag.max_lag": lag}))
+            )
         )
         for lag in (0, 1, 4)
     ]
@@ -135,7 +146,9 @@ def test_lag_changes_the_outcome_and_only_after_the_first_step():
 
 def test_a_synchronous_start_has_no_drift_before_the_lag():
     config = tiny_config(**{"lag.max_lag": 4, "lag.start": "synchronous"})
-    drift = jax.device_get(program("adam")(cell_program.cell_inputs(config)))["drift_from_behavior"]
+    drift = jax.device_get(program(tiny_config, "adam")(cell_program.cell_inputs(config)))[
+        "drift_from_behavior"
+    ]
     assert (drift[:4] == 0).all() and (drift[4:] > 0).all()
 
 
@@ -143,7 +156,7 @@ def test_a_collapsed_cell_is_frozen_and_leaves_nan():
     # Most responses get nothing, and huge steps leave the policy with one response to each prompt.
     config = tiny_config(**{"optimizer.learning_rate": 1e3, "seed": 7})
     config.task.difficulty = 0.9
-    traces = jax.device_get(program("adam")(cell_program.cell_inputs(config)))
+    traces = jax.device_get(program(tiny_config, "adam")(cell_program.cell_inputs(config)))
     reward, steps_run = traces["eval_reward"], int(traces["steps_run"])
     assert reward[0] > 0 and reward[1] == 0 and np.isnan(reward[2:]).all()
     assert steps_run == 6  # more than FREEZE_AFTER steps since the evaluation at step 0
@@ -156,7 +169,7 @@ def test_a_collapsed_cell_is_frozen_and_leaves_nan():
 
 def test_a_cell_whose_parameters_overflow_is_frozen():
     config = tiny_config(**{"optimizer.learning_rate": 1e38})
-    traces = jax.device_get(program("adam")(cell_program.cell_inputs(config)))
+    traces = jax.device_get(program(tiny_config, "adam")(cell_program.cell_inputs(config)))
     assert traces["steps_run"] < 12
     record = cell_record("cell", config, traces)
     assert not record["finite"]
@@ -209,7 +222,7 @@ def test_the_traced_judge_gives_the_host_rewards(fields):
 
 def small_cells():
     return {
-        f"S{lag}-seed{seed}": tiny_config(**{"lag.max_lag": lag, "seed": seed})
+        f"S{lag}-seed{seed}": small_config(**{"lag.max_lag": lag, "seed": seed})
         for lag in (0, 2)
         for seed in (0, 1)
     }
@@ -234,7 +247,7 @@ def test_workers_give_what_the_program_gives_in_chunks():
     records = run_small(cells, chunk_size=2, num_workers=2)
     assert set(records) == set(cells)
     for name, config in cells.items():
-        traces = jax.device_get(program("adam")(cell_program.cell_inputs(config)))
+        traces = jax.device_get(program(small_config, "adam")(cell_program.cell_inputs(config)))
         expected = cell_record(name, config, traces)
         assert records[name]["max_lag"] == config.lag.max_lag
         for metric, values in records[name]["traces"].items():

@@ -23,7 +23,7 @@ from tests.helpers.tiny import tiny_config
 
 # A policy that moves far at each step, so that it has several alarms.
 OFTEN = {"lag.max_lag": 2, "guard.mode": "scale", "guard.level": 1e-3, "optimizer.name": "sgd"}
-OFTEN |= {"optimizer.learning_rate": 1.0}
+OFTEN |= {"optimizer.learning_rate": 20.0}
 
 
 def reference(signs, oldest, level, factor):
@@ -163,7 +163,7 @@ def test_a_guard_without_an_alarm_and_one_that_warns_change_no_bit(name):
 
     off, off_records = trained()
     assert not any(field.startswith("guard") for field in off_records[0])
-    for mode, level, has_alarms in (("scale", 1e6, False), ("warn", 1e-6, True)):
+    for mode, level, has_alarms in (("scale", 1e6, False), ("warn", 1e-12, True)):
         run, records = trained(**{"guard.mode": mode, "guard.level": level})
         assert without_guard(records) == without_guard(off_records)
         chex.assert_trees_all_equal(

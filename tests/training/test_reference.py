@@ -19,7 +19,7 @@ from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.loss import logprobs_loss
 from staleness_grpo.types import Prompts, Responses, Rollout
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import decoder_config, tiny_config
 
 N, G, R = 2, 3, 4
 KL = 0.3
@@ -201,7 +201,7 @@ def test_the_reference_may_be_another_folder(tmp_path):
         assert abs(next(train(run))["reference_kl"]) < 1e-6  # the same folder
     finally:
         run.close()
-    other = tiny_config(**{"reference.kl": 0.1, "reference.checkpoint": str(tmp_path)})
+    other = decoder_config(**{"reference.kl": 0.1, "reference.checkpoint": str(tmp_path)})
     message = "its shape is not the policy's: vocab_size is 264 there, and 5 in the policy: give a"
     with pytest.raises(FieldError, match=f"^reference.checkpoint={tmp_path}: {message}"):
         validation.validate(other, 1)

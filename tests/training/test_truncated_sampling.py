@@ -17,7 +17,7 @@ from staleness_grpo.tasks import make_task
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.programs import make_programs
 from staleness_grpo.types import Rollout
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import decoder_config, tiny_config
 
 NEUTRAL = {
     "sampler.top_p": 1.0,
@@ -159,10 +159,10 @@ def test_bad_values_are_refused(field, value, message):
 def test_a_vocabulary_in_parts_needs_the_full_distribution(overrides):
     overrides = {**overrides, "policy.vocab_chunks": 5}
     with pytest.raises(FieldError, match="^policy.vocab_chunks=5: .*learner_distribution=full$"):
-        validation.validate(tiny_config(**overrides), 1)
-    full = tiny_config(**overrides, **{"sampler.learner_distribution": "full"})
+        validation.validate(decoder_config(**overrides), 1)
+    full = decoder_config(**overrides, **{"sampler.learner_distribution": "full"})
     validation.validate(full, 1)
-    whole = tiny_config(
+    whole = decoder_config(
         **{**overrides, "policy.vocab_chunks": 1}, **{"sampler.learner_distribution": "full"}
     )
     for ours, expected in zip(records_of(full)[:2], records_of(whole)[:2], strict=True):

@@ -17,7 +17,7 @@ from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.policy.huggingface import weights
 from staleness_grpo.training.diagnostics import distance
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import decoder_config
 from tests.policy.huggingface.checkpoints import SMALL, write_checkpoint
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="the extra hf is not installed")
@@ -25,7 +25,7 @@ safetensors = pytest.importorskip("safetensors.numpy", reason="the extra hf is n
 
 def config_from_checkpoint(folder):
     """Returns the config of two steps from the checkpoint that `write_checkpoint` makes."""
-    config = tiny_config(
+    config = decoder_config(
         **{"warm_start.steps": 100, "steps": 2, "microbatch_prompts": 2, "save_policy": True}
     )
     config.policy = default_config().policy  # shapes of its own would contradict the checkpoint
@@ -169,7 +169,7 @@ def test_tensors_that_are_no_finite_numbers_are_refused(name, value, param_dtype
     tensors[name] = tensors[name].astype(value.dtype)
     tensors[name].flat[-1] = value
     safetensors.save_file(tensors, tmp_path / weights.WHOLE)
-    config = tiny_config(**{"task.vocab_size": 12})
+    config = decoder_config(**{"task.vocab_size": 12})
     config.policy = default_config().policy
     config.policy.update(dict(checkpoint=str(tmp_path), param_dtype=param_dtype))
     with pytest.raises(FieldError, match=f"policy.checkpoint=.*{words}"):
@@ -180,10 +180,10 @@ def test_tensors_that_are_no_finite_numbers_are_refused(name, value, param_dtype
 def test_policies_of_steps_are_those_that_training_had(tmp_path):
     """Each folder is the policy after that number of updates, as a shorter run ends with it."""
     fields = {"save_policy_every": 2, "save_policy": True, "steps": 6, "lag.max_lag": 1}
-    experiment.main(tiny_config(**fields), tmp_path / "long")
+    experiment.main(decoder_config(**fields), tmp_path / "long")
     folders = sorted(path.name for path in (tmp_path / "long").glob("policy_*"))
     assert folders == ["policy_00000002", "policy_00000004", "policy_00000006"]
-    experiment.main(tiny_config(**fields | {"steps": 4}), tmp_path / "short")
+    experiment.main(decoder_config(**fields | {"steps": 4}), tmp_path / "short")
     saved = [
         safetensors.load_file(folder / "model.safetensors")
         for folder in (tmp_path / "long" / "policy_00000004", tmp_path / "short" / "policy")

@@ -11,7 +11,7 @@ from staleness_grpo.config.build import build_run
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.sampler import sample
 from staleness_grpo.types import Prompts
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import decoder_config
 
 pytest.importorskip("safetensors", reason="the extra hf is not installed")
 
@@ -197,7 +197,7 @@ def test_saved_and_loaded_by_transformers_it_is_the_same(checkpoint, transformer
 def test_a_policy_without_a_checkpoint_ends_in_transformers_where_its_task_does(
     transformers, tmp_path
 ):
-    run = build_run(tiny_config())
+    run = build_run(decoder_config())
     save_policy(run, tmp_path)
     theirs, task = reference(transformers, tmp_path).generation_config, run.generator.task
     assert task.end_token not in (None, 2)  # transformers assumes 2 where nothing is said
