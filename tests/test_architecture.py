@@ -21,7 +21,7 @@ ALLOWED = {
     "scaling": BASE,
     "pipeline": BASE,
     "bias": BASE | {"runtime", "objective", "tasks", "scaling"},
-    "training": BASE | {"runtime", "policy", "tasks", "objective", "staleness"},
+    "training": BASE | {"runtime", "policy", "tasks", "objective", "staleness", "pipeline"},
     "sweeps": BASE | {"runtime", "policy", "tasks", "scaling", "training"},
     "config": BASE
     | {"runtime", "policy", "tasks", "objective", "staleness", "scaling", "bias", "training"},
@@ -76,6 +76,7 @@ def test_only_the_policy_imports_flax_and_three_rooms_import_no_jax(path):
 EXPERIMENT_ROOMS = {
     "advise": {"sweep"},
     "async_train": {"train"},
+    "clock": {"pipeline"},
     "corrections": {"bias", "sweep"},
     "compare": {"train"},
     "guard": {"sweep"},

@@ -20,6 +20,7 @@ ONE_TRAINING = (TRAINING, "one training")
 # A field that only configs of one command have -> the command, and what its workdir holds.
 KINDS = {
     "advise": ("experiments.advise", "an answer about safe learning rates"),
+    "clock": ("experiments.clock", "trainings in simulated pipelines"),
     "law": ("experiments.law", "maps of many settings, and the law of their collapses"),
     "proof": ("experiments.async_proof", "asynchronous trainings and their replays"),
     "speed": ("experiments.async_speed", "the time of an asynchronous learner step"),

@@ -14,18 +14,24 @@ import time
 from ml_collections import ConfigDict
 
 from experiments.common import cli
-from staleness_grpo.errors import FieldError
+from staleness_grpo.errors import FieldError, require
+
+CHECKPOINT = "{checkpoint}"  # stands in a job's command for the folder in `config.checkpoint`
 
 
 def validate(config: ConfigDict) -> None:
-    """Refuses a config without jobs. Raises FieldError."""
+    """Refuses a config without jobs, or without the model that a job needs. Raises FieldError."""
     if not config.jobs:
         raise FieldError("jobs", "give one job or more", dict(config.jobs))
+    if any(CHECKPOINT in word for job in config.jobs.values() for word in job):
+        folder = config.checkpoint
+        is_there = folder is not None and pathlib.Path(folder).is_dir()
+        require(is_there, "checkpoint", "give the folder of the model that is trained", folder)
 
 
-def command(job: tuple[str, ...], folder: pathlib.Path) -> list[str]:
+def command(job: tuple[str, ...], folder: pathlib.Path, checkpoint: str | None = None) -> list[str]:
     """Returns the command line of a job, without the interpreter."""
-    module, *overrides = job
+    module, *overrides = (word.replace(CHECKPOINT, checkpoint or "") for word in job)
     return ["-m", module, f"--workdir={folder}", *overrides]
 
 
@@ -41,11 +47,11 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     seconds = {}
     for name, job in config.jobs.items():
         path, _ = report.write(workdir, settings, running=name)
-        print(f"== {name}: python {' '.join(command(job, workdir / name))}", flush=True)
+        words = command(job, workdir / name, config.get("checkpoint"))
+        print(f"== {name}: python {' '.join(words)}", flush=True)
         print(f"== so far: {path}", flush=True)
         start, finished = time.perf_counter(), (workdir / name / SUMMARY).exists()
-        words = [sys.executable, *command(job, workdir / name)]
-        result = subprocess.run(words, cwd=cli.ROOT, check=False)
+        result = subprocess.run([sys.executable, *words], cwd=cli.ROOT, check=False)
         if result.returncode:
             print(f"{name} failed; its message is above", file=sys.stderr)
             sys.exit(result.returncode)

@@ -4,6 +4,7 @@ It can be written at any time: what is not measured yet says so.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from experiments.common import claims as claims_lib
 from experiments.common import html
 from experiments.common.claims import Claim
 from experiments.common.workdir import SUMMARY
-from experiments.reproduce import contrast
+from experiments.reproduce import contrast, other_map
 from experiments.reproduce.corrections_table import corrections_table
 from experiments.reproduce.paper import PAPER_CLAIMS
 from staleness_grpo.runtime.records import read_json
@@ -70,6 +71,10 @@ def write(
         ("contrast", "The same training with and without lag", pair_html),
         ("findings", "What else was found", _findings(found, jobs)),
     ]
+    for name in other_map.other_maps(config["jobs"]):
+        job = jobs[name]
+        part = other_map.section(job.folder, job.summary, functools.partial(_figures, job))
+        sections.append((f"map-{name}", f"Another map: {name}", part))
     if "corrections" in jobs:
         sections.append(("corrections", "Corrections side by side", _corrections(jobs)))
     sections.append(("made", "How this page was made", _made(workdir, jobs, running)))

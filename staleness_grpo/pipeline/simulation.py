@@ -1,8 +1,9 @@
 """Simulates a pipeline event by event: engines, buffer, learner and weight publication."""
 
 import dataclasses
+import itertools
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import simpy
@@ -13,6 +14,8 @@ from staleness_grpo.pipeline.groups import Group, Response
 from staleness_grpo.pipeline.rules import Buffer, Rule
 
 Process = Generator[simpy.Event, Any, None]
+# (group, weight version) -> the lengths of the group's responses. It is called when a group starts.
+Lengths = Callable[[int, int], list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +55,27 @@ def simulate(cluster: Cluster, rule: Rule, num_steps: int, seed: int) -> Result:
       num_steps: learner steps, 1 or more.
       seed: seeds the lengths.
     """
-    return _Simulation(cluster, rule, seed).run(num_steps)
+    draw = cluster.lengths.sampler(cluster.group_size, seed)
+    return Simulation(cluster, rule, lambda group, version: draw(group)).run(num_steps)
 
 
-class _Simulation:
-    def __init__(self, cluster: Cluster, rule: Rule, seed: int):
+class Simulation:
+    """A pipeline whose responses have the lengths that a function gives when their group starts.
+
+    Args:
+      cluster: the engines, responses and learner. Its lengths are not read.
+      rule: the buffer rule, for the cluster's number of groups.
+      lengths: gives the lengths of a group's responses.
+    """
+
+    def __init__(self, cluster: Cluster, rule: Rule, lengths: Lengths):
         self._cluster, self._rule = cluster, rule
         self._env = simpy.Environment()
         self._engines = [
             Engine(self._env, number, cluster.engines, cluster.in_flight, self._ended)
             for number in range(cluster.engines.count)
         ]
-        self._draw = cluster.lengths.sampler(cluster.group_size, seed)
+        self._lengths = lengths
         self._buffer = Buffer()
         self._groups: list[Group] = []
         self._waiting: deque[Response] = deque()  # responses that wait for a slot
@@ -72,23 +84,58 @@ class _Simulation:
         self._version_is_there = self._env.event()
         self._engines_are_empty = self._env.event()
         self._steps: list[Step] = []
+        self._batch: list[Group] | None = None  # the newest batch that the learner took
+        self._is_started = False
         self._paused_seconds = 0.0
         self._ready_seconds, self._ready_since = 0.0, 0.0
 
+    @property
+    def published(self) -> int:
+        """Returns the weight version of the engines. Later groups never have an older one."""
+        return self._buffer.published
+
+    @property
+    def groups(self) -> list[Group]:
+        """Returns all groups that have started, by number."""
+        return self._groups
+
     def run(self, num_steps: int) -> Result:
-        if self._cluster.publish_blocks == NOTHING:
-            self._env.process(self._publisher())
-        self._fill()
-        self._env.run(until=self._env.process(self._learner(num_steps)))
+        """Runs until the learner has taken `num_steps` steps."""
+        self._env.run(until=self._start(range(num_steps)))
+        return self.result()
+
+    def next_batch(self) -> tuple[float, list[Group]]:
+        """Runs until the learner takes its next batch.
+
+        Returns:
+          (seconds, groups): the time on the simulation's clock, and the batch by slot. The update
+          on this batch has begun. Its weights reach no engine before the next call.
+        """
+        if not self._is_started:
+            self._start(itertools.count())
+        self._batch = None
+        while self._batch is None:
+            self._env.step()
+        return self._env.now, self._batch
+
+    def result(self) -> Result:
+        """Returns what has happened until now."""
         for engine in self._engines:
             engine.advance()
         tokens = sum(engine.tokens for engine in self._engines)
         return Result(self._cluster, self._rule, self._steps, self._groups, tokens)
 
+    def _start(self, steps: Iterable[int]) -> simpy.Process:
+        self._is_started = True
+        if self._cluster.publish_blocks == NOTHING:
+            self._env.process(self._publisher())
+        self._fill()
+        return self._env.process(self._learner(steps))
+
     # The learner and the weights.
 
-    def _learner(self, num_steps: int) -> Process:
-        for step in range(num_steps):
+    def _learner(self, steps: Iterable[int]) -> Process:
+        for step in steps:
             while (batch := self._take()) is None:
                 self._batch_may_be_there = self._env.event()
                 yield self._batch_may_be_there
@@ -161,6 +208,7 @@ class _Simulation:
             for slot, group in enumerate(batch):
                 del self._buffer.ready[group.number]
                 group.step, group.slot, group.left = self._buffer.step, slot, self._env.now
+            self._batch = batch
         return batch
 
     def _discard(self, groups: list[Group]) -> None:
@@ -214,7 +262,8 @@ class _Simulation:
     def _start_group(self) -> None:
         buffer = self._buffer
         group = Group(buffer.num_started, buffer.published, self._env.now)
-        group.responses = [Response(group, length) for length in self._draw(group.number)]
+        lengths = self._lengths(group.number, group.version)
+        group.responses = [Response(group, length) for length in lengths]
         group.num_unfinished = len(group.responses)
         buffer.num_started += 1
         buffer.unfinished[group.number] = group

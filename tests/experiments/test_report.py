@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from experiments.common import claims as claims_lib
-from experiments.common import html
+from experiments.common import cli, html
 from experiments.common.claims import Claim
+from experiments.common.flag_parsing import load_config
 from experiments.reproduce import __main__ as reproduce
 from experiments.reproduce import contrast, report
 from experiments.reproduce.paper import PAPER_CLAIMS
+from staleness_grpo.errors import FieldError
 
 CONFIG = {
     "jobs": {"bias": ["experiments.bias"], "scaling_laws": ["experiments.sweep"]},
@@ -170,3 +172,42 @@ def test_the_page_is_for_a_phone_too_and_needs_nothing_else(workdir):
 def test_each_job_is_one_command():
     words = reproduce.command(("experiments.train", "--config.steps=3"), "DIR")
     assert words == ["-m", "experiments.train", "--workdir=DIR", "--config.steps=3"]
+
+
+def test_another_map_has_a_section_with_what_its_summary_has(workdir):
+    jobs = CONFIG["jobs"] | {"stories": ["experiments.sweep", "--config=x.py"]}
+    config = CONFIG | {"jobs": jobs}
+    path, _ = report.write(workdir, config)
+    assert 'id="map-stories"' in (page := path.read_text()) and "Not measured yet." in page
+    edges = {"low": 1e-4, "high": 4e-3}
+    none = {"low": None, "high": None, "low_is": "no usable rate", "high_is": "no usable rate"}
+    bias = [{"max_lag": 4, "relative_bias": bias} for bias in (0.5, 1.25, None)]
+    summary = {
+        "num_cells": 12,
+        "num_seeds": 3,
+        "outcomes": {"learned": 7, "collapsed": 5},
+        "horizons": [100, 200],
+        "usable": {"by_lag": {"4": edges, "32": none}, "slope": -0.57, "slope_interval": [-1, 0]},
+        "eta_max": {"4": 0.0055},
+        "alarms": {"entropy": {"found": 0.41, "n": 27, "false_alarms": 0.09}},
+        "scale_free_ratio": 18.65,
+        "paired_bias": {"by_cell": bias},
+    }
+    write_job(workdir / "stories", [], **summary)
+    page = report.write(workdir, config)[0].read_text()
+    assert "12 trainings with 3 seeds each: 7 learned, 5 collapsed" in page
+    row = "<td>4</td><td>0.0001</td><td>0.004</td><td>0.0055</td><td>0.5 to 1.25</td>"
+    assert row in page
+    assert "<td>32</td><td>no usable rate</td><td>no usable rate</td><td>-</td><td>-</td>" in page
+    assert "41 % of 27, 9 % false" in page and "18.6" in page and "-0.57" in page
+
+
+def test_a_job_that_needs_a_model_gets_the_folder_and_is_refused_without_it(tmp_path):
+    config = load_config(cli.ROOT / "experiments" / "configs" / "reproduce_stories.py")
+    with pytest.raises(FieldError, match="folder of the model") as error:
+        reproduce.validate(config)
+    assert error.value.field == "checkpoint"
+    config.checkpoint = str(tmp_path)
+    reproduce.validate(config)
+    words = reproduce.command(config.jobs.stories260k, tmp_path / "job", config.checkpoint)
+    assert f"--config.policy.checkpoint={tmp_path}" in words
