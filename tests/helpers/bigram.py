@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from staleness_grpo.config.defaults import default_config
 
 NAME = "tests.helpers.bigram:Bigram"
+DECODER_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,5 +47,6 @@ class Bigram:
 
 def put_into(config: ConfigDict) -> None:
     """Makes a table the policy of a config, in place of the decoder that it describes."""
-    config.policy.update(default_config().policy)
+    for name in DECODER_SHAPE:  # a shape that is not the default's is refused
+        config.policy[name] = default_config().policy[name]
     config.policy.name = NAME
