@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments.advise.question import SOURCES
 from experiments.common import cli
 from experiments.configs.advise import section
-from staleness_grpo.errors import FlagError
+from staleness_grpo.errors import FieldError, FlagError
 
 
 def validate(config: ConfigDict) -> None:
@@ -90,6 +90,17 @@ if __name__ == "__main__":
 
     fields = {flag: field for field, flag in SOURCES.items()}
 
+    def _validate(config: ConfigDict) -> None:
+        """Calls `validate`, and names the flag in an error about a field that a flag has set."""
+        flag_of = {f"advise.{fields.get(flag, flag)}": flag for flag in values}
+        try:
+            validate(config)
+        except FieldError as error:
+            flag = flag_of.get(error.field)
+            if flag is None or values[flag].value is None:
+                raise
+            raise FlagError(flag, error.value, error.hint) from error
+
     def _fill_in(config: ConfigDict) -> None:
         """Copies the flags into the config, where a second call finds them again."""
         if "advise" not in config:  # the config of a training
@@ -107,7 +118,7 @@ if __name__ == "__main__":
         main,
         draw,
         default_config="experiments/configs/advise.py",
-        validate=validate,
+        validate=_validate,
         prepare=_fill_in,
         optional=("advise",),
     )

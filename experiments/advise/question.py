@@ -3,6 +3,7 @@
 `experiments/configs/advise.py` has the fields.
 """
 
+import difflib
 import math
 import pathlib
 from typing import Any
@@ -41,8 +42,9 @@ def validate(config: ConfigDict) -> None:
     check(is_rate, "learning_rate", "give a positive number")
     check(question.b1 is None or 0 <= question.b1 < 1, "b1", "give a number in [0, 1)")
     if question.logs:
-        names = ", ".join(FORMATS)
-        check(question.format in FORMATS, "format", f"give the format of the logs: {names}")
+        near = difflib.get_close_matches(str(question.format), FORMATS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give the format: {', '.join(FORMATS)}"
+        check(question.format in FORMATS, "format", hint)
         for path in question.logs:
             there = pathlib.Path(path).is_file()
             require(there, "advise.logs", "there is no such file: give the file of a trainer", path)

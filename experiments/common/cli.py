@@ -142,6 +142,7 @@ def execute(
     folder = check_workdir(workdir, config, mesh_may_differ, steps_may_grow)
     devices.check()
     validate(config)
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
@@ -162,6 +163,9 @@ def execute(
                 extend(folder, config)
             complete(main, draw, config, folder, writes_files)
     except Exception as error:
+        if is_new and writes_files and isinstance(error, (FieldError, FlagError)):
+            with contextlib.suppress(OSError):  # it has files
+                folder.rmdir()
         if jax.process_count() == 1 or isinstance(error, (FieldError, FlagError)):
             raise
         distributed.end_without_the_others(error)

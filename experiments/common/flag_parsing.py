@@ -75,7 +75,26 @@ def given_config(argv: Sequence[str], default_config: pathlib.Path) -> ConfigDic
             section.task = _task_section(match[1], match[2])
         elif "name" in section.policy:
             section.policy = _policy_section(match[1], match[2])
+    for arg in argv[1:]:
+        if match := re.match(r"--?(?:no)?config\.((?:\w+\.)*task)\.(\w+)", arg):
+            names = match[1].split(".")
+            section = functools.reduce(lambda part, name: part.get(name, {}), names, config)
+            _add_task_field(section, match[2])
     return config
+
+
+def _add_task_field(section: Any, field: str) -> None:
+    """Adds a field that the task has and the config's file leaves out, so that it can be a flag."""
+    from staleness_grpo.tasks import task_fields
+
+    if not isinstance(section, ConfigDict) or field in section or not section.get("name"):
+        return
+    try:
+        parameters = task_fields(section.name)
+    except FieldError:
+        return  # validation names the task that is not there
+    if field in parameters:
+        section[field] = _defaults({field: parameters[field]})[field]
 
 
 def _task_section(section: str, name: str) -> ConfigDict:

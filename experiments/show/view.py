@@ -144,6 +144,9 @@ def other_view(workdir: Workdir, state: str) -> RenderableType:
         verdict = {True: "holds", False: "does not hold", None: "finding"}[claim["holds"]]
         measured = claim["measured"]
         shown = f" [{number(measured)}]" if isinstance(measured, int | float) else ""
+        if shown and claim.get("interval"):
+            low, high = claim["interval"]
+            shown = f" [{number(measured)}, between {number(low)} and {number(high)}]"
         parts.append(Text(f"{verdict}: {claim['claim']}{shown}"))
     parts.append(Text("only trainings have curves here", style="dim"))
     return Group(*parts)

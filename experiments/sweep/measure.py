@@ -126,6 +126,8 @@ class Clock:
     def __init__(self, num_cells: int):
         self._num_cells, self._num_done = num_cells, 0
         self._start = self._last_line = time.perf_counter()
+        # The first cell of each core compiles programs, which says nothing about the others.
+        self._num_first, self._first = len(usable_cores()), self._start
         self.num_steps = 0  # learner steps of the cells that are done
 
     @property
@@ -140,10 +142,12 @@ class Clock:
         """
         self._num_done += 1
         self.num_steps += num_steps
-        now = time.perf_counter()
-        if not sys.stderr.isatty() and now - self._last_line > LINE_SECONDS:
+        now, later = time.perf_counter(), self._num_done - self._num_first
+        if later == 0:
+            self._first = now
+        if later > 0 and not sys.stderr.isatty() and now - self._last_line > LINE_SECONDS:
             self._last_line = now
-            left = self.seconds / self._num_done * (self._num_cells - self._num_done)
+            left = (now - self._first) / later * (self._num_cells - self._num_done)
             done = f"{self._num_done} of {self._num_cells} cells are done"
             print(f"{done}; about {duration(left)} left", file=sys.stderr, flush=True)
         return f"{self.num_steps / self.seconds:.0f} learner steps/s"

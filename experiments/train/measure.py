@@ -167,15 +167,16 @@ def alarm_line(record: dict[str, Any], guard: ConfigDict) -> str:
 
 def _result_line(summary: dict[str, Any]) -> str:
     """Returns one line about the result of the training."""
-    steps = summary["learner_steps"]
+    count = summary["learner_steps"]
+    steps = f"{count} learner step{'' if count == 1 else 's'}"
     if summary["collapsed"]:
         reason = "the loss, gradient, update or parameters were not finite"
-        return f"collapsed after {steps} learner steps: {reason}"
+        return f"collapsed after {steps}: {reason}"
     start, end = summary["first_eval_reward"], summary["final_eval_reward"]
     if end is None:
-        return f"ended early after {steps} learner steps: its reward stayed low"
+        return f"ended early after {steps}: its reward stayed low"
     rewards = f"reward {end:.3f}" if start is None else f"reward {start:.3f} -> {end:.3f}"
-    return f"{rewards} after {steps} learner steps"
+    return f"{rewards} after {steps}"
 
 
 def _discard(record: dict[str, Any]) -> None:

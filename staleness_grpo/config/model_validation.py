@@ -280,9 +280,16 @@ def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
     positions = max_positions(config.policy.checkpoint)
     if positions is not None and prompt + response > positions:
         longest = getattr(task, "longest_prompt", "the longest problem")
+        fixes = [f"give at most {positions - prompt}"] if positions > prompt else []
+        if hasattr(task, "num_dropped") and positions > response:
+            fixes.append(
+                f"leave out long prompts by task.max_prompt_length={positions - response} "
+                "and task.too_long=drop"
+            )
+        else:
+            fixes.append("remove problems with long prompts")
         hint = (
             f"with the prompt of {longest}, which has {prompt} tokens, it exceeds the checkpoint's "
-            f"{positions} positions: give at most {max(positions - prompt, 0)}, or remove problems "
-            "with long prompts"
+            f"{positions} positions: {', or '.join(fixes)}"
         )
         raise FieldError("task.max_response_length", hint, response)

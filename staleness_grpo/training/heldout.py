@@ -33,7 +33,9 @@ def check_heldout(fields: Mapping[str, Any]) -> None:
         require(fraction == 0, "fraction", hint, fraction)
         return
     hint = "give either heldout.path or heldout.fraction, to say which problems are held out"
-    require((fields["path"] is None) == (fraction > 0), "every", hint, fields["every"])
+    require(fields["path"] is not None or fraction > 0, "every", hint, fields["every"])
+    hint = "heldout.path says which problems are held out: leave one of the two out"
+    require(fields["path"] is None or fraction == 0, "fraction", hint, fraction)
     hint = "greedy answers are all the same: give 1"
     require(not fields["greedy"] or fields["num_samples"] == 1, "num_samples", hint)
 

@@ -1,5 +1,8 @@
 """The advisor: answers from maps, trainings and probes, refusals, and what it leaves open."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -244,3 +247,12 @@ def test_signs_count_only_where_runs_bound_one_side(sweep):
 def test_a_lag_that_is_no_number_is_named():
     with pytest.raises(FlagError, match="--max_lags=1,two: give whole numbers"):
         advisor._whole_numbers("max_lags", ("1", "two"))
+
+
+def test_an_error_names_the_flag_that_was_given_and_leaves_no_folder(tmp_path):
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    words = [f"--workdir={tmp_path}/run", f"--log={tmp_path}/log.jsonl", "--format=verll"]
+    command = [sys.executable, "-m", "experiments.advise", *words]
+    done = subprocess.run(command, cwd=cli.ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "--format=verll: did you mean verl?\n")
+    assert not (tmp_path / "run").exists()

@@ -133,7 +133,7 @@ def test_problems_of_a_file_and_their_overlap(tmp_path, capsys):
         (dict(fraction=0.1), "^heldout.fraction=0.1: heldout.every=0 makes no use of it"),
         (dict(every=2), "^heldout.every=2: give either heldout.path or heldout.fraction"),
         (dict(every=2, fraction=1.0), "^heldout.fraction=1.0: give a fraction"),
-        (dict(every=2, fraction=0.1, path="x"), "^heldout.every=2: give either"),
+        (dict(every=2, fraction=0.1, path="x"), "^heldout.fraction=0.1: heldout.path says which"),
         (dict(every=2, path="x"), "^heldout.path=x: the task enumerable reads no file"),
         (dict(every=2, fraction=0.5, greedy=True, num_samples=2), "^heldout.num_samples=2: greedy"),
         (dict(every=2, fraction=1e-9), "^heldout.fraction=1e-09: of 8 prompts, 0 would be held"),

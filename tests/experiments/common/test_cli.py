@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments.common import cli
 from experiments.common.flag_parsing import check_sections, parse
@@ -42,6 +43,41 @@ def one_line(error):
     message = str(error.value)
     assert "\n" not in message
     return message
+
+
+def test_a_field_that_the_file_leaves_out_of_its_task_can_be_a_flag(tmp_path):
+    path = tmp_path / "problems.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "from staleness_grpo.config.defaults import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.task = ConfigDict(dict(name='jsonl', path='x', verifier='exact'))\n"
+        "    return config\n"
+    )
+    flag = "--config.task.prompt_column=text"
+    config = parsed(f"--config={path}", flag, default_config=path).config
+    assert config.task.prompt_column == "text" and config.task.path == "x"
+    with pytest.raises(FlagError, match="^--config.task.prompt_colum=x: unknown field prompt_colu"):
+        parsed(f"--config={path}", "--config.task.prompt_colum=x", default_config=path)
+
+
+def test_a_folder_that_is_refused_later_is_left_only_if_it_has_files(tmp_path):
+    def refuse(config, workdir):
+        if config.steps == 2:
+            (workdir / "kept").write_text("")
+        raise FieldError("steps", "give another", config.steps)
+
+    for steps, is_left in ((1, False), (2, True)):
+        config = ConfigDict(dict(steps=steps))
+        folder = tmp_path / str(steps)
+        with pytest.raises(FieldError):
+            execute(refuse, config, str(folder))
+        assert folder.exists() is is_left
+    (tmp_path / "own").mkdir()  # it was there before
+    with pytest.raises(FieldError):
+        execute(refuse, ConfigDict(dict(steps=1)), str(tmp_path / "own"))
+    assert (tmp_path / "own").exists()
 
 
 def test_overrides_reach_the_config(config_file):

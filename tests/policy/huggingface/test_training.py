@@ -98,6 +98,11 @@ def test_configs_that_contradict_the_checkpoint_are_refused(tmp_path):
         match=r"max_response_length=2: with the prompt .* 1 tokens.* 2 positions: give at most 1",
     ):
         validation.validate(config, 1)
+    config.policy.checkpoint = str(tmp_path / "shortest")
+    write_checkpoint(tmp_path / "shortest", max_position_embeddings=1)
+    with pytest.raises(FieldError, match=r"has 1 tokens.* 1 positions: remove problems with long"):
+        validation.validate(config, 1)
+    config.policy.checkpoint = str(tmp_path / "short")
     write_checkpoint(tmp_path / "short", max_position_embeddings=3)
     agreeing = config.copy_and_resolve_references()
     agreeing.policy.d_model = 8
