@@ -1,6 +1,7 @@
 """Draws kinds of trainings over each other, by learner step."""
 
 import pathlib
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,6 +26,7 @@ RANGES = {
     "drift_from_behavior": (0, np.inf),
     "gradient_cosine": (-1, 1),
 }
+LABEL_WIDTH = 150  # characters of a line of the legend, which then fits into the figure
 LINE_STYLES = ("-", "--", ":", "-.")
 MAX_KINDS = len(style.COLORS) * len(LINE_STYLES)
 
@@ -43,19 +45,21 @@ def compared(found: list[Kind]) -> plt.Figure:
     """
     with style.context():
         columns = 1 if max(len(kind.label) for kind in found) > 60 else 2
-        legend_height = 0.2 * -(-len(found) // columns)
+        labels = [textwrap.fill(kind.label, LABEL_WIDTH) for kind in found]
+        num_lines = sum(label.count("\n") + 1 for label in labels)
+        legend_height = 0.2 * -(-num_lines // columns)
         figure, axes = plt.subplots(
             2, 3, figsize=(11, 5.6 + legend_height), layout="constrained", sharex=True
         )
         for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
             axis.set_title(title)
-            for number, kind in enumerate(found):
+            for number, (kind, label) in enumerate(zip(found, labels, strict=True)):
                 line = curve(kind.runs, name)
                 if line is None or not np.isfinite(line.mean).any():
                     continue
                 color = style.COLORS[number % len(style.COLORS)]
                 look = LINE_STYLES[number // len(style.COLORS)]
-                axis.plot(line.steps, line.mean, look, color=color, label=kind.label)
+                axis.plot(line.steps, line.mean, look, color=color, label=label)
                 if line.low is not None and line.high is not None:
                     limits = RANGES.get(name, (-np.inf, np.inf))
                     low, high = np.clip(line.low, *limits), np.clip(line.high, *limits)

@@ -140,3 +140,18 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
 def test_an_error_of_a_folder_names_it(tmp_path):
     with pytest.raises(FlagError, match=f"^WORKDIR={tmp_path}: no workdir"):
         read_workdir(str(tmp_path))
+
+
+def test_a_legend_of_many_fields_stays_inside_the_figure():
+    fields = "  ".join(f"section{number}.field={number}" for number in range(20))
+    found = [
+        analysis.Kind(
+            f"{name}  {fields}", [[{"step": 0, "eval_reward": 0.5}, {"step": 1, "eval_reward": 1}]]
+        )
+        for name in ("one", "two")
+    ]
+    figure = figures.compared(found)
+    figure.draw_without_rendering()
+    legend, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1
+    assert whole.y0 <= legend.y0 and legend.y1 <= whole.y1

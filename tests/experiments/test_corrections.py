@@ -190,7 +190,7 @@ def test_a_boundary_outside_the_grid_is_half_a_step_outside():
 def test_figures_are_drawn_from_the_files(summary, tmp_path):
     write_json(tmp_path / "summary.json", summary)
     assert len(figures.draw(tmp_path)) == 3
-    assert (tmp_path / "corrections_stability.pdf").stat().st_size > 5_000
+    assert (tmp_path / "corrections_stability.png").stat().st_size > 5_000
 
 
 def test_a_second_call_on_a_finished_folder_draws_from_the_records_alone(summary, tmp_path, capsys):
