@@ -81,6 +81,7 @@ def test_the_wheel_holds_the_library_alone(wheel):
     assert f"{metadata}/licenses/LICENSE" in names
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs_and_leaves_the_installation_as_it_is(
     site_packages, tmp_path
 ):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from staleness_grpo.bias.enumeration import response_logprobs, score_norms
 from staleness_grpo.bias.sampling import sampled_cotangent
@@ -54,6 +55,7 @@ def test_score_norms_of_a_network_are_finite_differences():
     assert logprobs.shape[:2] == expected.shape
 
 
+@pytest.mark.slow
 def test_as_a_constant_it_has_the_least_variance():
     """Enumerates W (R - b) grad log pi under phi, with b of the population."""
     problem, params, policy_logprobs, behavior_logprobs = stale_problem("transformer")

@@ -134,6 +134,7 @@ def test_each_comparison_is_resampled_by_itself():
     np.testing.assert_allclose(sixteen / single, 1 / 4, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_the_interval_of_four_blocks_covers_the_truth():
     """Resamples draw three of the four blocks: with four of four, fewer cases would be covered."""
     rng = np.random.default_rng(3)
@@ -203,6 +204,7 @@ def sampled_gram(task, policy, params, behavior_params, objective):
     return np.array(grams)
 
 
+@pytest.mark.slow
 def test_the_estimate_agrees_with_enumeration_within_its_interval():
     objective = problems.OBJECTIVE
     problem, task, policy = problems.make("transformer")

@@ -46,6 +46,7 @@ def killed(tmp_path_factory):
     return workdir, trace
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_replayed_to_the_byte(killed, tmp_path):
     config = asynchronous_config(**RUN)
     config.lag.schedule, config.lag.trace = "trace", str(killed[0] / "trace.jsonl")

@@ -25,6 +25,7 @@ POLICY = TransformerConfig(
 TASK = RandomTokens(vocab_size=11, prompt_length=8, max_response_length=6)
 
 
+@pytest.mark.slow
 def test_on_eight_devices_the_update_is_that_of_training_and_peaks_are_those_of_all(run_on_devices):
     seen = json.loads(run_on_devices("benchmark_on_mesh", num_devices=8).splitlines()[-1])
     # Outside the mesh nothing keeps arrays in parts, and another program would be timed.

@@ -137,6 +137,7 @@ def test_only_predictions_hold_or_do_not_and_only_the_papers_law_is_the_papers()
         assert claim.command == "python -m experiments.bias --workdir=DIR"
 
 
+@pytest.mark.slow
 def test_the_notebook_prints_every_claim_and_draws_both_figures(tmp_path, monkeypatch):
     cells = made_up_cells()
     laws, claims = claims_of(cells)

@@ -190,6 +190,7 @@ def results(summary, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_notebook_draws_every_figure(results, monkeypatch):
     monkeypatch.setenv("RESULTS", str(results))
     notebook = nbformat.read(ROOT / "notebooks" / "scaling_laws.ipynb", as_version=4)

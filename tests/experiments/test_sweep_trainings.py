@@ -76,6 +76,7 @@ def test_trainings_are_not_vectorized():
         grid.validate(config)
 
 
+@pytest.mark.slow
 def test_a_map_of_a_text_task_has_trainings_records_and_figures(model, tmp_path):
     config = text_map_config.get_config()
     config.policy.checkpoint, config.steps = str(model), 4

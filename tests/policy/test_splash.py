@@ -98,6 +98,7 @@ def test_the_decoder_takes_the_kernel_or_the_blocks():
     assert kernels == {"xla": 0, "splash": 1}
 
 
+@pytest.mark.slow
 def test_on_eight_devices_it_is_the_same(run_on_devices):
     pairs = json.loads(run_on_devices("splash_on_mesh").splitlines()[-1])
     assert pairs

@@ -46,6 +46,7 @@ def test_one_and_eight_devices_agree(run_on_devices):
         assert sharded["shards"][name] == sharded["specs"][name][1] // 4, (name, large[name])
 
 
+@pytest.mark.slow
 def test_a_device_computes_its_own_groups_and_no_others(run_on_devices):
     """Weights travel between devices. The feed-forward features of the whole batch do not."""
     counts = json.loads(run_on_devices("partitioned_shapes", num_devices=8).splitlines()[-1])

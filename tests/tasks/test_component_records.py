@@ -93,6 +93,7 @@ def test_one_component_alone_trains_like_its_verifier(folder, monkeypatch):
     assert means == pytest.approx([record["reward"] for record in alone], rel=1e-6)  # float32
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_components_of_groups_in_flight(folder, monkeypatch, tmp_path):
     run, config = run_of(folder, monkeypatch, weighted())
     try:

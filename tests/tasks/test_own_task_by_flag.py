@@ -90,6 +90,7 @@ def test_an_array_task_is_trained_and_its_code_is_remembered(example, tmp_path):
         cli.complete(train.main, train.draw, config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_an_array_task_is_swept_in_worker_processes(example, tmp_path):
     swept = ("sweep.max_lags=(0,2)", "sweep.learning_rates=(1e-2,1e-1)", "sweep.seeds=(0,1)")
     length = ("steps=20", "eval_every=5", "sweep.horizons=(20,)", "sweep.num_workers=1")

@@ -201,6 +201,7 @@ def test_a_training_is_scaled_as_its_own_records_say(fields):
     np.testing.assert_allclose(lengths, expected, rtol=1e-5)  # float32 sums
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes_and_says_each_alarm(tmp_path, capsys):
     flight = OFTEN | {"steps": 20, "lag.schedule": "uniform", "checkpoint.save_every": 2}
     flight["guard.level"] = 1e-4

@@ -53,6 +53,7 @@ def test_with_lag_it_goes_on_before_the_rollouts_that_the_shorter_run_did_not_ne
     assert ends_alike(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_moved_file_of_problems_is_the_same_and_a_changed_one_is_not(tmp_path):
     pytest.importorskip("tokenizers", reason="the extra hf is not installed")
     from tests.helpers import byte_model

@@ -94,6 +94,7 @@ def test_a_stored_copy_of_tied_embeddings_is_accepted(tmp_path):
     np.testing.assert_array_equal(loaded["embedding"], params["embedding"])
 
 
+@pytest.mark.slow
 def test_read_into_its_sharding_and_sampled_there(run_on_devices, tmp_path):
     write_checkpoint(tmp_path)
     write_checkpoint(
