@@ -61,7 +61,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
             )
             rows.append(_of_history(config, history, path))
             notes += [f"{path}: {note}" for note in history.notes]
-        kind = f"{len(rows)} log(s) of {question.format}"
+        kind = f"{len(rows)} log{'' if len(rows) == 1 else 's'} of {question.format}"
         b1 = DEFAULT_B1 if question.b1 is None else question.b1
         if question.b1 is None:
             notes.append(f"The logs do not say b1 of the optimizer: {DEFAULT_B1:g} is assumed.")

@@ -139,9 +139,9 @@ def execute(
       FlagError: the folder cannot be used, or JAX finds no device of the kind in JAX_PLATFORMS.
         Nothing was written, unless `main` raised the error.
     """
-    folder = check_workdir(workdir, config, mesh_may_differ, steps_may_grow)
     devices.check()
     validate(config)
+    folder = check_workdir(workdir, config, mesh_may_differ, steps_may_grow)
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

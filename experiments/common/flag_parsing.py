@@ -257,7 +257,7 @@ def _check_field(name: str, value: str, config: ConfigDict) -> None:
             similar_names = difflib.get_close_matches(part, names, n=1)
             all_fields = f"the fields of this section are {', '.join(names) or 'none'}"
             hint = f"did you mean {similar_names[0]}?" if similar_names else all_fields
-            if name.startswith("task."):
+            if name.startswith("task.") and not similar_names:
                 hint += f"; for another task write a config file like {example_config('jsonl')}"
             raise FlagError(f"config.{name}", value, f"unknown field {part}: {hint}")
         section = section[part]

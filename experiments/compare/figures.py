@@ -53,6 +53,7 @@ def compared(found: list[Kind]) -> plt.Figure:
         )
         for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
             axis.set_title(title)
+            axis.ticklabel_format(axis="y", useOffset=False)
             for number, (kind, label) in enumerate(zip(found, labels, strict=True)):
                 line = curve(kind.runs, name)
                 if line is None or not np.isfinite(line.mean).any():

@@ -10,6 +10,8 @@ from experiments.common.claims import Claim
 from experiments.paired_bias.grid import shortest_text
 from staleness_grpo.scaling.alarms import CLIP_LEVEL
 
+# A slope whose interval is wider does not tell proportional from constant or quadratic.
+WIDEST = 1.0
 COMMAND = "python -m experiments.paired_bias --workdir=DIR"
 
 
@@ -45,6 +47,8 @@ def bias_claims(
         result.append(_bias_at_lag_0(compared, shared))
     if law := slopes.get("s_eta", {}).get("unclipped"):
         low, high = law["interval"]
+        is_decided = high - low <= WIDEST
+        undecided = f"undecided: the interval is wider than {WIDEST:g}"
         result.append(
             Claim(
                 name="slope_s_eta",
@@ -52,9 +56,9 @@ def bias_claims(
                 "axes is 1.",
                 measured=law["slope"],
                 interval=law["interval"],
-                holds=bool(0 < low <= 1 <= high),
+                holds=bool(0 < low <= 1 <= high) if is_decided else None,
                 paper="Stale rollouts introduce a per-step bias of order O(S eta).",
-                note=_cells_note(law),
+                note=_cells_note(law) if is_decided else f"{undecided}; {_cells_note(law)}",
                 **shared,
             )
         )

@@ -71,7 +71,7 @@ def default_config() -> ConfigDict:
                 qk_norm=False,  # normalize query and key, as in Qwen3
                 dtype="float32",  # type of activations: bfloat16, float32 or float64
                 param_dtype="float32",  # type of parameters: float32 or float64
-                attention="xla",  # xla, or splash: a TPU kernel that stores no attention weights
+                attention="xla",  # xla, or a kernel that stores no weights: splash, cudnn
                 # What the backward pass computes again to save memory: none, attention (the
                 # attention weights) or blocks (whole blocks).
                 remat="none",

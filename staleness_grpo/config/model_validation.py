@@ -10,6 +10,7 @@ from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, require, require_local
 from staleness_grpo.runtime import importing
 
+KERNEL_PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}  # by policy.attention
 NUM_PROMPTS, GROUP_SIZE = 2, 3  # of the responses that one's own task judges in the check
 
 
@@ -27,10 +28,10 @@ def check_policy(config: ConfigDict, platform: str | None) -> None:
     for name in config.policy.arguments:
         hint = "only a policy of one's own reads it: set policy.name, or leave it out"
         raise FieldError(f"policy.arguments.{name}", hint)
-    if config.policy.attention == "splash":
+    if needed := KERNEL_PLATFORMS.get(config.policy.attention):
         platform = platform or jax.default_backend()
-        hint = f"this kernel is for TPUs, but the devices have platform {platform}: choose xla"
-        require(platform == "tpu", "policy.attention", hint)
+        reason = f"this kernel is for a {needed.upper()}, but the devices have platform {platform}"
+        require(platform == needed, "policy.attention", f"{reason}: choose xla")
     tensor, checkpoint = config.mesh.tensor, config.policy.checkpoint
     if checkpoint is None:
         for name in ("num_heads", "num_kv_heads"):

@@ -246,11 +246,12 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
     """Refuses a mesh with too many devices, or one that cannot split the batch evenly."""
     mesh = config.mesh
     needed = mesh.data * mesh.fsdp * mesh.tensor
+    available = "there is 1 device" if num_devices == 1 else f"there are {num_devices} devices"
     largest = max(("data", "fsdp", "tensor"), key=lambda axis: mesh[axis])
     require(
         needed <= num_devices,
         f"mesh.{largest}",
-        f"data * fsdp * tensor is {needed}, but there are {num_devices} devices: "
+        f"data * fsdp * tensor is {needed}, but {available}: "
         f"make the product at most {num_devices}",
     )
     _check_processes(config, needed, f"mesh.{largest}", num_devices)

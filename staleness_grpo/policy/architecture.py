@@ -14,8 +14,10 @@ REMAT = ("none", "attention", "blocks")
 # Which implementation computes causal attention.
 #   xla: plain matrix products and a softmax.
 #   splash: Splash attention, a TPU kernel that keeps no attention weights in memory.
-ATTENTION = ("xla", "splash")
-SPLASH_DTYPES = ("float32", "bfloat16")  # the TPU kernel supports only these
+#   cudnn: cuDNN's attention, a kernel for NVIDIA GPUs that keeps no attention weights either.
+ATTENTION = ("xla", "splash", "cudnn")
+# The dtypes that a kernel supports.
+KERNEL_DTYPES = {"splash": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +73,9 @@ class TransformerConfig:
         require(self.num_heads % self.num_kv_heads == 0, "num_heads", hint, self.num_heads)
         hint = f"give a divisor of the vocabulary {self.vocab_size}"
         require(self.vocab_size % self.vocab_chunks == 0, "vocab_chunks", hint, self.vocab_chunks)
+        dtypes = KERNEL_DTYPES.get(self.attention, (self.dtype,))
         hint = (
-            f"attention=splash computes in {' or '.join(SPLASH_DTYPES)}: choose one of these, "
+            f"attention={self.attention} computes in {' or '.join(dtypes)}: choose one of these, "
             "or set attention=xla"
         )
-        supported = self.attention != "splash" or self.dtype in SPLASH_DTYPES
-        require(supported, "dtype", hint, self.dtype)
+        require(self.dtype in dtypes, "dtype", hint, self.dtype)

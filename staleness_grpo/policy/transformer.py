@@ -21,11 +21,14 @@ from flax import linen as nn
 
 from staleness_grpo.policy.architecture import TransformerConfig
 from staleness_grpo.policy.attention import attend, attend_causally, rotate
+from staleness_grpo.policy.cudnn import attend_by_cudnn
 from staleness_grpo.policy.layers import Projection, RMSNorm, SwiGLU
 from staleness_grpo.policy.numerics import at_least_float32
 from staleness_grpo.policy.splash import attend_by_splash
 from staleness_grpo.runtime.mesh import keep_split
 from staleness_grpo.types import Array, PyTree
+
+KERNELS = {"splash": attend_by_splash, "cudnn": attend_by_cudnn}  # by TransformerConfig.attention
 
 
 @jax.tree_util.register_dataclass
@@ -79,8 +82,8 @@ class Attention(nn.Module):
         attention = jax.checkpoint(attend) if cfg.remat == "attention" else attend
         if cache is not None:
             y = attention(q, (k, v), own_mask, prefix, prefix_mask_NxP)
-        elif cfg.attention == "splash":
-            y = attend_by_splash(q, (k, v), own_mask, prefix, prefix_mask_NxP)
+        elif cfg.attention in KERNELS:
+            y = KERNELS[cfg.attention](q, (k, v), own_mask, prefix, prefix_mask_NxP)
         else:
             y = attend_causally(attention, q, (k, v), own_mask, prefix, prefix_mask_NxP)
         y = y.transpose(0, 1, 3, 2, 4, 5).reshape(n, g, length, cfg.num_heads, cfg.head_dim)

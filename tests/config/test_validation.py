@@ -276,7 +276,12 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         (
             {"policy.attention": "splash"},
             "policy.attention=splash",
-            "for TPUs, .* platform cpu: choose xla",
+            "for a TPU, .* platform cpu: choose xla",
+        ),
+        (
+            {"policy.attention": "cudnn", "policy.dtype": "bfloat16"},
+            "policy.attention=cudnn",
+            "for a GPU, .* platform cpu: choose xla",
         ),
         (
             {"policy.param_dtype": "bfloat16"},

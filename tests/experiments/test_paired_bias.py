@@ -230,3 +230,14 @@ def test_an_open_interval_is_an_arrow_and_a_missing_one_nothing():
         ((2, 1), ("data", "axes fraction"))
     ]
     plt.close(figure)
+
+
+def test_a_slope_that_may_be_anything_decides_nothing():
+    def slope_claim(low, high):
+        law = {"slope": (low + high) / 2, "interval": [low, high], "n": 7, "num_left_out": 5}
+        found = claims.bias_claims([], {"s_eta": {"unclipped": law}}, "command", num_seeds=1)
+        return next(claim for claim in found if claim.name == "slope_s_eta")
+
+    wide = slope_claim(0.197, 1.22)
+    assert wide.holds is None and wide.note.startswith("undecided: the interval is wider than 1")
+    assert slope_claim(0.5, 1.22).holds is True and slope_claim(0.2, 0.9).holds is False
