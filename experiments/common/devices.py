@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.errors import FlagError
 
+_left_to_others = False  # whether this process only starts others
+
 
 def check() -> None:
     """Makes JAX look for its devices. Raises FlagError if JAX_PLATFORMS names a kind that it lacks.
@@ -38,6 +40,8 @@ def announce(config: ConfigDict) -> None:
     """
     import jax
 
+    if _left_to_others:
+        return
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     counts = (
@@ -77,3 +81,16 @@ def _mesh_size(config: ConfigDict) -> int:
 def _has_nvidia_gpu() -> bool:
     has_device_file = any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
     return has_device_file or shutil.which("nvidia-smi") is not None
+
+
+def leave_to_others(config: ConfigDict) -> None:
+    """Keeps this process on the CPU, so that the processes that it starts get the accelerators.
+
+    A TPU belongs to one process at a time, and a process on a GPU takes most of its memory.
+    """
+    global _left_to_others
+    del config
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    _left_to_others = True

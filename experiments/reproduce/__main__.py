@@ -13,7 +13,7 @@ import time
 
 from ml_collections import ConfigDict
 
-from experiments.common import cli
+from experiments.common import cli, devices
 from staleness_grpo.errors import FieldError, require
 
 CHECKPOINT = "{checkpoint}"  # stands in a job's command for the folder in `config.checkpoint`
@@ -73,4 +73,10 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 if __name__ == "__main__":
-    cli.run(main, draw, default_config="experiments/configs/reproduce.py", validate=validate)
+    cli.run(
+        main,
+        draw,
+        default_config="experiments/configs/reproduce.py",
+        validate=validate,
+        prepare=devices.leave_to_others,
+    )
