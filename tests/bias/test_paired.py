@@ -147,6 +147,7 @@ def test_the_interval_of_four_blocks_covers_the_truth():
     assert covered > 101  # 106 are; if four of four blocks were drawn, 96 would be
 
 
+@pytest.mark.slow
 def test_noise_is_no_bias_and_the_interval_covers_the_truth():
     """A plain |mean d| would be about 5 times the truth here.
 
@@ -232,6 +233,7 @@ def test_the_estimate_agrees_with_enumeration_within_its_interval():
     assert not estimate.bias_norm_interval[0] < swapped < estimate.bias_norm_interval[1]
 
 
+@pytest.mark.slow
 def test_the_blocks_gradients_average_to_that_of_the_batch():
     objective = SurrogateConfig(length_normalization="tokens")  # a divisor of the whole batch
     _, task, policy = problems.make("transformer")

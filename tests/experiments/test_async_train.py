@@ -59,6 +59,7 @@ def test_a_killed_run_is_replayed_to_the_byte(killed, tmp_path):
         assert live_arrays[name] == replay_arrays[name]
 
 
+@pytest.mark.slow
 def test_what_was_in_flight_is_generated_again_by_the_same_versions(killed):
     workdir, at_the_kill = killed
     calls = list_calls(asynchronous_config(**RUN))

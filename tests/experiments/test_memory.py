@@ -46,10 +46,18 @@ def small(**fields):
 @pytest.mark.parametrize(
     ("fields", "copies"),
     [
-        (COMPARED, {"update": 0, "sampling": 0, "paired_gram": 0}),
-        (SEVERAL_UPDATES, {"update": 4, "sampling": 4, "proximal_logprobs": 4}),
+        pytest.param(
+            COMPARED,
+            {"update": 0, "sampling": 0, "paired_gram": 0},
+            id="compared",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            SEVERAL_UPDATES,
+            {"update": 4, "sampling": 4, "proximal_logprobs": 4},
+            id="several_updates",
+        ),
     ],
-    ids=["compared", "several_updates"],
 )
 def test_every_program_holds_the_learner_state_and_the_copies_of_parameters(fields, copies):
     config = small(**fields)

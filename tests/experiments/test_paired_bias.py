@@ -70,6 +70,7 @@ def test_a_second_call_trains_nothing_and_the_records_say_what_was_compared(tmp_
         assert (tmp_path / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_training_that_collapses_at_once_is_a_cell_like_the_others(tmp_path):
     """It never reaches its lag, or its last comparison is not finite. Nothing is evaluated here."""
     config = tiny()

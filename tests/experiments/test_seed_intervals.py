@@ -110,6 +110,7 @@ def test_the_slope_of_the_boundary(monkeypatch):
     assert found["num_seeds"] == 2
 
 
+@pytest.mark.slow
 def test_the_slope_of_a_boundary_is_no_better_known_than_the_grid_resolves(monkeypatch):
     """All seeds agree, so only the shifts of the learning rates give the interval a width."""
     monkeypatch.setattr(laws, "RESAMPLES", 120)

@@ -18,7 +18,13 @@ from tests.helpers.tiny import tiny_config
 
 RESULTS = sorted(pathlib.Path("experiments/results").iterdir())
 # The second one has a config with a section of another command too.
-TRAININGS = ("first_training", "stories260k_heldout", "train_fast_lag_0", "train_fast_lag_16")
+TRAININGS = (
+    "first_training",
+    "gru",
+    "stories260k_heldout",
+    "train_fast_lag_0",
+    "train_fast_lag_16",
+)
 
 
 @pytest.fixture(autouse=True)

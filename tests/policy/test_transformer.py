@@ -216,7 +216,12 @@ def test_scores_and_norms_of_bfloat16_are_float32():
 
 
 @pytest.mark.parametrize(
-    ("num_prompts", "group_size", "length"), [(2, 3, 30), (3, 1, 5), (2, 3, 4)]
+    ("num_prompts", "group_size", "length"),
+    [
+        pytest.param(2, 3, 30, marks=pytest.mark.slow),
+        pytest.param(3, 1, 5, marks=pytest.mark.slow),
+        (2, 3, 4),
+    ],
 )
 def test_gradients_of_several_prompts_in_bfloat16(num_prompts, group_size, length):
     """The decoder needs none of the products of bfloat16 that XLA on CPU has no program for."""

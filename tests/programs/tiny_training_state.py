@@ -1,4 +1,4 @@
-"""Trains `tiny_config` on the devices that there are, and prints records and final state as JSON.
+"""Trains `decoder_config` on the devices that there are; prints records and final state as JSON.
 
     python -m tests.programs.tiny_training_state OVERRIDES
 
@@ -15,12 +15,12 @@ import numpy as np
 from staleness_grpo.config.build import build_run
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.training.loop import train
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import decoder_config
 
 
 def trained(overrides: dict) -> str:
     """Trains, and returns what is printed."""
-    run = build_run(tiny_config(**overrides))
+    run = build_run(decoder_config(**overrides))
     records = list(train(run))
     leaves = {
         jax.tree_util.keystr(path): leaf

@@ -115,6 +115,7 @@ def test_a_resumed_run_has_the_components_of_groups_in_flight(folder, monkeypatc
     assert rest == whole[4:] and all("reward_length" in record for record in rest)
 
 
+@pytest.mark.slow
 def test_a_file_of_problems_is_trained_on_with_all_its_fields(folder, tmp_path):
     messages = [{"role": "user", "content": "1+1?"}]
     path = problems_file(tmp_path, {"asked": messages, "key": {"right": 2}})

@@ -137,6 +137,7 @@ def test_the_loop_waits_for_a_reward_only_at_its_own_step(folder, monkeypatch):
     assert run.buffer.num_unread == 0 and not run.unjudged
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_rewards_that_were_still_judged(folder, monkeypatch, tmp_path):
     """An interrupted and resumed run has the records of a whole one, its failures included."""
     fields = {"lag.max_lag": 3, "checkpoint.save_every": 4}

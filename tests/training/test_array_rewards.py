@@ -25,6 +25,7 @@ def test_a_reward_that_is_not_finite_is_zero_failed_and_reported_once():
         finite_rewards(np.zeros(4), (2, 2), reports.append)
 
 
+@pytest.mark.slow
 def test_the_loop_and_the_sweep_count_them_and_train_on(monkeypatch, capsys):
     sound_table = EnumerableTask.reward_table.func
 

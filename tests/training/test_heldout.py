@@ -106,6 +106,7 @@ def test_summary_and_figure_have_the_held_out_reward(tmp_path):
     assert set(summary["final_heldout_pass_at"]) == {"1"}
 
 
+@pytest.mark.slow
 def test_problems_of_a_file_and_their_overlap(tmp_path, capsys):
     pytest.importorskip("tokenizers", reason="the extra hf is not installed")
     from tests.helpers import byte_model

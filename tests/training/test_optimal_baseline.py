@@ -172,6 +172,7 @@ def test_fresh_and_stale_gradients_are_compared():
     assert not np.any(grams[0]) and np.any(grams[1][1]) and np.any(grams[1][2])
 
 
+@pytest.mark.slow
 def test_a_training_is_the_same_in_microbatches_and_in_a_sweep():
     fields = {**OPOB, "steps": 6, "eval_every": 3}
     records = list(train(build_run(tiny_config(**fields))))
@@ -189,6 +190,7 @@ def test_a_training_is_the_same_in_microbatches_and_in_a_sweep():
     assert abs(records[0]["grad_norm"] / plain[0]["grad_norm"] - 1) > 1e-3
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree(run_on_devices):
     fields = {**OPOB, "num_prompts": 8, "steps": 3, "eval_every": 0}
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}

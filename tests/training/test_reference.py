@@ -188,6 +188,7 @@ def test_the_sweeps_program_has_the_same_penalty():
         np.testing.assert_allclose(traces[name], found, rtol=2e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_reference_may_be_another_folder(tmp_path):
     pytest.importorskip("tokenizers", reason="the extra hf is not installed")
     from tests.helpers import byte_model

@@ -153,6 +153,7 @@ def test_bad_values_are_refused(field, value, message):
         validation.validate(tiny_config(**{field: value}), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [{"sampler.top_p": 0.9}, {"sampler.top_k": 3}, {"sampler.task_tokens_only": True}]
 )

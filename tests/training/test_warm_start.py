@@ -97,6 +97,7 @@ def test_reinforcement_raises_the_warm_start():
     assert last > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs Linux's /proc")
 def test_a_signal_in_the_warm_start_ends_it_soon(tmp_path):
     """It does not wait for the last of the steps, which would take half an hour here."""

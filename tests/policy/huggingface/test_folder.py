@@ -129,6 +129,7 @@ def test_read_into_its_sharding_and_sampled_there(run_on_devices, tmp_path):
         assert mask.sum() == (ends[0] + 1 if len(ends) else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_host_memory_of_loading_stays_well_below_twice_the_file(run_on_devices, tmp_path):
     config = TransformerConfig(1024, 12, 512, 8, 8, 64, 2048)
