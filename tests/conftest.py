@@ -39,22 +39,22 @@ hypothesis.settings.load_profile("deterministic")
 # The files that take longest. They start first, so that no worker is left with one of them while
 # the others have nothing more to do.
 LONGEST = (
-    "training/test_truncated_sampling.py",
-    "tasks/test_component_records.py",
-    "experiments/test_sweep.py",
     "sweeps/test_program.py",
-    "runtime/test_mesh.py",
-    "training/test_longer_run.py",
-    "tasks/test_own_task_by_flag.py",
-    "policy/test_truncation.py",
-    "bias/test_paired.py",
-    "experiments/test_paired_bias.py",
-    "training/test_reference.py",
     "bias/test_exact.py",
+    "policy/test_transformer.py",
+    "training/test_optimal_baseline.py",
+    "policy/test_truncation.py",
     "policy/huggingface/test_transformers.py",
-    "tasks/test_text_training.py",
-    "training/test_loop.py",
+    "experiments/test_law.py",
     "training/test_checkpoint.py",
+    "policy/test_own_policy.py",
+    "policy/test_logprobs.py",
+    "experiments/test_async_train.py",
+    "policy/test_sampler.py",
+    "bias/test_paired.py",
+    "tasks/test_own_task_by_flag.py",
+    "training/test_truncated_sampling.py",
+    "training/test_reference.py",
 )
 
 
