@@ -2,6 +2,7 @@
 # Runs the main job on a fresh machine or a used one. Prints the path of report.html last.
 #   bash launch/reproduce.sh                  the default, experiments/configs/reproduce.py
 #   bash launch/reproduce.sh --preset=full    experiments/configs/reproduce_full.py
+#   bash launch/reproduce.sh --preset=stories --config.checkpoint=FOLDER    reproduce_stories.py
 # Results go to results/reproduce, or results/reproduce_PRESET. Other arguments go to
 # experiments.reproduce, with paths relative to the repository.
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" || exit

@@ -46,7 +46,7 @@ def section(folder: pathlib.Path, summary: dict[str, Any] | None, figures: Figur
 
 def _laws(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Returns the exponents, the scale-free ratio and the alarms that a map has."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     usable = summary["usable"]
     if usable.get("slope") is not None:
         label, interval = "slope of log(largest usable eta) in log S", usable["slope_interval"]
@@ -75,7 +75,7 @@ def _by_lag(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Returns the edges of the usable learning rates and the relative bias, a row for each S."""
     fitted = summary.get("eta_max", {})
     compared = summary.get("paired_bias", {}).get("by_cell", [])
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for lag, edges in summary["usable"]["by_lag"].items():
         ends = [
             edges.get(f"{end}_is", "") if edges[end] is None else html.number(edges[end])

@@ -206,6 +206,7 @@ def test_one_and_eight_devices_agree(run_on_devices):
             assert expected[name] == pytest.approx(record[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_score_that_is_no_number_shows(problem):
     """It is not taken for a weight of 0, or for a mean."""
     policy, params, rollout, _, _ = problem
