@@ -32,6 +32,7 @@ from staleness_grpo.training.checkpoint import Checkpoints, step_name
 from staleness_grpo.training.guard import SCALE
 from staleness_grpo.training.heldout import num_overlapping
 from staleness_grpo.training.loop import Due, Source, train
+from staleness_grpo.training.rehearsal import rehearsed
 from staleness_grpo.training.run import Run, assemble_run
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -82,7 +83,8 @@ def measure(
         print(f"records: {workdir / METRICS}; to watch them: {watch}", file=sys.stderr)
     with Preemption() as preemption, contextlib.ExitStack() as stack:
         try:
-            run = assemble_run(config, task, preemption.requested_before_the_first_step)
+            with rehearsed(config, task):
+                run = assemble_run(config, task, preemption.requested_before_the_first_step)
         except Stopped:
             print("stopped in the warm start; run the same command to go on", file=sys.stderr)
             sys.exit(EXIT_CODE)

@@ -190,7 +190,10 @@ class Run:
 
 
 def assemble_run(
-    config: ConfigDict, task: Task, must_stop: Callable[[], bool] = lambda: False
+    config: ConfigDict,
+    task: Task,
+    must_stop: Callable[[], bool] = lambda: False,
+    params: PyTree | None = None,
 ) -> Run:
     """Builds the run of a config that was validated with this task; see `config.build.build_run`.
 
@@ -198,6 +201,7 @@ def assemble_run(
       config: the validated config.
       task: the task that `config.task` names or describes.
       must_stop: is asked during a warm start whether to stop.
+      params: the start parameters; None for those that the config describes.
 
     Raises:
       FieldError: the weights of `policy.checkpoint` cannot be used. Validation does not read the
@@ -207,7 +211,8 @@ def assemble_run(
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict())
     programs = make_programs(config, task)
     try:
-        params = starting_params(programs, config, mesh, must_stop)
+        if params is None:
+            params = starting_params(programs, config, mesh, must_stop)
     except ModelFolderError as error:
         checkpoint = config.policy.checkpoint
         raise FieldError("policy.checkpoint", str(error), checkpoint) from error

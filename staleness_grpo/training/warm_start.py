@@ -65,6 +65,21 @@ def warm_start(
     Raises:
       Stopped: `must_stop` returned True. Nothing is cached.
     """
+    path = cache_path(policy, config)
+    abstract = jax.eval_shape(policy.init, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(abstract)
+    if path.exists():
+        with np.load(path) as stored:
+            return jax.tree.unflatten(structure, [stored[str(i)] for i in range(len(leaves))])
+    params = jax.device_get(train_supervised(policy, task, config.warm_start, must_stop))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        np.savez(temporary, **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
+    return params
+
+
+def cache_path(policy: AnyPolicy, config: ConfigDict) -> pathlib.Path:
+    """Returns the file that has the result of a warm start, or will have it."""
     settings = {
         "code": code_digest(),
         "policy": own.describe(config.get("policy", {})) or repr(policy),
@@ -78,17 +93,7 @@ def warm_start(
         "cores": len(usable_cores()),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_folder() / "warm_start" / f"{digest}.npz"
-    abstract = jax.eval_shape(policy.init, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(abstract)
-    if path.exists():
-        with np.load(path) as stored:
-            return jax.tree.unflatten(structure, [stored[str(i)] for i in range(len(leaves))])
-    params = jax.device_get(train_supervised(policy, task, config.warm_start, must_stop))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        np.savez(temporary, **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
-    return params
+    return cache_folder() / "warm_start" / f"{digest}.npz"
 
 
 def code_digest() -> str:
