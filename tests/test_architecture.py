@@ -82,6 +82,7 @@ EXPERIMENT_ROOMS = {
     "guard": {"sweep"},
     "law": {"sweep"},
     "paired_bias": {"train"},
+    "performance": {"async_train"},
     "sweep": {"paired_bias", "train"},
 }
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*/*.py"))
