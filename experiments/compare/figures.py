@@ -26,6 +26,7 @@ RANGES = {
     "drift_from_behavior": (0, np.inf),
     "gradient_cosine": (-1, 1),
 }
+FLAT = 1e-4  # a line whose span is a smaller share of its value is drawn as constant
 LABEL_WIDTH = 150  # characters of a line of the legend, which then fits into the figure
 LINE_STYLES = ("-", "--", ":", "-.")
 MAX_KINDS = len(style.COLORS) * len(LINE_STYLES)
@@ -65,6 +66,10 @@ def compared(found: list[Kind]) -> plt.Figure:
                     limits = RANGES.get(name, (-np.inf, np.inf))
                     low, high = np.clip(line.low, *limits), np.clip(line.high, *limits)
                     axis.fill_between(line.steps, low, high, color=color, alpha=0.2, lw=0)
+            low, high = axis.get_ylim()
+            middle = (low + high) / 2
+            if high - low < FLAT * abs(middle):  # all of it is rounding
+                axis.set_ylim(middle - abs(middle) / 10, middle + abs(middle) / 10)
             if not axis.lines:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
         for axis in axes[1]:

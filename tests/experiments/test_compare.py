@@ -155,3 +155,16 @@ def test_a_legend_of_many_fields_stays_inside_the_figure():
     legend, whole = figure.legends[0].get_window_extent(), figure.bbox
     assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1
     assert whole.y0 <= legend.y0 and legend.y1 <= whole.y1
+
+
+def test_a_metric_that_is_constant_but_for_rounding_is_drawn_as_a_constant():
+    values = (1.0, 1.0 + 1e-7, 1.0 - 1e-7)
+    records = [
+        {"step": step, "eval_reward": step / 4, "ess": value} for step, value in enumerate(values)
+    ]
+    figure = figures.compared([analysis.Kind("one", [records])])
+    panels = {axis.get_title(): axis for axis in figure.axes}
+    low, high = panels["effective sample size / tokens"].get_ylim()
+    assert low == pytest.approx(0.9) and high == pytest.approx(1.1)
+    low, high = panels["reward of the current policy"].get_ylim()
+    assert high - low < 0.6
