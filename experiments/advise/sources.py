@@ -14,12 +14,14 @@ from staleness_grpo.runtime.records import read_json, read_jsonl
 from staleness_grpo.scaling.collapse import detect_collapse
 from staleness_grpo.scaling.collapse_law import Runs, runs
 from staleness_grpo.scaling.early_sign import SIGN, SMALL_MODELS, early_mean
+from staleness_grpo.scaling.outcomes import LEARNED, STALLED, outcomes
 from staleness_grpo.scaling.prior import Sign
 
 DEFAULT_B1 = 0.9
 KL = "approx_kl"
 # A training's reward is a mean over so many responses or more; it only sets an interval.
 NUM_SAMPLES = 256
+FEWEST_RUNS = 4  # of which is said whether they learned
 FEWEST_RECORDS = 20  # rewards from which a collapse can be told from noise
 
 
@@ -100,7 +102,34 @@ def _known(
         rate = records[0]["learning_rate"] if rate is None else rate
     at = None if lag is None or rate is None else (float(lag), float(rate))
     signs = tuple(sign for record in records if (sign := _sign(record)) is not None)
+    notes += stall_notes(records)
+    if any(record.get("is_slowed") for record in records):
+        notes += (
+            "A guard lowered the learning rate of a run: it says less of the rate it began with.",
+        )
     return Known(runs(records), b1, kind, cost, at, signs, notes)
+
+
+def stall_notes(records: list[dict]) -> tuple[str, ...]:
+    """Returns a note if rates above those that learned survive and learn nothing.
+
+    An answer is about collapse. Such a rate counts as safe in it.
+    """
+    known = [record for record in records if "eval_reward" in record.get("traces", {})]
+    if len(known) < FEWEST_RUNS:
+        return ()
+    found = list(zip(known, outcomes(known), strict=True))
+    learned = [record["learning_rate"] for record, outcome in found if outcome == LEARNED]
+    stalled = [record["learning_rate"] for record, outcome in found if outcome == STALLED]
+    beginning = "The answer is about collapse, not about learning:"
+    if not learned:
+        return (f"{beginning} none of these runs learned.",)
+    if not stalled or max(stalled) <= max(learned):
+        return ()
+    above = f"{max(learned):.2g}, and {sum(rate > max(learned) for rate in stalled)} runs above it"
+    return (
+        f"{beginning} the largest rate that learned here is {above} survived without learning.",
+    )
 
 
 def _sign(record: dict) -> Sign | None:
@@ -144,7 +173,8 @@ def _of_training(folder: pathlib.Path, config: ConfigDict) -> dict[str, Any]:
     )
     steps = np.array([record["step"] for record in records])
     squares = np.array([record[SIGN] for record in records], float)
-    return row | _traces(steps, squares, every)
+    is_slowed = records[-1].get("guard_scale", 1) < 1
+    return row | {"is_slowed": is_slowed} | _traces(steps, squares, every)
 
 
 def _of_history(config: ConfigDict, history: History, path: str) -> dict[str, Any]:

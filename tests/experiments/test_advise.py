@@ -256,3 +256,29 @@ def test_an_error_names_the_flag_that_was_given_and_leaves_no_folder(tmp_path):
     done = subprocess.run(command, cwd=cli.ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "--format=verll: did you mean verl?\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_rates_that_survive_without_learning_are_named():
+    def run(rate, rewards):
+        traces = {"eval_reward": rewards}
+        fields = {"learning_rate": rate, "finite": True, "collapse_step": None, "max_lag": 1}
+        return fields | {"traces": traces, "lowest_reward": 0.0}
+
+    rising, flat = list(np.linspace(0.1, 0.9, 20)), [0.5] * 20
+    learning = [run(1e-3, rising), run(3e-3, rising)]
+    stalled = [run(1e-2, flat), run(1e-1, flat)]
+    (note,) = sources.stall_notes([*learning, *stalled])
+    assert "largest rate that learned here is 0.003, and 2 runs above it survived" in note
+    assert sources.stall_notes([*learning, run(1e-4, flat), run(2e-4, flat)]) == ()
+    assert sources.stall_notes(stalled) == ()  # too few to say
+    (note,) = sources.stall_notes([*stalled, *stalled])
+    assert note.endswith("none of these runs learned.")
+
+
+def test_a_run_whose_guard_lowered_its_rate_is_said_to_be_one(tmp_path):
+    for folder, scale in (("one", 1.0), ("two", 0.5)):
+        trained(tmp_path / folder)
+        path = tmp_path / folder / "metrics.jsonl"
+        write_jsonl(path, [record | {"guard_scale": scale} for record in read_jsonl(path)])
+        known = sources.gather(asked(runs=(str(tmp_path / folder),)), tmp_path)
+        assert any("A guard lowered" in note for note in known.notes) is (scale < 1)
