@@ -21,6 +21,7 @@ DEFAULT_B1 = 0.9
 KL = "approx_kl"
 # A training's reward is a mean over so many responses or more; it only sets an interval.
 NUM_SAMPLES = 256
+STEADY = 0.9  # a learning rate that ends below this share of its peak was not constant
 FEWEST_RUNS = 4  # of which is said whether they learned
 FEWEST_RECORDS = 20  # rewards from which a collapse can be told from noise
 
@@ -105,7 +106,7 @@ def _known(
     notes += stall_notes(records)
     if any(record.get("is_slowed") for record in records):
         notes += (
-            "A guard lowered the learning rate of a run: it says less of the rate it began with.",
+            "The learning rate of a run fell, by a schedule or a guard: its peak counts here.",
         )
     return Known(runs(records), b1, kind, cost, at, signs, notes)
 
@@ -173,7 +174,10 @@ def _of_training(folder: pathlib.Path, config: ConfigDict) -> dict[str, Any]:
     )
     steps = np.array([record["step"] for record in records])
     squares = np.array([record[SIGN] for record in records], float)
-    is_slowed = records[-1].get("guard_scale", 1) < 1
+    rates_I = [
+        r["learning_rate"] * r.get("guard_scale", 1) for r in records if "learning_rate" in r
+    ]
+    is_slowed = bool(rates_I) and rates_I[-1] < STEADY * config.optimizer.learning_rate
     return row | {"is_slowed": is_slowed} | _traces(steps, squares, every)
 
 

@@ -70,8 +70,11 @@ def slope(cells: list[dict], abscissa: str) -> dict[str, dict | None]:
       - `all`: over all cells with a positive estimate.
       - `unclipped`: over the cells among them with a clip fraction below CLIP_LEVEL.
     """
+    compared = [cell for cell in cells if cell["bias_norm"] is not None]
     stale = [
-        cell for cell in cells if cell["max_lag"] > 0 and cell["bias_norm"] >= 0 and cell[abscissa]
+        cell
+        for cell in compared
+        if cell["max_lag"] > 0 and cell["bias_norm"] >= 0 and cell[abscissa]
     ]
     unclipped = [cell for cell in stale if cell["clip_fraction"] < CLIP_LEVEL]
     return {"all": _fit(stale, abscissa), "unclipped": _fit(unclipped, abscissa)}

@@ -35,10 +35,11 @@ def section(folder: pathlib.Path, summary: dict[str, Any] | None, figures: Figur
         return "<p>Not measured yet.</p>"
     outcomes = ", ".join(f"{count} {name}" for name, count in summary["outcomes"].items())
     words = (
-        f"{summary['num_cells']} trainings with {summary['num_seeds']} seeds each: {outcomes}. "
+        f"{summary['num_cells']} trainings, seeds: {summary['num_seeds']}. Outcomes: {outcomes}. "
         f"Horizons are {' and '.join(map(str, summary['horizons']))} learner steps."
     )
-    laws = html.plain_table(("quantity", "value", "95 % interval"), _laws(summary))
+    rows = _laws(summary)
+    laws = html.plain_table(("quantity", "value", "95 % interval"), rows) if rows else ""
     header = ("S", "smallest usable eta", "largest usable eta", "eta_max by fit", "relative bias")
     by_lag = html.plain_table(header, _by_lag(summary))
     return f"<p>{html.text(words)}</p>{figures(FIGURES[:2])}{laws}{by_lag}{figures(FIGURES[2:])}"

@@ -146,7 +146,9 @@ def _figures(job: Job | None, figures: Sequence[tuple[str, str]]) -> str:
         if (job.folder / name).exists()
     ]
     if len(parts) < len(figures):
-        reasons = job.summary.get("figures_left_out", [])
+        wanted = {pathlib.Path(name).stem for name, _ in figures}
+        left_out = job.summary.get("figures_left_out", [])
+        reasons = [reason for reason in left_out if reason.split(":")[0] in wanted]
         parts += [f"<p>{html.text(reason)}</p>" for reason in reasons]
     return "".join(parts)
 

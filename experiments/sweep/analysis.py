@@ -102,7 +102,7 @@ def has_trace(records: list[dict], name: str) -> bool:
 def paired_cells(records: list[dict]) -> list[dict]:
     """Returns the comparisons of stale with fresh gradients, as records of `paired_bias`.
 
-    The list is empty if the map has none.
+    Cells without a comparison at their full lag are left out. The list is empty if there is none.
     """
     return [
         {
@@ -116,7 +116,7 @@ def paired_cells(records: list[dict]) -> list[dict]:
             "eval_rewards": record["traces"]["eval_reward"],
         }
         for record in records
-        if "paired" in record
+        if record.get("paired", {}).get("num_comparisons")
     ]
 
 

@@ -275,10 +275,14 @@ def test_rates_that_survive_without_learning_are_named():
     assert note.endswith("none of these runs learned.")
 
 
-def test_a_run_whose_guard_lowered_its_rate_is_said_to_be_one(tmp_path):
-    for folder, scale in (("one", 1.0), ("two", 0.5)):
-        trained(tmp_path / folder)
-        path = tmp_path / folder / "metrics.jsonl"
-        write_jsonl(path, [record | {"guard_scale": scale} for record in read_jsonl(path)])
-        known = sources.gather(asked(runs=(str(tmp_path / folder),)), tmp_path)
-        assert any("A guard lowered" in note for note in known.notes) is (scale < 1)
+def test_a_run_whose_learning_rate_fell_is_said_to_be_one(tmp_path):
+    changes = {"as it was": {}, "guard": {"guard_scale": 0.5}, "schedule": {"learning_rate": 1e-4}}
+    for name, fields in changes.items():
+        path = trained(tmp_path / name) / "metrics.jsonl"
+        records = read_jsonl(path)
+        steady = {"learning_rate": 1e-3, "guard_scale": 1.0}
+        write_jsonl(path, [*(r | steady for r in records[:-1]), records[-1] | steady | fields])
+        known = sources.gather(asked(runs=(str(tmp_path / name),)), tmp_path)
+        assert any("The learning rate of a run fell" in note for note in known.notes) is bool(
+            fields
+        )

@@ -242,3 +242,12 @@ def test_a_slope_that_may_be_anything_decides_nothing():
     wide = slope_claim(0.197, 1.22)
     assert wide.holds is None and wide.note.startswith("undecided: the interval is wider than 1")
     assert slope_claim(0.5, 1.22).holds is True and slope_claim(0.2, 0.9).holds is False
+
+
+def test_a_cell_without_a_comparison_is_left_out_of_a_slope():
+    cells = [
+        {"max_lag": 2, "s_eta": x, "bias_norm": x**1.5, "clip_fraction": 0.0}
+        for x in (0.1, 0.2, 0.4, 0.8)
+    ]
+    nothing = {"max_lag": 8, "s_eta": 0.3, "bias_norm": None, "clip_fraction": None}
+    assert analysis.slope([*cells, nothing], "s_eta") == analysis.slope(cells, "s_eta")

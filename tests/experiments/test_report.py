@@ -147,9 +147,12 @@ def test_a_record_with_a_gap_is_an_error(workdir):
 
 
 def test_a_figure_that_a_job_left_out_is_named_with_the_reason(workdir):
-    reason = "No figure of eta_max: two lags are too few for a fit."
-    write_job(workdir / "scaling_laws", every_claim("scaling_laws"), figures_left_out=[reason])
-    assert html.text(reason) in page_of(workdir)[0]
+    reason = "scaling_eta_max: two lags are too few for a fit."
+    others = ["scaling_cyclic_eta_max: of a map that this page does not show"]
+    left_out = [reason, *others]
+    write_job(workdir / "scaling_laws", every_claim("scaling_laws"), figures_left_out=left_out)
+    page = page_of(workdir)[0]
+    assert html.text(reason) in page and "cyclic_eta_max" not in page
 
 
 def test_two_claims_of_one_name_are_refused():
@@ -195,7 +198,7 @@ def test_another_map_has_a_section_with_what_its_summary_has(workdir):
     }
     write_job(workdir / "stories", [], **summary)
     page = report.write(workdir, config)[0].read_text()
-    assert "12 trainings with 3 seeds each: 7 learned, 5 collapsed" in page
+    assert "12 trainings, seeds: 3. Outcomes: 7 learned, 5 collapsed." in page
     row = "<td>4</td><td>0.0001</td><td>0.004</td><td>0.0055</td><td>0.5 to 1.25</td>"
     assert row in page
     assert "<td>32</td><td>no usable rate</td><td>no usable rate</td><td>-</td><td>-</td>" in page
