@@ -70,7 +70,7 @@ class Programme:
         log = self.workdir / LOGS / f"{name}.txt"
         log.parent.mkdir(exist_ok=True)
         start = time.perf_counter()
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             try:
                 code = subprocess.run(
                     [sys.executable, "-m", *words],
@@ -84,7 +84,7 @@ class Programme:
             except subprocess.TimeoutExpired as error:
                 raise Failed(f"{name} took more than {self.config.seconds:g} s") from error
         if code:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise Failed(f"{name} ended with code {code}: {''.join(last)[:300]}")
         return time.perf_counter() - start
 
