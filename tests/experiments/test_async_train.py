@@ -54,7 +54,8 @@ def test_a_killed_run_is_replayed_to_the_byte(killed, tmp_path):
     (live, live_arrays), (replay, replay_arrays) = map(killing.ending, (killed[0], tmp_path))
     assert live == replay
     state = [name for name in live_arrays if name.startswith("['state']")]
-    assert len(state) > 10
+    for part in ("params", ".mu", ".nu", "previous_gradient"):
+        assert any(part in name for name in state)
     for name in state:
         assert live_arrays[name] == replay_arrays[name]
 
