@@ -1,7 +1,8 @@
 """Defines errors that the user can fix: a wrong field of a config, or a wrong flag."""
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 URL_HINT = "URLs cannot be used: give a path, of a bucket for example where it is mounted"
@@ -58,6 +59,17 @@ class FlagError(ValueError):
         """Returns the error of a config field as an error of the flag that sets the field."""
         value = "" if error.value is NOT_GIVEN else error.value
         return cls(f"config.{error.field}", value, error.hint)
+
+
+def counted(number: int, noun: str, ending: str = "s") -> str:
+    """Returns a number with its noun, as in "1 device" and "2 devices"."""
+    return f"{number} {noun}{'' if number == 1 else ending}"
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Returns a hint that names the most similar known word; `otherwise` if none is similar."""
+    similar = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {similar[0]}?" if similar else otherwise
 
 
 def require(condition: bool, field: str, hint: str, value: Any = NOT_GIVEN) -> None:

@@ -3,7 +3,6 @@
 `experiments/configs/advise.py` has the fields.
 """
 
-import difflib
 import math
 import pathlib
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.common.workdir import SUMMARY
-from staleness_grpo.errors import FieldError, require, require_local
+from staleness_grpo.errors import FieldError, did_you_mean, require, require_local
 from staleness_grpo.logs import FORMATS
 
 # What a question learns from: field of `config.advise` -> flag of the command.
@@ -42,8 +41,8 @@ def validate(config: ConfigDict) -> None:
     check(is_rate, "learning_rate", "give a positive number")
     check(question.b1 is None or 0 <= question.b1 < 1, "b1", "give a number in [0, 1)")
     if question.logs:
-        near = difflib.get_close_matches(str(question.format), FORMATS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give the format: {', '.join(FORMATS)}"
+        every = f"give the format of the logs: {', '.join(FORMATS)}"
+        hint = did_you_mean(str(question.format), FORMATS, every)
         check(question.format in FORMATS, "format", hint)
         for path in question.logs:
             there = pathlib.Path(path).is_file()

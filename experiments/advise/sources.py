@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.advise.probing import rates, run_probe
-from staleness_grpo.errors import FlagError
+from staleness_grpo.errors import FlagError, counted
 from staleness_grpo.logs import History, read
 from staleness_grpo.runtime.records import read_json, read_jsonl
 from staleness_grpo.scaling.collapse import detect_collapse
@@ -64,7 +64,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
             )
             rows.append(_of_history(config, history, path))
             notes += [f"{path}: {note}" for note in history.notes]
-        kind = f"{len(rows)} log{'' if len(rows) == 1 else 's'} of {question.format}"
+        kind = f"{counted(len(rows), 'log')} of {question.format}"
         b1 = DEFAULT_B1 if question.b1 is None else question.b1
         if question.b1 is None:
             notes.append(f"The logs do not say b1 of the optimizer: {DEFAULT_B1:g} is assumed.")
@@ -80,7 +80,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
     if len(momenta) > 1:
         hint = f"their optimizers have b1 = {sorted(momenta)}: give runs of one setting"
         raise FlagError("run", ", ".join(question.runs), hint)
-    kind = f"{len(rows)} run(s) in {len(question.runs)} workdir(s)"
+    kind = f"{counted(len(rows), 'run')} in {counted(len(question.runs), 'workdir')}"
     return _known(config, rows, momenta.pop(), kind, 0)
 
 

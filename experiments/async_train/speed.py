@@ -67,6 +67,8 @@ def rewards_at_equal_time(synchronous: list[dict], asynchronous: list[dict]) -> 
     Args:
       synchronous, asynchronous: the records of each training.
     """
+    import numpy as np
+
     curves = []
     for records in (synchronous, asynchronous):
         timed = records[WARM_UP_STEPS:]
@@ -80,16 +82,9 @@ def rewards_at_equal_time(synchronous: list[dict], asynchronous: list[dict]) -> 
             return {}
         curves.append(curve)
     seconds = min(curve[-1][0] for curve in curves)
-    rewards = [_at(seconds, curve) for curve in curves]
+    rewards = [float(np.interp(seconds, *np.array(curve).T)) for curve in curves]
     names = ("synchronous_reward", "asynchronous_reward")
     return {"equal_time_seconds": seconds, **dict(zip(names, rewards, strict=True))}
-
-
-def _at(seconds: float, curve: list[tuple[float, float]]) -> float:
-    import numpy as np
-
-    times, rewards = zip(*curve, strict=True)
-    return float(np.interp(seconds, times, rewards))
 
 
 def validate(config: ConfigDict) -> None:

@@ -28,12 +28,13 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Makes the trainings that have no record yet, then writes summary.json."""
     from experiments.clock.analysis import summarize
     from experiments.clock.measure import measure
+    from experiments.common.claims import KEY
     from experiments.common.workdir import SUMMARY, write_run_files
     from staleness_grpo.runtime.records import write_json
 
     write_run_files(workdir, config)
     cells = measure(config, workdir)
-    write_json(workdir / SUMMARY, summarize(cells) | {"claims": []})
+    write_json(workdir / SUMMARY, summarize(cells) | {KEY: []})
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:

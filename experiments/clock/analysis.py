@@ -20,10 +20,11 @@ def summarize(cells: list[dict]) -> dict[str, Any]:
       A dictionary with the keys:
 
       - `num_cells`, `num_seeds`: counts.
-      - `seconds`: the simulated time that all trainings have reached.
+      - `seconds`: the simulated time that all trainings have reached, without those that collapsed.
       - `by_rule`: by buffer rule and then by S, the result of `average`.
     """
-    seconds = min(cell["times"][-1] for cell in cells)
+    lasting = [cell for cell in cells if not cell["collapsed"]] or cells
+    seconds = min(cell["times"][-1] for cell in lasting)
     grouped: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         grouped[cell["buffer"]][str(cell["max_lag"])].append(cell)
@@ -68,7 +69,10 @@ def average(cells: list[dict], seconds: float) -> dict[str, Any]:
 
 
 def reward(cell: dict, seconds: float) -> float:
-    """Returns the reward at a simulated time, on the line between two evaluations."""
+    """Returns the reward at a simulated time, on the line between two evaluations.
+
+    After the last evaluation it stays as it was, also if the training has collapsed.
+    """
     return float(np.interp(seconds, cell["times"], cell["eval_reward"]))
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from experiments.clock.analysis import reward
 from experiments.clock.measure import CELLS
 from experiments.common import style
+from experiments.pipeline.figures import color_of
 from experiments.pipeline.grid import COLOCATED
 from staleness_grpo.pipeline.rules import RULES
 from staleness_grpo.runtime.records import read_json, read_jsonl
 
 NUM_TIMES = 200  # points of a curve
-MARKERS = "os^vDP"
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -38,11 +38,11 @@ def reward_figure(cells: list[dict], summary: dict[str, Any]) -> plt.Figure:
     )
     times = np.linspace(0, summary["seconds"], NUM_TIMES)
     for axis, lag in zip(axes[0], lags, strict=True):
-        for (name, by_lag), color in zip(summary["by_rule"].items(), style.COLORS, strict=False):
-            shown = next(iter(by_lag)) if name in fixed else lag
+        for name, (color, line, _) in color_of(list(summary["by_rule"])).items():
+            shown = next(iter(summary["by_rule"][name])) if name in fixed else lag
             rows = [c for c in cells if c["buffer"] == name and str(c["max_lag"]) == shown]
             curves = np.array([[reward(cell, time) for time in times] for cell in rows])
-            line = "--" if name in fixed else "-"
+            line = ":" if name in fixed else line
             axis.plot(times, curves.mean(axis=0), line, color=color, label=name)
             axis.fill_between(
                 times, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.12, linewidth=0
@@ -67,15 +67,14 @@ def prompts_figure(by_rule: dict[str, Any]) -> plt.Figure:
     rows = (("trained_by_prompt", "share trained"), ("reward_by_prompt", "reward at the end"))
     for column, lag in zip(axes.T, lags, strict=True):
         for axis, (field, label) in zip(column, rows, strict=True):
-            for i, (name, by_lag) in enumerate(by_rule.items()):
-                numbers = by_lag[next(iter(by_lag)) if name in fixed else lag]
+            for name, (color, line, marker) in color_of(list(by_rule)).items():
+                numbers = by_rule[name][next(iter(by_rule[name])) if name in fixed else lag]
                 values = [np.nan if value is None else value for value in numbers[field]]
-                line = "--" if name in fixed else "-"
                 axis.plot(
                     values,
-                    line,
-                    color=style.COLORS[i % len(style.COLORS)],
-                    marker=MARKERS[i % len(MARKERS)],
+                    ":" if name in fixed else line,
+                    color=color,
+                    marker=marker,
                     fillstyle="none",
                     alpha=0.85,
                     label=name,

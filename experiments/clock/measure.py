@@ -68,9 +68,11 @@ def train_cell(config: ConfigDict, cell: Cell, task: Task) -> dict[str, Any]:
         source = SimulatedPipeline(run, cluster, rule)
         records = []
         for record in train(run, source=source):
-            if record["time_simulated"] > config.clock.seconds or record["collapsed"]:
+            if record["time_simulated"] > config.clock.seconds:
                 break
             records.append(record)
+            if record["collapsed"]:
+                break
         else:
             hint = "the steps end before clock.seconds: give more steps, or a shorter time"
             raise FieldError("steps", hint, config.steps)

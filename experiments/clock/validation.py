@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.common import cli
-from experiments.pipeline.grid import cells, make_cell
+from experiments.pipeline.validation import check_grid
 from staleness_grpo.errors import FieldError, require
 from staleness_grpo.pipeline.cluster import DRAIN, FINISH
 
@@ -15,22 +15,13 @@ def validate(config: ConfigDict) -> None:
     """Raises FieldError for the first field whose value cannot be used."""
     cli.validate_on_this_machine(config)
     clock = config.clock
-    for name in ("seeds", "buffers", "max_lags", "limits"):
-        values = list(clock[name])
-        require(len(values) > 0, f"clock.{name}", "give at least one value", clock[name])
-        is_distinct = len(set(values)) == len(values)
-        require(is_distinct, f"clock.{name}", "give distinct values", clock[name])
-    for name in ("seeds", "max_lags"):
-        smallest = min(clock[name])
-        require(smallest >= 0, f"clock.{name}", "give numbers >= 0", smallest)
+    try:
+        check_grid(clock)
+    except FieldError as error:
+        raise error.below("clock") from error
     require(len(clock.limits) == 1, "clock.limits", "give one value", clock.limits)
     is_time = math.isfinite(clock.seconds) and clock.seconds > 0
     require(is_time, "clock.seconds", "give a finite number > 0", clock.seconds)
-    try:
-        for cell in cells(clock):
-            make_cell(clock, cell)
-    except FieldError as error:
-        raise error.below("clock") from error
     _check_training(config)
 
 

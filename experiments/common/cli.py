@@ -36,7 +36,7 @@ from experiments.common.flag_parsing import (
     join_hosts,
     parse,
 )
-from experiments.common.workdir import SUMMARY, check_workdir, exclusive, extend
+from experiments.common.workdir import SUMMARY, check_folder, check_same_config, exclusive, extend
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
@@ -139,9 +139,10 @@ def execute(
       FlagError: the folder cannot be used, or JAX finds no device of the kind in JAX_PLATFORMS.
         Nothing was written, unless `main` raised the error.
     """
+    folder = check_folder(workdir)
     devices.check()
     validate(config)
-    folder = check_workdir(workdir, config, mesh_may_differ, steps_may_grow)
+    check_same_config(str(workdir), config, mesh_may_differ, steps_may_grow)
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

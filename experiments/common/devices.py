@@ -7,7 +7,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from staleness_grpo.errors import FlagError
+from staleness_grpo.errors import FlagError, counted
 
 _left_to_others = False  # whether this process only starts others
 
@@ -45,9 +45,9 @@ def announce(config: ConfigDict) -> None:
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     counts = (
-        f"{_count(jax.process_count(), 'process', 'es')}, "
-        f"{_count(jax.local_device_count(), 'local device')}, "
-        f"{_count(len(devices), 'global device')} ({kinds})"
+        f"{counted(jax.process_count(), 'process', 'es')}, "
+        f"{counted(jax.local_device_count(), 'local device')}, "
+        f"{counted(len(devices), 'global device')} ({kinds})"
     )
     unused = len(devices) - _mesh_size(config)
     if unused > 0:
@@ -61,10 +61,6 @@ def announce(config: ConfigDict) -> None:
     if jax.default_backend() == "cpu" and "JAX_PLATFORMS" not in os.environ and _has_nvidia_gpu():
         hint = "see bash launch/setup.sh --help, or set JAX_PLATFORMS=cpu"
         print(f"this machine has an NVIDIA GPU, but JAX runs on the CPU: {hint}", file=sys.stderr)
-
-
-def _count(number: int, name: str, ending: str = "s") -> str:
-    return f"{number} {name}{'' if number == 1 else ending}"
 
 
 def _mesh_size(config: ConfigDict) -> int:

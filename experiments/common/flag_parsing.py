@@ -1,6 +1,5 @@
 """Parses the flags of a command, and refuses wrong ones in one line."""
 
-import difflib
 import functools
 import inspect
 import os
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from experiments.common.examples import example_config
 from staleness_grpo.config.defaults import default_config, describe_type, field_value
-from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.errors import FieldError, FlagError, did_you_mean
 
 FLAG_TYPES = (bool, int, float, str, tuple)  # types of unset fields that flags can set
 HOST_FLAGS = ("coordinator", "num_processes", "process_id", "heartbeat")
@@ -157,9 +156,8 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
         positional = flag_values(words)[1:]
     except flags.UnrecognizedFlagError as error:
         names = [name for name in ("config", "workdir", *HOST_FLAGS) if name in flag_values]
-        similar_names = difflib.get_close_matches(error.flagname, names, n=1)
         all_flags = f"the flags are --config.FIELD, --{', --'.join(names)}"
-        hint = f"did you mean --{similar_names[0]}?" if similar_names else all_flags
+        hint = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in names], all_flags)
         value = _value_of(error.flagvalue)
         raise FlagError(error.flagname, value, f"unknown flag: {hint}") from error
     except flags.Error as error:
@@ -254,10 +252,10 @@ def _check_field(name: str, value: str, config: ConfigDict) -> None:
     for part in name.split("."):
         if not isinstance(section, ConfigDict) or part not in section:
             names = list(section) if isinstance(section, ConfigDict) else []
-            similar_names = difflib.get_close_matches(part, names, n=1)
             all_fields = f"the fields of this section are {', '.join(names) or 'none'}"
-            hint = f"did you mean {similar_names[0]}?" if similar_names else all_fields
-            if name.startswith("task.") and not similar_names:
-                hint += f"; for another task write a config file like {example_config('jsonl')}"
+            if name.startswith("task."):
+                example = example_config("jsonl")
+                all_fields += f"; for another task write a config file like {example}"
+            hint = did_you_mean(part, names, all_fields)
             raise FlagError(f"config.{name}", value, f"unknown field {part}: {hint}")
         section = section[part]

@@ -35,22 +35,14 @@ MOVABLE = ("task.path",)
 MESH_PREFIXES = ("mesh.",)
 
 
-def check_workdir(
-    workdir: str | None,
-    config: ConfigDict,
-    mesh_may_differ: bool = True,
-    steps_may_grow: bool = False,
-) -> pathlib.Path:
+def check_folder(workdir: str | None) -> pathlib.Path:
     """Returns the folder of the results as an absolute path. The folder need not exist.
 
     Args:
       workdir: the folder as the user wrote it.
-      config: the config of this call.
-      mesh_may_differ: whether the folder may have results of another mesh.
-      steps_may_grow: whether the folder may have results of fewer steps.
 
     Raises:
-      FlagError: no folder is given, it is not writable, or it holds results of another config.
+      FlagError: no folder is given, or it is not writable.
     """
     if not workdir:
         raise FlagError("workdir", "", "give a folder for the results")
@@ -65,31 +57,29 @@ def check_workdir(
     if not os.access(existing, os.W_OK | os.X_OK):
         hint = f"{existing} is not writable: give another folder, or make this one writable"
         raise FlagError("workdir", workdir, hint)
-    config_file = folder / "config.json"
-    if config_file.exists():
-        check_same_config(workdir, config_file, config, mesh_may_differ, steps_may_grow)
     return folder
 
 
 def check_same_config(
-    workdir: str,
-    config_file: pathlib.Path,
+    workdir: str | pathlib.Path,
     config: ConfigDict,
-    mesh_may_differ: bool,
-    steps_may_grow: bool,
+    mesh_may_differ: bool = True,
+    steps_may_grow: bool = False,
 ) -> None:
-    """Raises FlagError if the saved config of a workdir differs from the given config.
+    """Raises FlagError if a folder has results of a config that differs from the given one.
 
     An unset field equals an absent field, because older results may not have the field. A guard
     that is off equals an absent one. Fields under FREE_PREFIXES may differ.
 
     Args:
-      workdir: the folder as the user wrote it, for the error message.
-      config_file: the saved config.
+      workdir: the folder as the user wrote it. It need not exist.
       config: the given config.
       mesh_may_differ: whether fields under MESH_PREFIXES may differ too.
       steps_may_grow: whether `steps` may be larger than in the saved config.
     """
+    config_file = pathlib.Path(workdir) / "config.json"
+    if not config_file.exists():
+        return
     try:
         saved = flattened(read_json(config_file))
     except (OSError, ValueError) as error:

@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 
 from experiments.common import cli, devices
 from staleness_grpo.errors import require
+from staleness_grpo.policy.architecture import KERNEL_PLATFORMS
 
 CONFIG = "experiments/configs/accelerator.py"
 RECORDS, LOGS = "cells.jsonl", "logs"
 DETERMINISTIC = {"gpu": "--xla_gpu_deterministic_ops=true"}  # others have no such flag
-KERNEL_OF = {"gpu": "cudnn", "tpu": "splash"}  # the fused attention of a platform
 Numbers = dict[str, Any]
 
 
@@ -89,9 +89,9 @@ class Programme:
         return time.perf_counter() - start
 
     def attentions(self) -> list[str]:
-        """Returns XLA's attention, and the platform's fused kernel if it has one."""
-        kernel = KERNEL_OF.get(self.platform)
-        return ["xla"] if kernel is None else ["xla", kernel]
+        """Returns XLA's attention, and the fused kernels for the platform."""
+        kernels = [name for name, own in KERNEL_PLATFORMS.items() if own == self.platform]
+        return ["xla", *kernels]
 
 
 def gradients(programme: Programme) -> Numbers:

@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.performance.random_tokens import RandomTokens
 from staleness_grpo.objective.surrogate import SurrogateConfig
 from staleness_grpo.policy.architecture import TransformerConfig
-from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.transformer import Policy
+from staleness_grpo.training.learner import make_scorer
 from staleness_grpo.training.loss import surrogate_loss
-from staleness_grpo.types import Prompts, Responses, Rollout
+from staleness_grpo.types import Responses, Rollout
 
 SHAPE: dict[str, Any] = dict(
     vocab_size=1024, num_layers=2, d_model=256, num_heads=8, num_kv_heads=2, head_dim=64, d_ff=512
 )
 N, G, P, R = 4, 4, 64, 128  # prompts, responses to each, and their lengths in tokens
+TEMPERATURE = 1.0
 NOISE = 0.01  # standard deviation of the behavior log-probabilities around the reference's
 
 
@@ -35,8 +37,10 @@ def random_params(policy: Policy) -> Any:
     rng = np.random.default_rng(0)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        scale = leaf.shape[0] ** -0.5 if len(leaf.shape) > 1 else 1.0
-        values = rng.normal(size=leaf.shape) * scale if len(leaf.shape) > 1 else np.ones(leaf.shape)
+        is_matrix = len(leaf.shape) > 1
+        values = rng.normal(size=leaf.shape) if is_matrix else np.ones(leaf.shape)
+        if is_matrix:
+            values *= leaf.shape[0] ** -0.5
         return values.astype(np.float32).astype(leaf.dtype)
 
     return jax.tree.map(draw, jax.eval_shape(policy.init, jax.random.key(0)))
@@ -44,22 +48,17 @@ def random_params(policy: Policy) -> Any:
 
 def random_batch(logprobs_NxGxR: np.ndarray | None) -> Rollout:
     """Returns N groups of random tokens with random rewards and lengths."""
-    rng = np.random.default_rng(1)
-    vocabulary = SHAPE["vocab_size"]
-    starts_N, ends_NxG = rng.integers(0, P // 2, N), rng.integers(R // 2, R + 1, (N, G))
-    prompt_mask = np.arange(P) >= starts_N[:, None]
-    mask = np.arange(R) < ends_NxG[..., None]
+    rng, vocabulary = np.random.default_rng(1), SHAPE["vocab_size"]
+    index_N = np.arange(N, dtype=np.int32)
+    prompts = RandomTokens(vocabulary, P, R).prompts(index_N)
+    mask = np.arange(R) < rng.integers(R // 2, R + 1, (N, G))[..., None]
     tokens = rng.integers(0, vocabulary, (N, G, R)) * mask
-    prompts = rng.integers(0, vocabulary, (N, P)) * prompt_mask
     noise = NOISE * rng.normal(size=(N, G, R))
     behavior = noise if logprobs_NxGxR is None else logprobs_NxGxR + noise
     dtype = jnp.result_type(float)  # float64 under x64
     responses = Responses(tokens.astype(np.int32), mask, (behavior * mask).astype(dtype))
-    index_N = np.arange(N, dtype=np.int32)
     rewards = rng.normal(size=(N, G)).astype(np.float32)
-    return Rollout(
-        Prompts(prompts.astype(np.int32), prompt_mask, index_N), responses, rewards, 0 * index_N
-    )
+    return Rollout(prompts, responses, rewards, 0 * index_N)
 
 
 def compute(dtype: str, attention: str, reference: dict[str, np.ndarray] | None) -> dict[str, Any]:
@@ -75,18 +74,10 @@ def compute(dtype: str, attention: str, reference: dict[str, np.ndarray] | None)
     policy = Policy(config)
     params = random_params(policy)
 
-    @jax.jit
-    def score(params: Any, rollout: Rollout) -> jax.Array:
-        tokens = rollout.responses
-        prompts = rollout.prompts
-        found = response_logprobs(
-            policy, params, prompts, tokens.tokens_NxGxR, tokens.mask_NxGxR, 1.0
-        )
-        return found[0]
-
+    score = make_scorer(policy, TEMPERATURE)
     logprobs = np.asarray(score(params, random_batch(None)), np.float64)
     known = logprobs if reference is None else reference["logprobs"]
-    loss = surrogate_loss(policy, SurrogateConfig(), 1.0)
+    loss = surrogate_loss(policy, SurrogateConfig(), TEMPERATURE)
     value, gradient = jax.jit(
         lambda params, batch: jax.value_and_grad(lambda p: loss(p, batch)[0])(params)
     )(params, random_batch(known))

@@ -145,7 +145,9 @@ class Clock:
         now, later = time.perf_counter(), self._num_done - self._num_first
         if later == 0:
             self._first = now
-        if later > 0 and not sys.stderr.isatty() and now - self._last_line > LINE_SECONDS:
+        # A round is over: cells that are done at nearly the same time would promise too much.
+        is_known = later >= self._num_first
+        if is_known and not sys.stderr.isatty() and now - self._last_line > LINE_SECONDS:
             self._last_line = now
             left = (now - self._first) / later * (self._num_cells - self._num_done)
             done = f"{self._num_done} of {self._num_cells} cells are done"

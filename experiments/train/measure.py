@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.common.workdir import SUMMARY, check_same_problems, write_run_files
 from experiments.train.analysis import summarize
-from staleness_grpo.errors import FieldError, FlagError
+from staleness_grpo.errors import FieldError, FlagError, counted
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.configured import as_decoder
 from staleness_grpo.runtime.preemption import EXIT_CODE, Preemption, Stopped
@@ -169,8 +169,7 @@ def alarm_line(record: dict[str, Any], guard: ConfigDict) -> str:
 
 def _result_line(summary: dict[str, Any]) -> str:
     """Returns one line about the result of the training."""
-    count = summary["learner_steps"]
-    steps = f"{count} learner step{'' if count == 1 else 's'}"
+    steps = counted(summary["learner_steps"], "learner step")
     if summary["collapsed"]:
         reason = "the loss, gradient, update or parameters were not finite"
         return f"collapsed after {steps}: {reason}"

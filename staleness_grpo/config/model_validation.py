@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, require, require_local
+from staleness_grpo.policy.architecture import KERNEL_PLATFORMS
 from staleness_grpo.runtime import importing
 
-KERNEL_PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}  # by policy.attention
 NUM_PROMPTS, GROUP_SIZE = 2, 3  # of the responses that one's own task judges in the check
 
 
@@ -255,7 +255,7 @@ def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
     """Checks that the checkpoint has the task's tokens, and enough positions for its lengths."""
     from staleness_grpo.policy.configured import make_decoder
     from staleness_grpo.policy.huggingface.config import max_positions
-    from staleness_grpo.tasks import TEXT_TASKS
+    from staleness_grpo.tasks import TEXT_TASKS, task_fields
     from staleness_grpo.tasks.base import TextTask
 
     num_known = make_decoder(config.policy, task.vocab_size).config.vocab_size
@@ -282,7 +282,7 @@ def _check_task_with_checkpoint(config: ConfigDict, task: Any) -> None:
     if positions is not None and prompt + response > positions:
         longest = getattr(task, "longest_prompt", "the longest problem")
         fixes = [f"give at most {positions - prompt}"] if positions > prompt else []
-        if hasattr(task, "num_dropped") and positions > response:
+        if "max_prompt_length" in task_fields(config.task.name) and positions > response:
             fixes.append(
                 f"leave out long prompts by task.max_prompt_length={positions - response} "
                 "and task.too_long=drop"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config, describe_type, field_value
 from staleness_grpo.config.model_validation import check_policy, check_task
-from staleness_grpo.errors import FieldError, require, require_at_least, require_local
+from staleness_grpo.errors import FieldError, counted, require, require_at_least, require_local
 
 # Smallest values of the fields outside sections, and of the sections that only the training loop
 # reads. All are whole numbers.
@@ -246,12 +246,11 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
     """Refuses a mesh with too many devices, or one that cannot split the batch evenly."""
     mesh = config.mesh
     needed = mesh.data * mesh.fsdp * mesh.tensor
-    available = "there is 1 device" if num_devices == 1 else f"there are {num_devices} devices"
     largest = max(("data", "fsdp", "tensor"), key=lambda axis: mesh[axis])
     require(
         needed <= num_devices,
         f"mesh.{largest}",
-        f"data * fsdp * tensor is {needed}, but {available}: "
+        f"data * fsdp * tensor is {needed}, and this machine has {counted(num_devices, 'device')}: "
         f"make the product at most {num_devices}",
     )
     _check_processes(config, needed, f"mesh.{largest}", num_devices)

@@ -16,6 +16,7 @@ REMAT = ("none", "attention", "blocks")
 #   splash: Splash attention, a TPU kernel that keeps no attention weights in memory.
 #   cudnn: cuDNN's attention, a kernel for NVIDIA GPUs that keeps no attention weights either.
 ATTENTION = ("xla", "splash", "cudnn")
+KERNEL_PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}  # for which a kernel is
 # The dtypes that a kernel supports.
 KERNEL_DTYPES = {"splash": ("float32", "bfloat16"), "cudnn": ("bfloat16",)}
 

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from staleness_grpo.policy.numerics import after_prompts
+from staleness_grpo.runtime.mesh import platform
 from staleness_grpo.types import Array
 
 
@@ -29,8 +31,7 @@ def attend_by_cudnn(
     mask = jnp.broadcast_to(own_mask, (n, g, length, keys.shape[3]))
     if prefix is not None:
         assert prefix_mask_NxP is not None, "a prefix needs its mask"
-        copies = [jnp.broadcast_to(x, (n, g, *x.shape[2:])) for x in prefix]
-        keys, values = (jnp.concatenate(parts, axis=3) for parts in zip(copies, own, strict=True))
+        keys, values = after_prompts(prefix, own)
         seen = prefix_mask_NxP[:, None, None]
         seen = jnp.broadcast_to(seen, (n, g, length, seen.shape[-1]))
         mask = jnp.concatenate([seen, mask], axis=-1)
@@ -43,12 +44,6 @@ def attend_by_cudnn(
         by_response(keys),
         by_response(values),
         mask=mask.reshape(n * g, 1, length, -1),
-        implementation="cudnn" if _platform() == "gpu" else "xla",
+        implementation="cudnn" if platform() == "gpu" else "xla",
     )
     return y.reshape(n, g, length, k, num_queries, h).transpose(0, 1, 3, 2, 4, 5)
-
-
-def _platform() -> str:
-    """Returns the platform that the program is compiled for."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform

@@ -13,6 +13,25 @@ def at_least_float32(dtype: Any) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def after_prompts(
+    prefix: tuple[Array, Array], own: tuple[Array, Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (keys, values) [N, G, K, P + C, H]: each response's own after those of its prompt.
+
+    Kernels that know no shared keys need them. Every response gets a copy of its prompt's.
+
+    Args:
+      prefix: (keys, values) of the prompts, each [N, 1, K, P, H].
+      own: (keys, values) of the responses, each [N, G, K, C, H].
+    """
+
+    def joined(prompts: Array, responses: Array) -> jax.Array:
+        copies = jnp.broadcast_to(prompts, (*responses.shape[:2], *prompts.shape[2:]))
+        return jnp.concatenate([copies, responses], axis=3)
+
+    return joined(prefix[0], own[0]), joined(prefix[1], own[1])
+
+
 def leading_axes(x: Array, ndim: int) -> jax.Array:
     """Adds axes of size 1 in front of x until x has `ndim` axes.
 

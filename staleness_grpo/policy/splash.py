@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 
-from staleness_grpo.runtime.mesh import BATCH_AXES, batch_shards
+from staleness_grpo.policy.numerics import after_prompts
+from staleness_grpo.runtime.mesh import BATCH_AXES, batch_shards, platform
 from staleness_grpo.types import Array
 
 TILE = 128  # positions in a TPU's register; the size of a kernel block is a multiple of TILE
@@ -48,11 +49,8 @@ def attend_by_splash(
     if prefix is not None:
         assert prefix_mask_NxP is not None, "a prefix needs its mask"
         pad_before = -prefix_mask_NxP.shape[1] % TILE
-        padded = [jnp.pad(x, (*[(0, 0)] * 3, (pad_before, 0), (0, 0))) for x in prefix]
-        copies = [jnp.broadcast_to(x, (n, g, *x.shape[2:])) for x in padded]
-        keys, values = (
-            jnp.concatenate(parts, axis=3) for parts in zip(copies, (keys, values), strict=True)
-        )
+        before = [jnp.pad(x, (*[(0, 0)] * 3, (pad_before, 0), (0, 0))) for x in prefix]
+        keys, values = after_prompts((before[0], before[1]), (keys, values))
         prefix_segments = jnp.pad(prefix_mask_NxP, ((0, 0), (pad_before, 0))).astype(jnp.int32)[
             :, None
         ]
@@ -62,9 +60,8 @@ def attend_by_splash(
     q_NxGxKxQxLxH = jnp.pad(q, (*[(0, 0)] * 4, (0, pad_after), (0, 0)))
 
     mesh = jax.sharding.get_abstract_mesh()
-    platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
     num_queries, padded_length = q_NxGxKxQxLxH.shape[3:5]
-    kernel = _make_kernel(num_queries, padded_length, keys.shape[3], interpret=platform != "tpu")
+    kernel = _make_kernel(num_queries, padded_length, keys.shape[3], interpret=platform() != "tpu")
     if not mesh.empty and mesh.size > 1:
         responses = BATCH_AXES if n % batch_shards(mesh) == 0 else None
         heads = "tensor" if k % mesh.shape["tensor"] == 0 else None

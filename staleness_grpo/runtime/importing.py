@@ -1,6 +1,5 @@
 """Imports a class of one's own by its name, package.module:Class or path/to/file.py:Class."""
 
-import difflib
 import importlib
 import inspect
 import pathlib
@@ -9,7 +8,7 @@ import traceback
 import types
 from typing import Any
 
-from staleness_grpo.errors import FieldError
+from staleness_grpo.errors import FieldError, did_you_mean
 
 
 def load(name: str, field: str = "name") -> Any:
@@ -38,8 +37,7 @@ def load(name: str, field: str = "name") -> Any:
         hint = f"importing {place} fails with {described(error)}: fix it"
         raise FieldError(field, hint, name) from error
     if not hasattr(module, member):
-        similar = difflib.get_close_matches(member, vars(module), n=1)
-        hint = f"did you mean {similar[0]}?" if similar else "write the name of a class in it"
+        hint = did_you_mean(member, vars(module), "write the name of a class in it")
         raise FieldError(field, f"{place} has no {member or 'class of this name'}: {hint}", name)
     found = getattr(module, member)
     kind = type(found).__name__

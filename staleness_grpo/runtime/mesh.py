@@ -110,6 +110,12 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def platform() -> str:
+    """Returns the platform that a program is traced for: of the current mesh, or else JAX's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding that gives every device a complete copy."""
     return NamedSharding(mesh, P())

@@ -1,14 +1,24 @@
 """Trainings in simulated pipelines: records, summary, figures, a second call, and refusals."""
 
+import contextlib
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from experiments.clock import __main__ as clock
-from experiments.clock import analysis
+from experiments.clock import analysis, figures, measure
 from experiments.common import cli
 from experiments.common.flag_parsing import load_config
+from experiments.pipeline.grid import Cell, make_cell
 from staleness_grpo.errors import FieldError
+from staleness_grpo.pipeline.rules import RULES
 from staleness_grpo.runtime.records import read_json, read_jsonl
+from staleness_grpo.tasks import make_task
+from staleness_grpo.training.loop import train
+from staleness_grpo.training.rollouts import TRAINING
+from staleness_grpo.training.run import assemble_run
+from staleness_grpo.training.simulated import SimulatedPipeline
 from tests.helpers import bigram
 from tests.helpers.pages import described_fields
 
@@ -82,6 +92,60 @@ def test_a_second_call_trains_nothing_and_a_broken_off_one_goes_on(workdir, tmp_
     (tmp_path / "cells.jsonl").write_bytes(b"".join(lines[:4]) + lines[4][:30])
     clock.main(tiny(), tmp_path)
     assert (tmp_path / "cells.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_shares_are_of_the_prompts_that_were_answered():
+    config = tiny()
+    config.seed = 1
+    cell = Cell("drop", 1, limit=9, seed=1)
+    task = make_task(config.task, None)
+    with contextlib.closing(assemble_run(config, task)) as run:
+        trained, update = [], run.update
+
+        def recorded(state, batch):
+            trained.extend(np.asarray(batch.prompts.index_N).tolist())
+            return update(state, batch)
+
+        run.update = recorded
+        source = SimulatedPipeline(run, *make_cell(config.clock, cell))
+        for _ in train(run, source=source):
+            if run.step == 12:
+                break
+        result = source.result()
+        shares = measure.trained_shares(run.generator, result, task.num_prompts)
+        discarded = [group.number for group in result.groups if group.is_discarded]
+        lost = [run.generator.prompts(TRAINING, *np.divmod([n], 4)).index_N[0] for n in discarded]
+    assert len(set(trained)) > 1 and discarded
+    counts = [np.bincount(index, minlength=4) for index in (trained, lost)]
+    assert shares == pytest.approx(counts[0] / (counts[0] + counts[1]))
+
+
+def test_a_training_that_collapsed_does_not_end_the_comparison():
+    def cell(buffer, times, collapsed):
+        numbers = dict.fromkeys(measure.SIMULATED, 1.0)
+        fields = {"buffer": buffer, "max_lag": 1, "seed": 0, "learner_steps": 9}
+        rewards = [0.5] * len(times)
+        return fields | numbers | {"collapsed": collapsed, "times": times, "eval_reward": rewards}
+
+    summary = analysis.summarize(
+        [cell("drop", [0.0, 50.0], False), cell("bounded", [0.0, 5.0], True)]
+    )
+    assert summary["seconds"] == 50.0
+    assert summary["by_rule"]["bounded"]["1"]["reward_at"]["1"] == 0.5
+    assert summary["by_rule"]["bounded"]["1"]["collapsed"] == 1
+
+
+def test_every_rule_is_drawn(workdir):
+    cells, summary = read_jsonl(workdir / "cells.jsonl"), read_json(workdir / "summary.json")
+    names = list(RULES)  # more than there are colors
+    drop = [record for record in cells if record["buffer"] == "drop"]
+    many = [record | {"buffer": name} for name in names for record in drop]
+    figure = figures.reward_figure(many, analysis.summarize(many) | {"seconds": 9.0})
+    lines = figure.axes[0].lines
+    assert [line.get_label() for line in lines] == names
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(names)
+    plt.close(figure)
+    assert summary["num_cells"] == len(cells)
 
 
 def test_the_reward_lies_on_the_line_between_two_evaluations():

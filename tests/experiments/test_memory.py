@@ -10,7 +10,7 @@ import pytest
 
 from experiments.common import cli
 from experiments.common.flag_parsing import load_config
-from experiments.common.workdir import check_workdir, write_run_files
+from experiments.common.workdir import write_run_files
 from experiments.performance import memory
 from staleness_grpo.config.build import build_run
 from staleness_grpo.errors import FieldError, FlagError
@@ -18,6 +18,7 @@ from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.rollouts import Generator
 from tests.helpers.tiny import tiny_config
+from tests.helpers.workdirs import checked_folder
 
 LLAMA_1B = cli.ROOT / "experiments/configs/memory_llama_1b.py"
 SMALL = {
@@ -124,9 +125,9 @@ def test_what_was_measured_on_another_mesh_is_another_result(tmp_path):
     config = load_config(LLAMA_1B)
     write_run_files(tmp_path, config)
     config.mesh.fsdp = 4
-    assert check_workdir(str(tmp_path), config) == tmp_path
+    assert checked_folder(str(tmp_path), config) == tmp_path
     with pytest.raises(FlagError, match=r"mesh.fsdp is 1 in the folder, 4 in this call"):
-        check_workdir(str(tmp_path), config, mesh_may_differ=False)
+        checked_folder(str(tmp_path), config, mesh_may_differ=False)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

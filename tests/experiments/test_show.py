@@ -7,13 +7,14 @@ import threading
 
 import pytest
 
+from experiments.common import cli
 from experiments.common.reading import is_locked
 from experiments.common.workdir import exclusive
 from experiments.show import __main__ as show
 from experiments.show.records import Tail
 from experiments.show.view import LEVELS, NOT_FINITE, number, printable, sparkline
 from experiments.train import __main__ as train
-from staleness_grpo.runtime.records import write_json, write_jsonl
+from staleness_grpo.runtime.records import read_json, write_json, write_jsonl
 from tests.helpers.tiny import tiny_config
 
 RESULTS = sorted(pathlib.Path("experiments/results").iterdir())
@@ -181,6 +182,14 @@ def refusal(capsys, *arguments):
     out, errors = capsys.readouterr()
     assert out == "" and errors.count("\n") == 1
     return errors
+
+
+def test_a_claim_is_shown_with_its_interval(capsys):
+    folder = cli.ROOT / "experiments" / "results" / "bias"
+    text = shown(capsys, folder)
+    claim = next(c for c in read_json(folder / "summary.json")["claims"] if c["interval"])
+    low, high = claim["interval"]
+    assert f"between {number(low)} and {number(high)}]" in text
 
 
 def test_what_is_no_workdir_is_refused_in_one_line(tmp_path, capsys):

@@ -14,7 +14,7 @@ from experiments.common import cli
 from experiments.common.workdir import exclusive
 from experiments.configs import scaling_laws, small_map
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import grid, plan, trainings
+from experiments.sweep import grid, measure, plan, trainings
 from experiments.sweep.engine import COMPILED, LOOP, engine, why_loop
 from experiments.sweep.measure import duration
 from staleness_grpo.errors import FieldError, FlagError
@@ -129,6 +129,19 @@ def test_a_plan_counts_what_is_left_and_writes_nothing(tmp_path):
     assert rest == "imports, compilation and warm starts come on top"
     assert list(tmp_path.iterdir()) == [tmp_path / "cells.jsonl"]
     assert (tmp_path / "cells.jsonl").read_bytes() == before
+
+
+def test_the_time_left_leaves_out_the_first_cell_of_each_core(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measure, "usable_cores", lambda: [0, 1])
+    clock = measure.Clock(10)
+    # Two cores compile for 200 s, and then need 100 s for each cell.
+    for second, expected in ((200, ""), (201, ""), (300, ""), (301, "about 5 min left")):
+        now[0] = float(second)
+        clock.advance(1)
+        assert expected in (printed := capsys.readouterr().err)
+        assert bool(printed) == bool(expected)
 
 
 def test_a_time_is_said_in_words():

@@ -76,7 +76,7 @@ def test_only_a_gpu_gets_the_kernel(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     x = np.zeros((1, 1, 1, 2, 1, 8), np.float32)
     for platform in ("cpu", "gpu"):
-        monkeypatch.setattr(cudnn, "_platform", lambda platform=platform: platform)
+        monkeypatch.setattr(cudnn, "platform", lambda platform=platform: platform)
         mask = np.ones((1, 1, 2, 2), bool)
         cudnn.attend_by_cudnn(x, (x[..., 0, :], x[..., 0, :]), mask, None, None)
     assert asked == ["xla", "cudnn"]

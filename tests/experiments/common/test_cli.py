@@ -62,6 +62,29 @@ def test_a_field_that_the_file_leaves_out_of_its_task_can_be_a_flag(tmp_path):
         parsed(f"--config={path}", "--config.task.prompt_colum=x", default_config=path)
 
 
+def test_a_wrong_value_comes_before_a_folder_with_other_results_and_after_a_missing_one(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": 1}')
+    validated = []
+
+    def validate(config):
+        validated.append(config.steps)
+        if config.steps < 0:
+            raise FieldError("steps", "give a number >= 0", config.steps)
+
+    def call(workdir, steps):
+        execute(lambda config, workdir: None, ConfigDict(dict(steps=steps)), workdir, validate)
+
+    with pytest.raises(FieldError, match="give a number >= 0"):
+        call(str(tmp_path), -1)
+    with pytest.raises(FlagError, match="results of another config"):
+        call(str(tmp_path), 2)
+    validated.clear()
+    for folder in (None, str(tmp_path / "config.json")):  # before what may be slow
+        with pytest.raises(FlagError, match="^--workdir="):
+            call(folder, -1)
+    assert validated == []
+
+
 def test_a_folder_that_is_refused_later_is_left_only_if_it_has_files(tmp_path):
     def refuse(config, workdir):
         if config.steps == 2:

@@ -1,6 +1,7 @@
 """The line about devices at the start of a run, and JAX_PLATFORMS that cannot be had."""
 
 import os
+import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,11 +10,11 @@ import jax
 import pytest
 
 from experiments.common import cli, devices
-from experiments.common.workdir import check_workdir
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.tasks.text import read_problems
+from tests.helpers.workdirs import checked_folder
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ URLS = ("gs://bucket/run", "s3://bucket/run", "file:///tmp/run", "hf://datasets/
 @pytest.mark.parametrize("url", URLS)
 def test_urls_are_refused_at_the_start(url):
     with pytest.raises(FlagError, match=f"^--workdir={url}: URLs cannot be used"):
-        check_workdir(url, default_config())
+        checked_folder(url, default_config())
     with pytest.raises(FieldError, match=f"^path={url}: URLs cannot be used"):
         read_problems(url)
     config = default_config()
@@ -89,4 +90,24 @@ def test_urls_are_refused_at_the_start(url):
 
 
 def test_a_folder_with_a_colon_is_no_url(tmp_path):
-    assert check_workdir(f"{tmp_path}/s:3", default_config()) == tmp_path / "s:3"
+    assert checked_folder(f"{tmp_path}/s:3", default_config()) == tmp_path / "s:3"
+
+
+def test_a_process_that_only_starts_others_leaves_the_devices_to_them():
+    program = (
+        "import jax; from experiments.common import devices;"
+        "devices.leave_to_others(None); devices.check(); devices.announce({});"
+        "print(jax.config.jax_platforms)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("cpu\n", "")  # nothing is announced of this process
+
+
+@pytest.mark.parametrize("module", ["experiments.accelerator", "experiments.reproduce.__main__"])
+def test_parents_of_other_processes_are_such(module, monkeypatch):
+    given = {}
+    monkeypatch.setattr(cli, "run", lambda *args, **kwargs: given.update(kwargs))
+    runpy.run_module(module, run_name="__main__")
+    assert given["prepare"] is devices.leave_to_others

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.policy.huggingface import weights
 from staleness_grpo.training.diagnostics import distance
+from tests.helpers import byte_model
 from tests.helpers.tiny import decoder_config
 from tests.policy.huggingface.checkpoints import SMALL, write_checkpoint
 
@@ -196,3 +198,24 @@ def test_policies_of_steps_are_those_that_training_had(tmp_path):
     assert saved[0].keys() == saved[1].keys()
     for name, array in saved[0].items():
         np.testing.assert_array_equal(array, saved[1][name])
+
+
+def test_a_prompt_that_fills_the_positions_is_answered_with_a_fix_that_can_be_done(
+    byte_folder, tmp_path
+):
+    folder = shutil.copytree(byte_folder, tmp_path / "short")
+    fields = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 20}
+    (folder / "config.json").write_text(json.dumps(fields))
+    lines = [{"prompt": "1+1", "answer": "2"}, {"prompt": "1" * 40, "answer": "2"}]
+    path = byte_model.problems_file(tmp_path, *lines)
+    config = byte_model.text_config(folder)
+    problems = dict(name="jsonl", path=str(path), verifier="exact", max_response_length=6)
+    config.task = ConfigDict(problems)
+    fix = "leave out long prompts by task.max_prompt_length=14 and task.too_long=drop$"
+    with pytest.raises(FieldError, match=f"^task.max_response_length=6: .* 20 positions: {fix}"):
+        validation.validate(config, 1)
+    config.task = ConfigDict(problems | {"max_prompt_length": 14, "too_long": "drop"})
+    validation.validate(config, 1)  # what the line says can be done
+    stories = byte_model.text_config(folder)
+    with pytest.raises(FieldError, match="positions: remove problems with long prompts$"):
+        validation.validate(stories, 1)
