@@ -1,5 +1,6 @@
-"""Checks a workdir as a command does, before and after it has checked its config."""
+"""Checks a workdir as a command does, and runs a command on one."""
 
+from experiments.common import cli
 from experiments.common.workdir import check_folder, check_same_config
 
 
@@ -8,3 +9,8 @@ def checked_folder(workdir, config, **options):
     folder = check_folder(workdir)
     check_same_config(workdir, config, **options)
     return folder
+
+
+def execute(main, config, workdir, validate=lambda config: None):
+    """Runs a command that draws nothing, as from the command line."""
+    cli.execute(main, cli.draw_nothing, config, workdir, validate)

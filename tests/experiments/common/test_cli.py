@@ -10,20 +10,16 @@ import sys
 
 import pytest
 from absl import flags
-from ml_collections import ConfigDict
 
 from experiments.common import cli
 from experiments.common.flag_parsing import check_sections, parse
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import read_jsonl
+from tests.helpers.workdirs import execute
 
 GOOD = "from staleness_grpo.config.defaults import default_config as get_config\n"
 DEFAULT = cli.ROOT / "tests" / "programs" / "default_config.py"
-
-
-def execute(main, config, workdir, validate=lambda config: None):
-    cli.execute(main, cli.draw_nothing, config, workdir, validate)
 
 
 @pytest.fixture
@@ -60,47 +56,6 @@ def test_a_field_that_the_file_leaves_out_of_its_task_can_be_a_flag(tmp_path):
     assert config.task.prompt_column == "text" and config.task.path == "x"
     with pytest.raises(FlagError, match="^--config.task.prompt_colum=x: unknown field prompt_colu"):
         parsed(f"--config={path}", "--config.task.prompt_colum=x", default_config=path)
-
-
-def test_a_wrong_value_comes_before_a_folder_with_other_results_and_after_a_missing_one(tmp_path):
-    (tmp_path / "config.json").write_text('{"steps": 1}')
-    validated = []
-
-    def validate(config):
-        validated.append(config.steps)
-        if config.steps < 0:
-            raise FieldError("steps", "give a number >= 0", config.steps)
-
-    def call(workdir, steps):
-        execute(lambda config, workdir: None, ConfigDict(dict(steps=steps)), workdir, validate)
-
-    with pytest.raises(FieldError, match="give a number >= 0"):
-        call(str(tmp_path), -1)
-    with pytest.raises(FlagError, match="results of another config"):
-        call(str(tmp_path), 2)
-    validated.clear()
-    for folder in (None, str(tmp_path / "config.json")):  # before what may be slow
-        with pytest.raises(FlagError, match="^--workdir="):
-            call(folder, -1)
-    assert validated == []
-
-
-def test_a_folder_that_is_refused_later_is_left_only_if_it_has_files(tmp_path):
-    def refuse(config, workdir):
-        if config.steps == 2:
-            (workdir / "kept").write_text("")
-        raise FieldError("steps", "give another", config.steps)
-
-    for steps, is_left in ((1, False), (2, True)):
-        config = ConfigDict(dict(steps=steps))
-        folder = tmp_path / str(steps)
-        with pytest.raises(FieldError):
-            execute(refuse, config, str(folder))
-        assert folder.exists() is is_left
-    (tmp_path / "own").mkdir()  # it was there before
-    with pytest.raises(FieldError):
-        execute(refuse, ConfigDict(dict(steps=1)), str(tmp_path / "own"))
-    assert (tmp_path / "own").exists()
 
 
 def test_overrides_reach_the_config(config_file):

@@ -108,6 +108,7 @@ def test_a_process_that_only_starts_others_leaves_the_devices_to_them():
 @pytest.mark.parametrize("module", ["experiments.accelerator", "experiments.reproduce.__main__"])
 def test_parents_of_other_processes_are_such(module, monkeypatch):
     given = {}
+    monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setattr(cli, "run", lambda *args, **kwargs: given.update(kwargs))
     runpy.run_module(module, run_name="__main__")
     assert given["prepare"] is devices.leave_to_others

@@ -3,11 +3,12 @@
 import os
 
 import pytest
+from ml_collections import ConfigDict
 
 from staleness_grpo.config.defaults import default_config
-from staleness_grpo.errors import FlagError
+from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import write_json
-from tests.helpers.workdirs import checked_folder
+from tests.helpers.workdirs import checked_folder, execute
 
 
 def test_workdir_must_be_given_and_a_folder(tmp_path):
@@ -76,3 +77,44 @@ def test_workdir_with_an_unreadable_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(FlagError, match="config.json cannot be read"):
         checked_folder(str(tmp_path), default_config())
+
+
+def test_a_wrong_value_comes_before_a_folder_with_other_results_and_after_a_missing_one(tmp_path):
+    (tmp_path / "config.json").write_text('{"steps": 1}')
+    validated = []
+
+    def validate(config):
+        validated.append(config.steps)
+        if config.steps < 0:
+            raise FieldError("steps", "give a number >= 0", config.steps)
+
+    def call(workdir, steps):
+        execute(lambda config, workdir: None, ConfigDict(dict(steps=steps)), workdir, validate)
+
+    with pytest.raises(FieldError, match="give a number >= 0"):
+        call(str(tmp_path), -1)
+    with pytest.raises(FlagError, match="results of another config"):
+        call(str(tmp_path), 2)
+    validated.clear()
+    for folder in (None, str(tmp_path / "config.json")):  # before what may be slow
+        with pytest.raises(FlagError, match="^--workdir="):
+            call(folder, -1)
+    assert validated == []
+
+
+def test_a_folder_that_is_refused_later_is_left_only_if_it_has_files(tmp_path):
+    def refuse(config, workdir):
+        if config.steps == 2:
+            (workdir / "kept").write_text("")
+        raise FieldError("steps", "give another", config.steps)
+
+    for steps, is_left in ((1, False), (2, True)):
+        config = ConfigDict(dict(steps=steps))
+        folder = tmp_path / str(steps)
+        with pytest.raises(FieldError):
+            execute(refuse, config, str(folder))
+        assert folder.exists() is is_left
+    (tmp_path / "own").mkdir()  # it was there before
+    with pytest.raises(FieldError):
+        execute(refuse, ConfigDict(dict(steps=1)), str(tmp_path / "own"))
+    assert (tmp_path / "own").exists()
