@@ -79,6 +79,9 @@ class Rollout:
     # float32, [N, G, O] with one entry for each component of the reward. None if the reward is no
     # weighted sum, and on the devices, which do not need it.
     reward_components_NxGxO: Array | None = None
+    # int32. The policy version that sampled the token at each position of a group's responses. None
+    # if one version sampled all of them, and on the devices, which do not need it.
+    token_version_NxR: Array | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -12,12 +12,9 @@ from experiments.async_train.analysis import summarize
 from experiments.train import measure as training
 from staleness_grpo.errors import FlagError
 from staleness_grpo.runtime.records import Appender, read_jsonl
-from staleness_grpo.training.asynchronous import (
-    BackgroundGenerator,
-    Call,
-    list_calls,
-    num_answered,
-)
+from staleness_grpo.staleness.trace import POSITION, Change, TraceError
+from staleness_grpo.training.asynchronous import BackgroundGenerator
+from staleness_grpo.training.calls import Call, list_calls, num_answered
 from staleness_grpo.training.run import Run
 
 TRACE = "trace.jsonl"
@@ -39,36 +36,51 @@ def open_generator(run: Run, workdir: pathlib.Path) -> Iterator[BackgroundGenera
       FlagError: the trace does not belong to the checkpoint that the run was restored from.
     """
     path, calls = workdir / TRACE, list_calls(run.config)
-    versions = read_versions(path, calls) if path.exists() else []
-    check_versions(run, workdir, versions)
-    given = dict(enumerate(versions))
-    with Appender(path, num_kept=len(versions) * len(calls[0].slots)) as file:
+    given, num_kept = read_calls(path, calls) if path.exists() else ([], 0)
+    check_versions(run, workdir, [changes[0].version for changes in given])
+    with Appender(path, num_kept=num_kept) as file:
 
-        def report_start(step: int, slots: np.ndarray, version: int) -> None:
+        def report(call: Call, position: int, version: int) -> None:
             now = time.time()
-            for slot in slots:
-                record = {"step": step, "slot": slot, "behavior_version": version, "time": now}
-                file.append(record)
+            for slot in call.slots:
+                record = dict(zip(FIELDS, (call.step, slot, version), strict=True))
+                if position:
+                    record[POSITION] = position
+                file.append(record | {"time": now})
 
-        with BackgroundGenerator(run, report_start, given) as generator:
-            yield generator
+        with BackgroundGenerator(run, report, dict(enumerate(given))) as generator:
+            try:
+                yield generator
+            except TraceError as error:
+                raise FlagError("workdir", workdir, f"{TRACE}: {error}") from error
 
 
-def read_versions(path: pathlib.Path, calls: list[Call]) -> list[int]:
-    """Returns the version of each call of a trace, up to a call that a kill left incomplete."""
+def read_calls(path: pathlib.Path, calls: list[Call]) -> tuple[list[list[Change]], int]:
+    """Reads the versions of the calls of a trace, up to lines that a kill left incomplete.
+
+    Returns:
+      For each call that had started, its versions with the positions from which they sample; and
+      the number of lines that these are in.
+    """
     records = read_jsonl(path)
-    versions: list[int] = []
-    for step, slots in calls:
-        start = len(versions) * len(slots)
-        groups = [
-            tuple(record.get(name, -1) for name in FIELDS)
-            for record in records[start : start + len(slots)]
-        ]
-        version = groups[0][2] if groups else -1
-        if groups != [(step, slot, version) for slot in slots]:
+    found: list[list[Change]] = []
+    start = 0
+    while start < len(records):
+        position, version = (records[start].get(name, 0) for name in (POSITION, FIELDS[2]))
+        place = len(found) - bool(position)
+        if not 0 <= place < len(calls):
             break
-        versions.append(version)
-    return versions
+        step, slots = calls[place]
+        expected = [(step, slot, version, position) for slot in slots]
+        lines = records[start : start + len(slots)]
+        if [tuple(line.get(name, 0) for name in (*FIELDS, POSITION)) for line in lines] != expected:
+            break
+        if position:
+            found[place].append(Change(position, version))
+        else:
+            found.append([Change(0, version)])
+        start += len(slots)
+    return found, start
 
 
 def check_versions(run: Run, workdir: pathlib.Path, versions: list[int]) -> None:

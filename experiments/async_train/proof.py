@@ -24,14 +24,33 @@ from staleness_grpo.errors import require
 
 CONFIG = "experiments/configs/async_proof.py"
 RECORDS = "cells.jsonl"
+SHOWN = (
+    "learner_steps",
+    "lag_mean",
+    "lag_max",
+    "lag_histogram",
+    "waiting_share",
+    "token_lag_mean",
+    "in_flight_share",
+)
 STORIES = {"task.name": "stories", "task.rule": "mentions", "task.max_response_length": 24}
 STORIES |= {"optimizer.learning_rate": 1e-4, "warm_start.steps": 0}
+IN_FLIGHT = {"asynchronous.in_flight": "continue", "asynchronous.look_every": 4}
 # name -> the fields of a run that differ from the config
 RUNS: dict[str, dict] = {
     "sums_bounded_4": {"asynchronous.admission": "bounded", "lag.max_lag": 4},
     "sums_bounded_16": {"asynchronous.admission": "bounded", "lag.max_lag": 16, "seed": 1},
     "sums_in_order_3": {"asynchronous.admission": "in_order", "lag.max_lag": 3},
+    "sums_continue_4": {"lag.max_lag": 4, "seed": 2, **IN_FLIGHT, "asynchronous.look_every": 1},
     "stories_bounded_8": {"asynchronous.admission": "bounded", "lag.max_lag": 8, **STORIES},
+    "stories_continue_8": {"lag.max_lag": 8, "seed": 3, **IN_FLIGHT, **STORIES},
+    "stories_recompute_8": {
+        "lag.max_lag": 8,
+        "seed": 4,
+        **IN_FLIGHT,
+        **STORIES,
+        "asynchronous.in_flight": "recompute",
+    },
     "stories_one_step_off": {
         "asynchronous.admission": "one_step_off",
         "lag.max_lag": 1,
@@ -87,6 +106,12 @@ def num_lines(path: pathlib.Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def num_groups(trace: pathlib.Path) -> int:
+    """Returns the number of groups of a trace that may not exist."""
+    lines = trace.read_bytes().splitlines() if trace.exists() else []
+    return sum(b'"position"' not in line for line in lines)
+
+
 def run_with_kills(
     config: ConfigDict, name: str, workdir: pathlib.Path, kills: int
 ) -> dict[str, int]:
@@ -111,7 +136,7 @@ def run_with_kills(
             process.kill()
             process.wait()
             counts["kills"] += 1
-            is_in_flight = num_lines(trace) > num_lines(metrics) * config.num_prompts
+            is_in_flight = num_groups(trace) > num_lines(metrics) * config.num_prompts
             counts["kills_in_flight"] += is_in_flight
         else:
             wait_for(process, workdir)
@@ -130,11 +155,10 @@ def measure(config: ConfigDict, workdir: pathlib.Path, name: str) -> dict:
     replayed = ["--config.lag.schedule=trace", f"--config.lag.trace={live / 'trace.jsonl'}"]
     wait_for(start("experiments.train", flags(config, name) + replayed, replay), replay)
     summary = read_json(live / SUMMARY)
-    shown = ("learner_steps", "lag_mean", "lag_max", "lag_histogram", "waiting_share")
     return {
         "cell": name,
         **counts,
-        **{field: summary[field] for field in shown},
+        **{field: summary[field] for field in SHOWN},
         "trace": comparison.trace_digest(live),
         "max_lag": RUNS[name]["lag.max_lag"],
         "same_metrics": comparison.metrics(live) == comparison.metrics(replay),

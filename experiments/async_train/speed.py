@@ -113,7 +113,7 @@ def measure_once(config: ConfigDict) -> dict[str, float]:
     )
     with (
         contextlib.closing(build_run(config)) as run,
-        BackgroundGenerator(run, lambda step, slots, version: None) as source,
+        BackgroundGenerator(run, lambda call, position, version: None) as source,
     ):
         records = list(train(run, source=source))
     asynchronous = statistics.fmean(record["time_step"] for record in records[timed])

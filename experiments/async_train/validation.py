@@ -5,10 +5,10 @@ from ml_collections import ConfigDict
 
 from experiments.common import cli
 from staleness_grpo.errors import FieldError, require
-from staleness_grpo.staleness.admission import check_asynchronous
+from staleness_grpo.staleness.admission import FINISH, check_asynchronous
 from staleness_grpo.training.asynchronous import num_devices
 
-DEFAULTS = {"admission": "bounded", "generator_devices": 0}
+DEFAULTS = {"admission": "bounded", "generator_devices": 0, "in_flight": FINISH, "look_every": 8}
 
 
 def validate(config: ConfigDict) -> None:

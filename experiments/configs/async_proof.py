@@ -14,7 +14,7 @@ from experiments.configs import async_train
 
 
 def get_config() -> ConfigDict:
-    """Returns small trainings of 200 learner steps, three of sums and two of stories."""
+    """Returns small trainings of 200 learner steps, four of sums and four of stories."""
     config = async_train.get_config()
     config.update(dict(steps=200, num_prompts=8, group_size=4, eval_every=20))
     config.sampler.batch_prompts = 2

@@ -29,6 +29,11 @@ def get_config() -> ConfigDict:
             admission="bounded",
             # Devices of the generator, behind those of the mesh; 0: as many as the mesh has.
             generator_devices=0,
+            # What new weights do to responses that are being sampled: finish, continue or recompute
+            # (docs/asynchronous.md).
+            in_flight="finish",
+            # With the last two: tokens after which the generator looks for new weights.
+            look_every=8,
         )
     )
     return config

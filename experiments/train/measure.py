@@ -31,7 +31,7 @@ from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints, step_name
 from staleness_grpo.training.guard import SCALE
 from staleness_grpo.training.heldout import num_overlapping
-from staleness_grpo.training.loop import Due, Source, train
+from staleness_grpo.training.loop import Source, default_source, train
 from staleness_grpo.training.rehearsal import rehearsed
 from staleness_grpo.training.run import Run, assemble_run
 
@@ -43,8 +43,8 @@ OpenSource = Callable[[Run, pathlib.Path], contextlib.AbstractContextManager[Sou
 
 def synchronous(run: Run, workdir: pathlib.Path) -> contextlib.AbstractContextManager[Source]:
     """Opens the source of the synchronous loop."""
-    del run, workdir
-    return contextlib.nullcontext(Due())
+    del workdir
+    return contextlib.nullcontext(default_source(run))
 
 
 def measure(
@@ -122,7 +122,8 @@ def measure(
         is_over = is_over or bool(records and records[-1]["collapsed"])
         if run.step < config.steps and not is_over:
             hint = "run the same command to go on"
-            print(f"stopped and saved before step {run.step}; {hint}", file=sys.stderr)
+            saved = f"stopped before step {run.step}, and saved before step {checkpoints.latest}"
+            print(f"{saved}; {hint}", file=sys.stderr)
             sys.exit(EXIT_CODE)
         summary = (summary_of or summarize)(records)
         if not is_over:

@@ -226,6 +226,7 @@ def _check_samples(config: ConfigDict) -> None:
 def _check_trace(config: ConfigDict) -> None:
     """Refuses a trace file that is unused, unreadable, or too short for the run."""
     from staleness_grpo.staleness import trace
+    from staleness_grpo.staleness.admission import CONTINUE, FINISH, IN_FLIGHT, RECOMPUTE
 
     lag = config.lag
     if lag.schedule != "trace":
@@ -234,12 +235,24 @@ def _check_trace(config: ConfigDict) -> None:
         return
     hint = "lag.schedule=trace needs one update per batch: give 1"
     require(config.updates_per_batch == 1, "updates_per_batch", hint)
+    in_flight = config.get("asynchronous", {}).get("in_flight", FINISH)
+    hint = f"choose one of {', '.join(IN_FLIGHT)}"
+    require(in_flight in IN_FLIGHT, "asynchronous.in_flight", hint, in_flight)
     size = dict(num_steps=config.steps, num_groups=config.num_prompts, max_lag=lag.max_lag)
     try:
         require_local(lag.trace, "lag.trace")
-        trace.read(lag.trace, **size)
+        lags_IxN = trace.read(lag.trace, **size)
+        at_once = config.sampler.batch_prompts or config.num_prompts
+        changes = trace.read_changes(lag.trace, lags_IxN, at_once)
+        if in_flight != FINISH:
+            trace.check_calls(lags_IxN, at_once)
     except (OSError, trace.TraceError) as error:
         raise FieldError("lag.trace", f"{error}: fix the file, or give another file") from error
+    hint = (
+        "weights change within its groups: give the flags of the run that made it, among them "
+        f"asynchronous.in_flight={CONTINUE} or {RECOMPUTE}"
+    )
+    require(not changes or in_flight != FINISH, "lag.trace", hint)
 
 
 def _check_mesh(config: ConfigDict, num_devices: int) -> None:

@@ -4,12 +4,14 @@
     {"step": 0, "slot": 1, "behavior_version": 0, "time": 12.5}
 
 Each line is a JSON object for one group. Lines may be in any order. Every slot of every step must
-occur exactly once. The fields are:
+occur exactly once without a position. The fields are:
 
     step              the learner step (optimizer update) that learned from the group
     slot              the group's place in that step's batch, from 0
     behavior_version  the optimizer updates applied when the group was generated
     time              seconds on a clock of the run; optional, ignored by a replay
+    position          only where weights changed within the group: the first position of its
+                      responses, from 0, that this version sampled
 
 The first line may be {"header": {...}}, which says where the lags come from. A replay ignores it.
 `staleness_grpo.staleness.converters` makes traces from what trainers record.
@@ -19,14 +21,24 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from itertools import pairwise
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from staleness_grpo.errors import counted
 from staleness_grpo.runtime.records import TwiceError, fields_given_once
 from staleness_grpo.staleness.schedule import Schedule
 
 HEADER = "header"  # the one field of a first line that is about the whole trace
+POSITION = "position"  # the field of a line that says where new weights begin
+
+
+class Change(NamedTuple):
+    """Says that a newer version samples the responses of a group from a position on."""
+
+    position: int  # at least 1
+    version: int
 
 
 class TraceError(ValueError):
@@ -61,16 +73,11 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
     lags_IxN = np.full((num_steps, num_groups), -1, np.int64)
     with _open(path) as file:
         for number, record in _group_lines(file):
-            fields = ("step", "slot", "behavior_version")
-            step, slot, version = (whole(record, name, f"line {number}") for name in fields)
-            if not 0 <= version <= step:
-                raise TraceError(
-                    f"line {number}: step {step} cannot learn from behavior version {version}"
-                )
+            step, slot, version = _place(record, f"line {number}")
+            if POSITION in record:
+                continue
             if step - version > max_lag:
                 raise TraceError(f"line {number}: lag {step - version} is above max_lag={max_lag}")
-            if slot < 0:
-                raise TraceError(f"line {number}: slot {slot} is negative")
             if step >= num_steps or slot >= num_groups:
                 continue
             if lags_IxN[step, slot] >= 0:
@@ -82,6 +89,75 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
         reason = f"{len(gaps)} gaps; the first is step {step}, slot {slot}"
         raise TraceError(f"{reason}: add its line{_hint(lags_IxN)}")
     return lags_IxN
+
+
+def read_changes(
+    path: str | pathlib.Path, lags_IxN: np.ndarray, at_once: int
+) -> dict[tuple[int, int], list[Change]]:
+    """Reads where weights changed within groups.
+
+    Args:
+      path: a trace file that `read` accepts.
+      lags_IxN: what `read` returns.
+      at_once: how many neighboring groups are sampled at once, and so change together.
+
+    Returns:
+      For each (step, first slot) of such neighbors that had a change, their changes in order.
+
+    Raises:
+      TraceError: a line is malformed, the versions of a group do not rise with the position, or
+        neighbors differ.
+      OSError: the file cannot be read.
+    """
+    changes: dict[tuple[int, int], list[Change]] = {}
+    with _open(path) as file:
+        for number, record in _group_lines(file):
+            if POSITION not in record:
+                continue
+            step, slot, version = _place(record, f"line {number}")
+            position = whole(record, POSITION, f"line {number}")
+            if position < 1:
+                raise TraceError(f"line {number}: no change can be at position {position}")
+            if step < lags_IxN.shape[0] and slot < lags_IxN.shape[1]:
+                changes.setdefault((step, slot), []).append(Change(position, version))
+    for (step, slot), found in changes.items():
+        found.sort()
+        places = [Change(0, int(step - lags_IxN[step, slot])), *found]
+        if any(a.position == b.position or a.version >= b.version for a, b in pairwise(places)):
+            given = ", ".join(f"{version} from {position}" for position, version in places)
+            reason = f"its versions do not rise with the position: {given}"
+            raise TraceError(f"step {step}, slot {slot}: {reason}")
+    for step, slot in changes:
+        first = slot - slot % at_once
+        neighbors = [changes.get((step, other)) for other in range(first, first + at_once)]
+        if neighbors.count(changes[step, slot]) < at_once:
+            together = counted(at_once, "neighboring group")
+            reason = f"weights change in it and not in all of its {together}"
+            raise TraceError(f"step {step}, slot {slot}: {reason}: give the flags of the run")
+    return {place: found for place, found in changes.items() if place[1] % at_once == 0}
+
+
+def check_calls(lags_IxN: np.ndarray, at_once: int) -> None:
+    """Raises TraceError if groups that are sampled at once begin with different versions."""
+    lags = lags_IxN.reshape(len(lags_IxN), -1, at_once)
+    different = np.argwhere((lags != lags[:, :, :1]).any(axis=2))
+    if len(different):
+        step, call = different[0]
+        together = counted(at_once, "neighboring group")
+        reason = f"its {together} begin with different versions, but are sampled at once"
+        hint = "give the flags of the run that made the trace"
+        raise TraceError(f"step {step}, slot {call * at_once}: {reason}: {hint}")
+
+
+def _place(record: dict[str, Any], where: str) -> tuple[int, int, int]:
+    """Returns step, slot and behavior version of a line. Raises TraceError if they are wrong."""
+    fields = ("step", "slot", "behavior_version")
+    step, slot, version = (whole(record, name, where) for name in fields)
+    if not 0 <= version <= step:
+        raise TraceError(f"{where}: step {step} cannot learn from behavior version {version}")
+    if slot < 0:
+        raise TraceError(f"{where}: slot {slot} is negative")
+    return step, slot, version
 
 
 def _hint(lags_IxN: np.ndarray) -> str:

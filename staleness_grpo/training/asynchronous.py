@@ -6,6 +6,9 @@ choice is reported. The choice is all that depends on timing. Noise belongs to (
 and the synchronous loop cuts the groups of a version into the same calls, in the same order. So
 the recorded choices, replayed as a trace, give the same run to the byte.
 
+If weights change in flight, the generator looks for a newer version after every `look_every` tokens
+of a call. That it took one, and where, is reported as well.
+
 Two threads share the fields of `BackgroundGenerator` under one condition variable:
 
   learner    publishes version t before step t, then waits for the groups of step t.
@@ -13,9 +16,10 @@ Two threads share the fields of `BackgroundGenerator` under one condition variab
 """
 
 import dataclasses
+import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,21 +28,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from staleness_grpo.runtime import mesh as mesh_lib
-from staleness_grpo.staleness.admission import admitted_version
-from staleness_grpo.staleness.trace import Trace
+from staleness_grpo.staleness.admission import RECOMPUTE, admitted_version
+from staleness_grpo.staleness.trace import Change, Trace
+from staleness_grpo.training.calls import Call, list_calls, num_answered
+from staleness_grpo.training.in_flight import GrowingCall, samples_in_parts
 from staleness_grpo.training.rollouts import PendingRollout
 from staleness_grpo.training.run import Run
 from staleness_grpo.types import PyTree
 
-# Is called in the generator's thread when a call starts: (step, slots, behavior version).
-ReportStart = Callable[[int, np.ndarray, int], None]
-
-
-class Call(NamedTuple):
-    """Names the groups that the generator samples at once."""
-
-    step: int
-    slots: np.ndarray
+# Is called in the generator's thread when a version begins to sample tokens of a call: at position
+# 0 when the call starts, and where newer weights go on with it. (call, position, version).
+Report = Callable[[Call, int, int], None]
 
 
 class Answer(NamedTuple):
@@ -71,17 +71,6 @@ def generator_mesh(config: ConfigDict) -> Mesh:
     return mesh_lib.make_mesh(**shape, devices=jax.devices()[size:])
 
 
-def list_calls(config: ConfigDict) -> list[Call]:
-    """Returns the calls of a run in their order."""
-    at_once = config.sampler.batch_prompts
-    at_once = config.num_prompts if at_once is None else at_once
-    return [
-        Call(step, np.arange(start, start + at_once))
-        for step in range(config.steps)
-        for start in range(0, config.num_prompts, at_once)
-    ]
-
-
 class BackgroundGenerator:
     """A source of groups for `loop.train`, whose generator runs at the same time as the learner.
 
@@ -90,20 +79,23 @@ class BackgroundGenerator:
 
     Args:
       run: a run, new or restored. Its unread groups must be those of the next calls.
-      report_start: is called when a call starts, unless its version is given.
-      given_versions: versions of calls that an earlier process has started, by the place of the
-        call in `list_calls`. They get these versions again, so that a run that was killed goes on
-        as it did before.
+      report: is called when a call starts or goes on with a newer version, unless that is given.
+      given: the versions of calls that an earlier process has started, by the place of the call in
+        `list_calls`, each with the position from which it samples. The calls get these versions
+        again, and no other ones, so that a run that was killed goes on as it did before.
     """
 
     def __init__(
-        self, run: Run, report_start: ReportStart, given_versions: Mapping[int, int] | None = None
+        self, run: Run, report: Report, given: Mapping[int, Sequence[Change]] | None = None
     ):
         config = run.config
         self._generator = dataclasses.replace(run.generator, mesh=generator_mesh(config))
         self._admission = config.asynchronous.admission
-        self._max_lag, self._report_start = config.lag.max_lag, report_start
-        self._calls, self._given = list_calls(config), dict(given_versions or {})
+        self._max_lag, self._report = config.lag.max_lag, report
+        self._calls, self._given = list_calls(config), dict(given or {})
+        self._in_parts = samples_in_parts(config)
+        self._look_every = config.asynchronous.look_every
+        self._recompute = config.asynchronous.in_flight == RECOMPUTE
         self._lags_IxN = np.full((config.steps, config.num_prompts), -1, np.int64)
         steps_W, places_W, versions_W, _ = run.buffer.unread()
         self._lags_IxN[steps_W, places_W] = steps_W - versions_W
@@ -117,6 +109,7 @@ class BackgroundGenerator:
         self._params: dict[int, PyTree] = {}  # of published versions that a call may still need
         self._answers: list[Answer] = []  # that the learner has not taken yet
         self._is_answering = self._is_settling = self._must_end = False
+        self._later: list[int] = []  # given versions that the call in flight still needs
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
 
@@ -152,19 +145,29 @@ class BackgroundGenerator:
         run.push_judged(needed=step)
         return {"time_waiting": time.perf_counter() - start, "time_generation": generation}
 
-    def settle(self, run: Run) -> None:
+    def settle(self, run: Run) -> bool:
         """Waits until only versions from `run.step` on can start calls, and takes the answers.
 
         A snapshot then has all groups of older versions, whose parameters it lacks. A new call
         starts only after the next version is published.
+
+        Returns:
+          Whether a snapshot can be made. It cannot while a call in flight waits for a given version
+          that is not published yet.
         """
+
+        def is_settled():
+            if self._later and self._later[0] > self._newest:
+                return True
+            return not (self._is_answering or self._admitted() is not None)
+
         with self._changed:
             self._is_settling = True
             self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: self._error or not (self._is_answering or self._admitted() is not None)
-            )
+            self._changed.wait_for(lambda: self._error or is_settled())
+            is_complete = not self._is_answering
         self._take(run)
+        return is_complete
 
     def _publish(self, version: int, params: PyTree) -> None:
         """Copies parameters to the generator's devices, and lets calls start with them.
@@ -194,11 +197,16 @@ class BackgroundGenerator:
         """Answers calls until there are none, or the thread must end."""
         try:
             while (started := self._start_call()) is not None:
-                call, version, params = started
-                start = time.perf_counter()
-                steps = np.full(len(call.slots), call.step)
-                ((_, _, groups),) = self._generator.generate(params, version, steps, call.slots)
-                seconds = time.perf_counter() - start
+                place, version, params = started
+                call, start = self._calls[place], time.perf_counter()
+                if self._in_parts:
+                    groups, waited = self._grow(place, version, params)
+                else:
+                    places, waited = (call.steps, call.slots), 0.0
+                    ((_, _, groups),) = self._generator.generate(params, version, *places)
+                if groups is None:
+                    return
+                seconds = time.perf_counter() - start - waited
                 with self._changed:
                     self._answers.append(Answer(call, version, groups, seconds))
                     self._is_answering = False
@@ -208,8 +216,51 @@ class BackgroundGenerator:
                 self._error = error
                 self._changed.notify_all()
 
-    def _start_call(self) -> tuple[Call, int, PyTree] | None:
-        """Waits until a call may start; returns it with its version, or None at the end."""
+    def _grow(
+        self, place: int, version: int, params: PyTree
+    ) -> tuple[PendingRollout | None, float]:
+        """Samples a call in parts; returns its groups, and the seconds that it waited for weights.
+
+        There are no groups if the thread must end while the call waits.
+        """
+        call, given, waited = self._calls[place], self._given.get(place), 0.0
+        growing = GrowingCall(self._generator, call, version, params, self._recompute)
+        if given is not None:
+            for position, later_version in given[1:]:
+                growing.sample_to_change(position)
+                start = time.perf_counter()
+                later_params = self._wait_for(later_version)
+                waited += time.perf_counter() - start
+                if later_params is None:
+                    return None, waited
+                growing.change(later_version, later_params)
+            growing.sample_until(growing.max_length)
+            return growing.finish(), waited
+        ends = itertools.count(self._look_every, self._look_every)
+        while not growing.sample_until(next(ends)):
+            with self._changed:
+                newest, params = self._newest, self._params[self._newest]
+            if newest > version:
+                version = newest
+                self._report(call, growing.position, version)
+                growing.change(version, params)
+        return growing.finish(), waited
+
+    def _wait_for(self, version: int) -> PyTree | None:
+        """Waits for the next version of the call in flight; None if the thread must end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._must_end or version <= self._newest)
+            if self._must_end:
+                return None
+            self._later.pop(0)
+            return self._params[version]
+
+    def _start_call(self) -> tuple[int, int, PyTree] | None:
+        """Waits until a call may start.
+
+        Returns:
+          The place of the call, its version and the parameters; None at the end.
+        """
         with self._changed:
             self._changed.wait_for(
                 lambda: (
@@ -219,21 +270,21 @@ class BackgroundGenerator:
             version = self._admitted()
             if self._must_end or version is None:
                 return None
-            call, is_given = self._calls[self._next], self._next in self._given
-            params = self._params[version]
+            place, params = self._next, self._params[version]
             self._next += 1
             self._is_answering = True
+            self._later = [change.version for change in self._given.get(place, ())][1:]
             self._forget()
-        if not is_given:
-            self._report_start(call.step, call.slots, version)
-        return call, version, params
+        if place not in self._given:
+            self._report(self._calls[place], 0, version)
+        return place, version, params
 
     def _admitted(self) -> int | None:
         """Returns the version with which the next call may start now; None if it has to wait."""
         if self._next == len(self._calls):
             return None
         if self._next in self._given:
-            version = self._given[self._next]
+            version = self._given[self._next][0].version
             return version if version <= self._newest else None
         if self._is_settling and self._admission == "bounded":
             return None  # the call can be left to the next version
@@ -241,27 +292,7 @@ class BackgroundGenerator:
         return admitted_version(self._admission, step, self._newest, self._max_lag)
 
     def _forget(self) -> None:
-        """Drops the parameters of versions that no later call gets."""
+        """Drops the parameters of versions that no call gets any more."""
         admitted = self._admitted()
-        oldest = self._newest if admitted is None else admitted
+        oldest = min([self._newest if admitted is None else admitted, *self._later])
         self._params = {v: params for v, params in self._params.items() if v >= oldest}
-
-
-def num_answered(run: Run) -> int:
-    """Returns how many calls a run has read or holds unread, which are the first ones.
-
-    Raises:
-      ValueError: the unread groups are not those of the next calls.
-    """
-    calls = list_calls(run.config)
-    at_once, num_groups = len(calls[0].slots), run.config.num_prompts
-    steps_W, slots_W, *_ = run.buffer.unread()
-    num_groups_done = run.step * num_groups + len(steps_W)
-    is_next = np.array_equal(
-        steps_W * num_groups + slots_W, np.arange(run.step * num_groups, num_groups_done)
-    )
-    if not is_next or num_groups_done % at_once:
-        raise ValueError(
-            f"the unread groups before step {run.step} are not those of the next calls"
-        )
-    return num_groups_done // at_once

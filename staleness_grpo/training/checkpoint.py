@@ -136,6 +136,11 @@ class Checkpoints:
         if jax.process_count() > 1:
             self.wait()
 
+    @property
+    def latest(self) -> int:
+        """Returns the step of the last save or restore; -1 if there was none."""
+        return self._latest
+
     def wait(self) -> None:
         """Waits until the last save is written, and raises the error of a failed save."""
         if self._writing is not None:

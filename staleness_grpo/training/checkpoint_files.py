@@ -82,12 +82,9 @@ _ROLLOUT = Rollout(
     behavior_version_N=0,  # type: ignore[arg-type]  # only names are used
     reward_outcome_NxG=0,  # type: ignore[arg-type]  # only names are used
 )
-COMPONENTS = ".reward_components_NxGxO"  # the name of that leaf
-# The structure in a run whose reward is a weighted sum.
-_WITH_COMPONENTS = dataclasses.replace(
-    _ROLLOUT,
-    reward_components_NxGxO=0,  # type: ignore[arg-type]  # only names are used
-)
+# Fields that only some runs have: those whose reward is a weighted sum, and those whose weights
+# change while a group is sampled.
+_OPTIONAL = ("reward_components_NxGxO", "token_version_NxR")
 
 
 def write_groups(path: pathlib.Path, groups: Groups) -> None:
@@ -108,7 +105,8 @@ def read_groups(path: pathlib.Path) -> Groups:
         indices_W = saved["steps_W"], saved["slots_W"], saved["versions_W"]
         if not indices_W[0].size:
             return Groups(*indices_W, rollout=None)
-        structure = _WITH_COMPONENTS if COMPONENTS in saved else _ROLLOUT
+        present: dict[str, Any] = {name: 0 for name in _OPTIONAL if f".{name}" in saved}
+        structure = dataclasses.replace(_ROLLOUT, **present)
         leaves = [saved[name] for name in by_path(structure)]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"its file {path.name} cannot be read: {error}") from error

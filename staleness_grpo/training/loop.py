@@ -21,6 +21,7 @@ from staleness_grpo.runtime.preemption import Preemption
 from staleness_grpo.training import learner
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.diagnostics import copied
+from staleness_grpo.training.in_flight import Replay, samples_in_parts
 from staleness_grpo.training.rewards import FAILED, TIMED_OUT
 from staleness_grpo.training.run import Run
 from staleness_grpo.training.samples import PendingSamples
@@ -39,8 +40,11 @@ class Source(Protocol):
         Returns fields for the record of the step, whose names begin with `time_`.
         """
 
-    def settle(self, run: Run) -> None:
-        """Pushes all groups that versions before `run.step` generate, before a snapshot."""
+    def settle(self, run: Run) -> bool:
+        """Pushes all groups that versions before `run.step` generate, before a snapshot.
+
+        Returns whether a snapshot can be made. If not, this one is left out.
+        """
 
 
 class Due:
@@ -57,8 +61,16 @@ class Due:
         run.push_judged(needed=step)
         return {}
 
-    def settle(self, run: Run) -> None:
-        """Does nothing, because no group is in flight between two steps."""
+    def settle(self, run: Run) -> bool:
+        """Returns True, because no group is in flight between two steps."""
+        return True
+
+
+def default_source(run: Run) -> Source:
+    """Returns the source of the synchronous loop, which may replay changes in flight."""
+    if run.config.lag.schedule == "trace" and samples_in_parts(run.config):
+        return Replay(run)
+    return Due()
 
 
 def train(
@@ -82,10 +94,10 @@ def train(
         collapsed; None to save nothing. A save starts only after all records before the saved step
         were yielded.
       preemption: is asked before each step whether to stop. If so, the run is saved and ends.
-      source: gives the groups of each step; None for those that the schedule says are due.
+      source: gives the groups of each step; None for those of `default_source`.
     """
     config, drift = run.config, run.drift
-    source = Due() if source is None else source
+    source = default_source(run) if source is None else source
     if checkpoints is not None:
         checkpoints.check(run)
     learning_rate = learner.learning_rate_schedule(config.optimizer, config.steps)
@@ -95,8 +107,7 @@ def train(
         if preemption is not None and preemption.requested(step):
             break
         snapshot = None
-        if checkpoints is not None and checkpoints.due(step):
-            source.settle(run)
+        if checkpoints is not None and checkpoints.due(step) and source.settle(run):
             snapshot = run.snapshot()
             run.watch("snapshot", ())
         times = source.provide(run, step)
@@ -135,8 +146,7 @@ def train(
         yield (finished := finish_record(*pending))
         collapsed = finished["collapsed"]
     if checkpoints is not None:
-        if not collapsed:
-            source.settle(run)
+        if not collapsed and source.settle(run):
             checkpoints.save(run.snapshot())
         checkpoints.wait()
 
@@ -169,9 +179,23 @@ def _read_rollout(run: Run, step: int) -> tuple[dict, Rollout, np.ndarray]:
         means = mesh_lib.sum_over_processes(components.sum(axis=(0, 1)))
         means = means / (len(lag_N) * run.config.group_size)
         record |= {f"reward_{name}": float(mean) for name, mean in zip(names, means, strict=True)}
-        # The update does not need them, so its program is the same with and without components.
-        rollout = dataclasses.replace(rollout, reward_components_NxGxO=None)
+    if rollout.token_version_NxR is not None:
+        record |= lags_of_tokens(rollout, step)
+    # The update does not need them, so its program is the same with and without them.
+    rollout = dataclasses.replace(rollout, reward_components_NxGxO=None, token_version_NxR=None)
     return record, rollout, lag_N
+
+
+def lags_of_tokens(rollout: Rollout, step: int) -> dict[str, float]:
+    """Returns the mean lag of the tokens, and the share of groups that several versions sampled."""
+    mask_NxGxR = np.asarray(rollout.responses.mask_NxGxR)
+    version_NxR = np.asarray(rollout.token_version_NxR)
+    tokens_NxR = mask_NxGxR.sum(axis=1)
+    last_version_N = np.max(np.where(tokens_NxR > 0, version_NxR, -1), axis=1)
+    return {
+        "token_lag_mean": float(np.average(step - version_NxR, weights=tokens_NxR)),
+        "in_flight_share": float(np.mean(last_version_N > version_NxR[:, 0])),
+    }
 
 
 def _evaluate(run: Run, step: int, batch: Rollout, lag_N: np.ndarray) -> dict:

@@ -21,6 +21,7 @@ from staleness_grpo.objective.update_rules import UPDATE_RULES
 from staleness_grpo.policy import sampler
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.configured import make_policy
+from staleness_grpo.policy.sampler import Unfinished
 from staleness_grpo.policy.transformer import Policy
 from staleness_grpo.policy.truncation import Truncation, make_truncation
 from staleness_grpo.tasks.base import Task
@@ -92,6 +93,21 @@ class Programs:
         """Samples responses. The arguments are those of `sampling`. jit can trace this function."""
         arguments, limits = self.sampling(*args)
         return sampler.sample(*arguments, **limits)
+
+    def begin(self, *args: Any) -> Unfinished:
+        """Samples first tokens, as `sampler.begin` does. The arguments are those of `sampling`."""
+        arguments, limits = self.sampling(*args)
+        return sampler.begin(*arguments, **limits)
+
+    def go_on(self, *args: Any, unfinished: Unfinished, end: Array | int) -> Unfinished:
+        """Samples further tokens, as `sampler.go_on` does."""
+        arguments, limits = self.sampling(*args)
+        return sampler.go_on(*arguments, unfinished=unfinished, end=end, **limits)
+
+    def read_again(self, *args: Any, unfinished: Unfinished) -> Unfinished:
+        """Computes the cache anew, as `sampler.read_again` does."""
+        arguments, limits = self.sampling(*args)
+        return sampler.read_again(*arguments, unfinished=unfinished, **limits)
 
 
 # The fields of a config that decide, with the policy and the task, what the functions of a run are.

@@ -20,7 +20,7 @@ from staleness_grpo.training.rewards import (
     RewardPool,
     finite_rewards,
 )
-from staleness_grpo.types import Prompts, PyTree, Responses, Rollout
+from staleness_grpo.types import Array, Prompts, PyTree, Responses, Rollout
 
 Watch = Callable[[str, PyTree], None]  # (name of the part of a step that has ended, its arrays)
 
@@ -194,12 +194,19 @@ class Generator:
 
         The group slots are sharded over the mesh.
         """
+        batch = self.place(prompts, purpose, steps_N, slots_N)
+        with jax.set_mesh(self.mesh):
+            return self.programs.sample(params, *batch, group_size)
+
+    def place(
+        self, prompts: Prompts, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray
+    ) -> tuple[Prompts, jax.Array, Array, Array]:
+        """Puts a batch on the devices; returns (prompts, key, steps_N, slots_N) for the sampler."""
         indices = (steps_N.astype(np.int32), slots_N.astype(np.int32))
         with jax.set_mesh(self.mesh):
             sharding = mesh_lib.batch_sharding(self.mesh)
-            prompts, steps_N, slots_N = mesh_lib.put((prompts, *indices), sharding)
-            key = purpose_key(jax.random.key(self.seed), purpose)
-            return self.programs.sample(params, prompts, key, steps_N, slots_N, group_size)
+            prompts, steps, slots = mesh_lib.put((prompts, *indices), sharding)
+            return prompts, purpose_key(jax.random.key(self.seed), purpose), steps, slots
 
     def score(self, prompts: Prompts, responses: Responses, version: int) -> Rollout:
         """Fetches this process's rows of a batch, and returns them with their rewards."""

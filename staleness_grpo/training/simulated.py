@@ -63,7 +63,7 @@ class SimulatedPipeline:
         self._forget()
         return {"time_simulated": made}
 
-    def settle(self, run: Run) -> None:
+    def settle(self, run: Run) -> bool:
         """Refuses a snapshot, because a simulation cannot be saved."""
         raise NotImplementedError("a training in a simulated pipeline has no checkpoints")
 

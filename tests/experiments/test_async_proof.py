@@ -61,16 +61,21 @@ def test_the_proof_needs_a_model_folder(tmp_path):
 
 def test_the_page_has_every_field_of_a_run(monkeypatch, tmp_path):
     """A run and its replay are stood for by a run that has ended."""
-    summary = dict.fromkeys(("learner_steps", "lag_mean", "lag_max", "lag_histogram"), 0)
+    summary = dict.fromkeys(proof.SHOWN, 0)
     monkeypatch.setattr(proof, "run_with_kills", lambda *given: {"kills": 0, "kills_in_flight": 0})
     monkeypatch.setattr(proof, "start", lambda *given: SimpleNamespace(wait=lambda: 0))
-    monkeypatch.setattr(
-        "staleness_grpo.runtime.records.read_json", lambda path: summary | {"waiting_share": 0}
-    )
+    monkeypatch.setattr("staleness_grpo.runtime.records.read_json", lambda path: summary)
     for name in ("metrics", "parameters", "trace_digest"):
         monkeypatch.setattr(comparison, name, lambda workdir: pathlib.Path(workdir).name[:4])
     record = proof.measure(load_config(proof.CONFIG), tmp_path, "sums_bounded_4")
     assert set(record) == described_fields("cells.jsonl of `experiments.async_proof`")
+
+
+def test_a_change_of_weights_counts_as_no_group(tmp_path):
+    assert proof.num_groups(tmp_path / "trace.jsonl") == 0
+    lines = [{"step": 0, "slot": 0}, {"step": 0, "slot": 0, "position": 4}, {"step": 0, "slot": 1}]
+    write_jsonl(tmp_path / "trace.jsonl", lines)
+    assert proof.num_groups(tmp_path / "trace.jsonl") == 2
 
 
 def test_generation_and_learning_are_timed_apart(monkeypatch):

@@ -14,16 +14,18 @@ from experiments.train import __main__ as train
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime.records import read_jsonl, write_jsonl
-from staleness_grpo.training.asynchronous import list_calls
+from staleness_grpo.staleness.trace import Change
+from staleness_grpo.training.calls import list_calls
 from tests.helpers import killing
 from tests.helpers.pages import described_fields
 from tests.helpers.tiny import asynchronous_config
 
-RUN = {"steps": 14, "checkpoint.save_every": 3}
+RUN = {"steps": 14, "checkpoint.save_every": 3, "task.max_response_length": 6}
 
 
-def start(workdir):
-    return killing.start(workdir, RUN, program="async_train_tiny", JAX_NUM_CPU_DEVICES="2")
+def start(workdir, in_flight):
+    fields = RUN | {"asynchronous.in_flight": in_flight}
+    return killing.start(workdir, fields, program="async_train_tiny", JAX_NUM_CPU_DEVICES="2")
 
 
 def without_times(records):
@@ -31,24 +33,29 @@ def without_times(records):
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(tmp_path_factory, request):
     """A workdir of a run that was killed, then preempted, then ended; and its trace at the kill."""
-    workdir = tmp_path_factory.mktemp("killed")
-    process = start(workdir)
+    workdir, in_flight = tmp_path_factory.mktemp("killed"), request.param
+    process = start(workdir, in_flight)
     assert killing.kill_after(process, workdir, records=8, sleep=0.01)
     assert killing.end(process)[0] == -signal.SIGKILL
-    trace = measure.read_versions(workdir / "trace.jsonl", list_calls(asynchronous_config(**RUN)))
-    process = start(workdir)
+    calls = list_calls(asynchronous_config(**RUN))
+    trace, _ = measure.read_calls(workdir / "trace.jsonl", calls)
+    process = start(workdir, in_flight)
     killing.kill_after(process, workdir, killing.num_records(workdir) + 1, 0, signal.SIGTERM)
     assert killing.end(process)[0] == 75
-    code, errors = killing.end(start(workdir))
+    code, errors = killing.end(start(workdir, in_flight))
     assert code == 0, errors
-    return workdir, trace
+    return workdir, trace, in_flight
+
+
+with_and_without_changes = pytest.mark.parametrize("killed", ["finish", "continue"], indirect=True)
 
 
 @pytest.mark.slow
+@with_and_without_changes
 def test_a_killed_run_is_replayed_to_the_byte(killed, tmp_path):
-    config = asynchronous_config(**RUN)
+    config = asynchronous_config(**RUN | {"asynchronous.in_flight": killed[2]})
     config.lag.schedule, config.lag.trace = "trace", str(killed[0] / "trace.jsonl")
     train.main(config, tmp_path)
     (live, live_arrays), (replay, replay_arrays) = map(killing.ending, (killed[0], tmp_path))
@@ -61,11 +68,13 @@ def test_a_killed_run_is_replayed_to_the_byte(killed, tmp_path):
 
 
 @pytest.mark.slow
+@with_and_without_changes
 def test_what_was_in_flight_is_generated_again_by_the_same_versions(killed):
-    workdir, at_the_kill = killed
+    workdir, at_the_kill, in_flight = killed
     calls = list_calls(asynchronous_config(**RUN))
-    versions = measure.read_versions(workdir / "trace.jsonl", calls)
+    versions, _ = measure.read_calls(workdir / "trace.jsonl", calls)
     assert len(versions) == len(calls)
+    assert any(len(changes) > 1 for changes in versions) is (in_flight == "continue")
     assert versions[: len(at_the_kill)] == at_the_kill
     # So the steps that the kill made undone have the same records when they are made again.
     lost = read_jsonl(workdir / "metrics.interrupted-1.jsonl")
@@ -75,6 +84,7 @@ def test_what_was_in_flight_is_generated_again_by_the_same_versions(killed):
     assert without_times(made_again) == without_times(lost)
 
 
+@pytest.mark.parametrize("killed", ["continue"], indirect=True)
 def test_the_summary_counts_lags_and_the_page_has_its_fields(killed):
     summary = json.loads((killed[0] / "summary.json").read_text())
     records = read_jsonl(killed[0] / "metrics.jsonl")
@@ -82,7 +92,7 @@ def test_the_summary_counts_lags_and_the_page_has_its_fields(killed):
     assert summary["lag_histogram"] == groups.tolist() and sum(groups) == 14 * 4
     assert summary["lag_mean"] == np.mean([record["lag_mean"] for record in records])
     assert 0 < summary["waiting_share"] < 1 and 0 < summary["generation_share"]
-    added = {"time_waiting", "time_generation"}
+    added = {"time_waiting", "time_generation", "token_lag_mean", "in_flight_share"}
     assert added == described_fields("metrics.jsonl of `experiments.async_train`")
     assert added < set(records[0])
 
@@ -105,11 +115,35 @@ def test_a_trace_that_is_not_of_the_checkpoint_is_refused(damage, tmp_path):
     write_jsonl(tmp_path / "trace.jsonl", damage(lines))
     run = RestoredAtStepSix()
     with pytest.raises(FlagError, match="trace.jsonl does not belong to the checkpoint of step 6"):
-        measure.check_versions(
-            run, tmp_path, measure.read_versions(tmp_path / "trace.jsonl", calls)
-        )
+        measure.check_versions(run, tmp_path, first_versions(tmp_path, calls))
     write_jsonl(tmp_path / "trace.jsonl", lines)
-    measure.check_versions(run, tmp_path, measure.read_versions(tmp_path / "trace.jsonl", calls))
+    measure.check_versions(run, tmp_path, first_versions(tmp_path, calls))
+
+
+def first_versions(workdir, calls):
+    found, _ = measure.read_calls(workdir / "trace.jsonl", calls)
+    return [changes[0].version for changes in found]
+
+
+def test_lines_that_a_kill_left_incomplete_are_not_read(tmp_path):
+    """Two calls of two groups, the first with a change; the trace is cut after each line."""
+    calls = list_calls(asynchronous_config(**RUN))[:2]
+
+    def pair(slot, version, **position):
+        group = {"step": 0, "behavior_version": version} | position
+        return [group | {"slot": slot + i} for i in range(2)]
+
+    lines = pair(0, 0) + pair(0, 3, position=2) + pair(2, 3)
+    path = tmp_path / "trace.jsonl"
+    first, changed = [Change(0, 0)], [Change(0, 0), Change(2, 3)]
+    whole = [[], [first], [changed], [changed, [Change(0, 3)]]]
+    for num_lines in range(7):
+        write_jsonl(path, lines[:num_lines])
+        calls_read = num_lines // 2
+        assert measure.read_calls(path, calls) == (whole[calls_read], 2 * calls_read)
+    for damaged in (pair(0, 3, position=2), pair(0, 0) + pair(2, 3, position=2)):
+        write_jsonl(path, damaged)
+        assert measure.read_calls(path, calls)[1] == 2 * (len(damaged) > 2)
 
 
 class RestoredAtStepSix:
@@ -128,6 +162,12 @@ class RestoredAtStepSix:
     [
         ({"asynchronous.admission": "fifo"}, "asynchronous.admission=fifo: choose one of bounded"),
         ({"asynchronous.admission": "one_step_off"}, "asynchronous.admission=one_step_off: its"),
+        ({"asynchronous.in_flight": "drain"}, "asynchronous.in_flight=drain: choose one of finish"),
+        ({"asynchronous.look_every": 0}, "asynchronous.look_every=0: give a number >= 1"),
+        (
+            {"asynchronous.admission": "in_order", "asynchronous.in_flight": "continue"},
+            "asynchronous.in_flight=continue: admission=in_order binds a group to one version",
+        ),
         ({"asynchronous.generator_devices": -1}, "asynchronous.generator_devices=-1: give a"),
         ({}, "asynchronous.generator_devices=0: learner and generator need 1 \\+ 1 devices, but"),
         ({"lag.max_lag": -1}, "lag.max_lag=-1: give a number >= 0"),

@@ -39,6 +39,7 @@ def tiny_config(**overrides: Any) -> ConfigDict:
 def asynchronous_config(**overrides: Any) -> ConfigDict:
     """Returns `tiny_config` with lags up to 3 and the section of an asynchronous run."""
     config = tiny_config(**{"lag.max_lag": 3, "sampler.batch_prompts": 2})
-    config.asynchronous = ConfigDict(dict(admission="bounded", generator_devices=0))
+    fields = dict(admission="bounded", generator_devices=0, in_flight="finish", look_every=1)
+    config.asynchronous = ConfigDict(fields)
     config.update_from_flattened_dict(overrides)
     return config

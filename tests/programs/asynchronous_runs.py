@@ -31,7 +31,7 @@ def uneven(seed: int):
     choose = random.Random(seed)
 
     def watch(part: str, arrays: Any) -> None:
-        if part in ("prompts", "update"):
+        if part in ("prompts", "update", "part"):
             time.sleep(choose.choice((0, 0, 0, 0.04)))
 
     return watch
@@ -54,13 +54,15 @@ def compared(seed: int, overrides: dict, folder: pathlib.Path) -> dict:
     run, trace = build_run(config), []
     run.watch_with(uneven(seed))
 
-    def report_start(step, slots, version):
-        if step == fails_at:
+    def report(call, position, version):
+        if call.step == fails_at:
             raise OSError("no space")
-        trace.extend({"step": step, "slot": slot, "behavior_version": version} for slot in slots)
+        for slot in call.slots:
+            group = {"step": call.step, "slot": slot, "behavior_version": version}
+            trace.append(group | ({"position": position} if position else {}))
 
     try:
-        with BackgroundGenerator(run, report_start) as source:
+        with BackgroundGenerator(run, report) as source:
             live = finished(run, source=source)
     except OSError as error:
         return {"error": str(error)}
@@ -70,7 +72,9 @@ def compared(seed: int, overrides: dict, folder: pathlib.Path) -> dict:
     return {
         "same_records": live[0] == replayed[0],
         "same_state": live[1] == replayed[1],
-        "lags": [group["step"] - group["behavior_version"] for group in trace],
+        "lags": [g["step"] - g["behavior_version"] for g in trace if "position" not in g],
+        "changes": [g["position"] for g in trace if "position" in g],
+        "records": live[0],
     }
 
 

@@ -5,6 +5,8 @@ import pytest
 from staleness_grpo.errors import FieldError
 from staleness_grpo.staleness.admission import ADMISSIONS, admitted_version, check_asynchronous
 
+GOOD = {"admission": "bounded", "generator_devices": 0, "in_flight": "finish", "look_every": 1}
+
 
 @pytest.mark.parametrize("max_lag", [0, 1, 3])
 def test_bounded_is_the_capacity_rule_of_groups(max_lag):
@@ -48,7 +50,7 @@ def test_the_fixed_lags_are_in_order_with_their_own_bound():
 )
 def test_wrong_fields_are_refused(fields, max_lag, line):
     with pytest.raises(FieldError) as error:
-        check_asynchronous({"admission": "bounded", "generator_devices": 0} | fields, max_lag)
+        check_asynchronous(GOOD | fields, max_lag)
     assert str(error.value).startswith(line)
 
 

@@ -303,3 +303,16 @@ def test_a_trace_with_a_header_is_read_and_converted_again(tmp_path):
     header = json.loads((tmp_path / "first.jsonl").read_text().splitlines()[0])
     assert header == {"header": first.header}
     assert convert(tmp_path / "first.jsonl", Options("trace")).lags == first.lags
+
+
+@pytest.mark.parametrize(("span", "lag"), [("oldest", 2), ("newest", 0)])
+def test_a_trace_with_changes_in_flight_becomes_one_without(tmp_path, span, lag):
+    starts = [{"step": step, "slot": 0, "behavior_version": 0} for step in range(3)]
+    changes = [
+        {"step": 2, "slot": 0, "behavior_version": version, "position": 8 * version}
+        for version in (1, 2)
+    ]
+    path = json_lines(tmp_path / "live.jsonl", starts + changes)
+    found, header = lags(path, "trace", tmp_path, span=span)
+    assert found == [[0], [1], [lag]]
+    assert header["counts"][f"groups of several versions, of which the {span} counts"] == 1

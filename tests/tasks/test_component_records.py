@@ -13,7 +13,6 @@ from staleness_grpo.config.build import build_run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.training.checkpoint import Checkpoints, config_hash
-from staleness_grpo.training.checkpoint_files import COMPONENTS
 from staleness_grpo.training.loop import train
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
@@ -102,8 +101,9 @@ def test_a_resumed_run_has_the_components_of_groups_in_flight(folder, monkeypatc
         run.close()
     shutil.rmtree(tmp_path / "step_00000008")  # as if the run had been broken off after step 4
     with np.load(tmp_path / "step_00000004" / "buffer_0.npz") as stored:
-        assert stored[COMPONENTS].shape == (12, 4, 2)  # three steps of four groups of four
-        assert np.any(stored[COMPONENTS])
+        components = stored[".reward_components_NxGxO"]
+    assert components.shape == (12, 4, 2)  # three steps of four groups of four
+    assert np.any(components)
     again, _ = run_of(folder, monkeypatch, weighted())
     again_checkpoints = Checkpoints(tmp_path, config)
     again_checkpoints.restore(again, lambda reason, hint: AssertionError(f"{reason}: {hint}"))

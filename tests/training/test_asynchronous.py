@@ -5,10 +5,13 @@ import json
 import pytest
 
 MEASURED = {"metrics.lags": True, "eval_every": 3, "steps": 12}
+IN_FLIGHT = {"asynchronous.admission": "bounded", "task.max_response_length": 6}
 CASES = {
     # A call has half of a step's groups, so that one step may have groups of several versions.
     "bounded": {"asynchronous.admission": "bounded"},
     "in order": {"asynchronous.admission": "in_order", "lag.max_lag": 2},
+    "continued": IN_FLIGHT | {"asynchronous.in_flight": "continue", "asynchronous.look_every": 2},
+    "recomputed": IN_FLIGHT | {"asynchronous.in_flight": "recompute"},
     "failing": {"asynchronous.admission": "bounded", "lag.max_lag": 2, "fails_at": 4},
 }
 
@@ -20,7 +23,7 @@ def results(run_on_devices):
     return dict(zip(CASES, json.loads(printed), strict=True))
 
 
-@pytest.mark.parametrize("name", ["bounded", "in order"])
+@pytest.mark.parametrize("name", ["bounded", "in order", "continued", "recomputed"])
 def test_a_run_with_uneven_times_is_replayed_to_the_byte(results, name):
     assert results[name]["same_records"] and results[name]["same_state"]
 

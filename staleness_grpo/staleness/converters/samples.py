@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 
 from staleness_grpo.staleness.converters.sources import Record, files, records
-from staleness_grpo.staleness.trace import HEADER
+from staleness_grpo.staleness.trace import HEADER, POSITION
 
 Counts = collections.Counter[str]
 
@@ -24,13 +24,16 @@ class Sample:
 
 
 def from_trace(path: pathlib.Path, counts: Counts) -> Iterator[Sample]:
-    """Reads a trace: {"step": 3, "slot": 0, "behavior_version": 1}. `time` is left out."""
+    """Reads a trace: {"step": 3, "slot": 0, "behavior_version": 1}. `time` is left out.
+
+    A change of weights within a group counts as a further sample of the group.
+    """
     for record in records([path], path):
         if set(record.fields) == {HEADER}:
             continue
         step, version = record.integer("step"), record.integer("behavior_version")
-        slot = record.integer("slot")
-        yield Sample(record, step, version, version, slot, 0)
+        slot, position = record.integer("slot"), record.fields.get(POSITION, 0)
+        yield Sample(record, step, version, version, slot, position)
 
 
 def from_run(path: pathlib.Path, counts: Counts) -> Iterator[Sample]:
