@@ -202,16 +202,11 @@ def test_equals_plain_grpo_on_policy(name):
 def test_clip_fraction_counts_what_the_correction_cuts():
     arrays, config = random_batch(), surrogate_config("negative_mask")
     token_objective = registry.bind("negative_mask", config, CHOSEN["negative_mask"])
-    policy, behavior, proximal, advantages, mask = arrays
-    _, diagnostics = corrected_surrogate(
-        policy,
-        behavior,
-        proximal,
-        advantages,
-        mask,
-        config.length_normalization,
-        token_objective,
+    normalization = config.length_normalization
+    surrogate = jax.jit(
+        lambda *arrays: corrected_surrogate(*arrays, normalization, token_objective)
     )
+    _, diagnostics = surrogate(*arrays)
     _, slope = expected("negative_mask", arrays, config, CHOSEN["negative_mask"])
     cut, sign = slope[arrays[-1]] == 0, np.broadcast_to(arrays[3][:, None], slope.shape)[arrays[-1]]
     np.testing.assert_allclose(diagnostics["clip_fraction"], cut.mean(), rtol=1e-12)

@@ -35,10 +35,10 @@ def run():
 @pytest.fixture(scope="module")
 def versions(run):
     """Parameters of three versions that sample other tokens."""
-    policy = run.programs.policy
+    init = jax.jit(run.programs.policy.init)
     scale = 3.0  # away from the uniform distribution
     return {
-        version: jax.tree.map(lambda leaf: scale * leaf, policy.init(jax.random.key(version)))
+        version: jax.tree.map(lambda leaf: scale * leaf, init(jax.random.key(version)))
         for version in (5, 7, 9)
     }
 

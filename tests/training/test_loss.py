@@ -36,9 +36,11 @@ def batch(rewards=((0.0, 1.0, 1.0), (2.0, 2.0, 2.0))):
 
 def value_and_gradient(policy, rollout, **truncation):
     loss_of_logprobs = logprobs_loss(truncation.pop("surrogate", SurrogateConfig()), **truncation)
-    return jax.value_and_grad(
-        lambda logprobs: loss_of_logprobs(logprobs, jnp.zeros(TOKENS.shape), rollout), has_aux=True
-    )(policy)
+
+    def loss(logprobs):
+        return loss_of_logprobs(logprobs, jnp.zeros(TOKENS.shape), rollout)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(policy)
 
 
 def test_responses_without_an_end_token_are_counted_and_so_are_groups_of_equal_rewards():

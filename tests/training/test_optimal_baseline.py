@@ -41,7 +41,7 @@ def problem():
         shape = dict(num_layers=1, d_model=8, num_heads=2, num_kv_heads=1, head_dim=4, d_ff=8)
         config = TransformerConfig(5, **shape, dtype="float64", param_dtype="float64")
         policy, rng = Policy(config), np.random.default_rng(0)
-        params = policy.init(jax.random.key(0))
+        params = jax.jit(policy.init)(jax.random.key(0))
         prompts = Prompts(rng.integers(5, size=(N, P)), np.ones((N, P), bool), np.arange(N))
         lengths = np.array([[3, 1, 2], [0, 3, 2], [0, 0, 0], [1, 1, 3]])
         mask = np.arange(R) < lengths[..., None]

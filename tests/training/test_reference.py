@@ -57,7 +57,8 @@ def value_and_gradient(policy, rollout, surrogate, reference):
         value, diagnostics = loss(logprobs, jnp.zeros((N, G, R)), rollout)
         return value, diagnostics
 
-    (value, diagnostics), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(policy))
+    compiled = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (value, diagnostics), gradient = compiled(jnp.asarray(policy))
     return value, diagnostics, gradient
 
 
