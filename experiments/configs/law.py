@@ -56,6 +56,8 @@ def get_config() -> ConfigDict:
             # collapses.
             probe_lags=(0, 1, 16),
             probe_steps=150,  # learner steps of a run of the probe
+            # What takes the place of S under a cyclic or uniform schedule: largest (S) or mean.
+            age="largest",
         )
     )
     return config

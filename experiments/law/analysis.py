@@ -27,7 +27,7 @@ def summarize(settings: dict[str, Setting], law: ConfigDict) -> dict[str, Any]:
       law: the section `law` of the config.
     """
     rate = middle_rate(settings[REFERENCE].records)
-    runs = {name: collapse_law.runs(setting.records) for name, setting in settings.items()}
+    runs = {name: setting.runs for name, setting in settings.items()}
     fits = {
         name: fit(of_setting, rate_of(settings, name, rate), vague())
         for name, of_setting in runs.items()

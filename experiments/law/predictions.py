@@ -38,7 +38,7 @@ def heldout(
     cost = {}
     for name in names:
         setting = settings[name]
-        runs = probe_runs(setting.records, tuple(law.probe_lags), law.probe_steps)
+        runs = probe_runs(setting, tuple(law.probe_lags), law.probe_steps)
         cost[name] = int(runs.step.sum())
         rows += _rows(name, setting, runs, prior.at_momentum(setting.b1), rate)
     counted = [row for row in rows if row["measured"] is not None]
@@ -47,16 +47,17 @@ def heldout(
         "factors": {
             name: factors([r[name] / r["measured"] for r in counted]) for name in PREDICTIONS
         },
-        "covered": {
-            name: float(
-                np.mean([r[f"{name}_low"] <= r["measured"] <= r[f"{name}_high"] for r in counted])
-            )
-            for name in ("transfer", "probe")
-        },
+        "covered": {name: _covered(counted, name) for name in ("transfer", "probe")},
         "probe_steps": cost,
         "num_settings": len(names),
         "num_counted": len(counted),
     }
+
+
+def _covered(rows: list[dict[str, Any]], name: str) -> float | None:
+    """Returns the share of measured values inside the interval of a prediction."""
+    inside = [row[f"{name}_low"] <= row["measured"] <= row[f"{name}_high"] for row in rows]
+    return float(np.mean(inside)) if inside else None
 
 
 def _rows(
@@ -67,7 +68,9 @@ def _rows(
     steps = max(r["steps"] for r in records)
     first = min(r["seed"] for r in records)
     others = [r for r in records if r["seed"] != first]
-    lags = np.array(sorted({r["max_lag"] for r in records if r["max_lag"] >= 1}), float)
+    # With a mean age of 0, as under cyclic lag with S = 1, the law has no lag.
+    lags = sorted({r["max_lag"] for r in records if setting.age(r["max_lag"]) > 0})
+    ages = setting.age(np.array(lags, float))
     measured = stability.measured_log_eta_max(stability.at_horizons(others, (steps,)))
     # The probe brings its own unit of the learning rate, so nothing of it is carried over.
     own_rate = middle_rate(records)
@@ -84,14 +87,14 @@ def _rows(
         value = measured[float(lag)]
         row: dict[str, Any] = {
             "setting": name,
-            "max_lag": int(lag),
+            "max_lag": lag,
             "steps": steps,
             "measured": float(np.exp(value)) if np.isfinite(value) else None,
             "synchronous": float(np.exp(synchronous)),
             "inverse_lag": float(np.exp(synchronous) / lag),
         }
         for kind, (constants, unit) in fitted.items():
-            drawn = collapse_law.eta_max(SATURATING, constants, lags[i : i + 1], steps, unit)
+            drawn = collapse_law.eta_max(SATURATING, constants, ages[i : i + 1], steps, unit)
             tail = 50 * (1 - INTERVAL)
             median, low, high = np.percentile(drawn, [50, tail, 100 - tail])
             row |= {kind: float(median), f"{kind}_low": float(low), f"{kind}_high": float(high)}
@@ -106,14 +109,15 @@ def _draws(prior: Prior, count: int = 2000) -> np.ndarray:
     return prior.mean + prior.spread * normal
 
 
-def probe_runs(records: list[dict], lags: tuple[int, ...], num_steps: int) -> collapse_law.Runs:
+def probe_runs(setting: Setting, lags: tuple[int, ...], num_steps: int) -> collapse_law.Runs:
     """Returns the runs that a probe of a setting would make, taken from its map and cut short.
 
     Args:
-      records: the map. The first seed is the probe's.
+      setting: has the map. The first seed is the probe's.
       lags: the lags of the probe. The nearest of the map are used.
       num_steps: learner steps of a run of the probe.
     """
+    records = setting.records
     first = min(r["seed"] for r in records)
     own = {(r["max_lag"], r["learning_rate"]): r for r in records if r["seed"] == first}
     there = sorted({lag for lag, _ in own})
@@ -124,7 +128,7 @@ def probe_runs(records: list[dict], lags: tuple[int, ...], num_steps: int) -> co
         return bool(collapse_law.runs([record]).cut(num_steps).collapsed[0]), record
 
     visited = probe(run, sorted(nearest), sorted({rate for _, rate in own}))
-    return collapse_law.runs(visited).cut(num_steps)
+    return collapse_law.runs(visited, setting.age).cut(num_steps)
 
 
 def factors(ratios: list[float]) -> dict[str, float | None]:

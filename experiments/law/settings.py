@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -10,9 +11,11 @@ from experiments.common.workdir import SUMMARY
 from experiments.sweep import grid
 from staleness_grpo.errors import require, require_local
 from staleness_grpo.runtime.records import read_jsonl
+from staleness_grpo.scaling import collapse_law
 
 REFERENCE = "reference"
 STORIES = "stories260k"
+AGES = LARGEST, MEAN = "largest", "mean"  # what may take the place of S under other schedules
 ROLES = ("calibration", "heldout", "interventions")  # fields of `law` that name settings
 
 
@@ -23,6 +26,16 @@ class Setting:
     records: list[dict]
     b1: float  # decay of Adam's first moment; 0 for an optimizer without momentum
     optimizer: str
+    schedule: str = "constant"  # of the lag; its mean age takes the place of S
+
+    def age(self, max_lag: Any) -> Any:
+        """Returns what takes the place of S in the law, for a number or an array."""
+        return collapse_law.mean_age(self.schedule, max_lag)
+
+    @property
+    def runs(self) -> collapse_law.Runs:
+        """Returns the runs of the map."""
+        return collapse_law.runs(self.records, self.age)
 
 
 def configs(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -56,7 +69,8 @@ def read(config: ConfigDict, maps: dict[str, list[dict]]) -> dict[str, Setting]:
         optimizer = setting.optimizer
         b1 = 0.0 if optimizer.name == "sgd" else optimizer.b1
         key = REFERENCE if name == grid.MAIN else name
-        settings[key] = Setting(maps[name], b1, optimizer.name)
+        schedule = setting.lag.schedule if config.law.age == MEAN else "constant"
+        settings[key] = Setting(maps[name], b1, optimizer.name, schedule)
     if config.stories is not None:
         records = read_jsonl(pathlib.Path(config.stories) / grid.cells_file(grid.MAIN))
         settings[STORIES] = Setting(records, 0.9, records[0]["optimizer"])
@@ -71,6 +85,7 @@ def validate(config: ConfigDict) -> None:
         for name in law[role]:
             hint = f"give names of variants: {', '.join(sorted(names))}"
             require(name in names, f"law.{role}", hint, name)
+    require(law.age in AGES, "law.age", f"choose one of {', '.join(AGES)}", law.age)
     require(len(law.calibration) > 0, "law.calibration", "give at least one name", law.calibration)
     require(law.probe_steps >= 1, "law.probe_steps", "give a number >= 1", law.probe_steps)
     require(len(law.probe_lags) > 0, "law.probe_lags", "give at least one lag", law.probe_lags)

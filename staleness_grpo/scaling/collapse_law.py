@@ -55,13 +55,29 @@ class Runs:
         return dataclasses.replace(self, step=np.minimum(self.step, num_steps), collapsed=collapsed)
 
 
-def runs(records: list[dict]) -> Runs:
+def mean_age(schedule: str, max_lag: Any) -> Any:
+    """Returns the mean lag of a schedule after its first S steps, in optimizer updates.
+
+    Args:
+      schedule: `lag.schedule`: constant, cyclic or uniform.
+      max_lag: S, a number or an array.
+    """
+    ages = {
+        "constant": lambda lag: lag,
+        "cyclic": lambda lag: np.maximum(lag - 1, 0) / 2,
+        "uniform": lambda lag: lag / 2,
+    }
+    return ages[schedule](max_lag)
+
+
+def runs(records: list[dict], age: Callable[[int], float] = float) -> Runs:
     """Returns the runs of a map.
 
     A run that was frozen without a detected collapse counts as collapsed when it was frozen.
 
     Args:
       records: lines of a sweep's cells.jsonl.
+      age: what takes the place of S in the law, as a function of S.
     """
     rows = []
     for record in records:
@@ -69,7 +85,7 @@ def runs(records: list[dict]) -> Runs:
         fell = step is not None or not is_whole or not record["finite"]
         rows.append(
             (
-                record["max_lag"],
+                age(record["max_lag"]),
                 record["learning_rate"],
                 record["steps_run"] if step is None else step,
                 fell,

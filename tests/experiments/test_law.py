@@ -17,6 +17,7 @@ from staleness_grpo.runtime.records import read_json, write_jsonl
 from staleness_grpo.scaling import stability
 from staleness_grpo.scaling.early_sign import SMALL_MODELS
 from staleness_grpo.scaling.prior import of_small_models
+from staleness_grpo.staleness.schedule import make_schedule
 from tests.helpers.collapses import law, record
 
 CONFIG = cli.ROOT / "experiments" / "configs" / "law.py"
@@ -106,12 +107,14 @@ def test_boundaries_are_predicted_and_baselines_are_not_favored(workdir):
 def test_the_probe_is_cheap_and_knows_only_its_seed_and_its_steps(workdir):
     config = small()
     study_law = config.law
-    records = settings.read(config, _maps(workdir, config))["group_4"].records
-    runs = probe_runs(records, tuple(study_law.probe_lags), study_law.probe_steps)
+    setting = settings.read(config, _maps(workdir, config))["group_4"]
+    runs = probe_runs(setting, tuple(study_law.probe_lags), study_law.probe_steps)
     assert set(runs.seed) == {20} and runs.step.max() <= 150
     assert set(runs.max_lag) == {0.0, 1.0, 16.0} and len(runs) <= 12
-    other = [r for r in records if r["seed"] == 20]
-    again = probe_runs(other, tuple(study_law.probe_lags), study_law.probe_steps)
+    other = [r for r in setting.records if r["seed"] == 20]
+    again = probe_runs(
+        Setting(other, 0.9, "adam"), tuple(study_law.probe_lags), study_law.probe_steps
+    )
     np.testing.assert_array_equal(runs.step, again.step)
 
 
@@ -148,10 +151,39 @@ def test_the_measured_boundary_has_no_run_of_the_probe():
 
 def test_the_probe_takes_a_later_collapse_for_a_stable_run():
     """Every run collapses at step 200. The probe of 150 steps goes up to the largest rate."""
-    runs = probe_runs(cells_of(0, lambda lag, rate: 200), (0, 1, 16), 150)
+    setting = Setting(cells_of(0, lambda lag, rate: 200), 0.9, "adam")
+    runs = probe_runs(setting, (0, 1, 16), 150)
     assert not runs.collapsed.any() and runs.learning_rate.max() == 8e-3
-    longer = probe_runs(cells_of(0, lambda lag, rate: 200), (0, 1, 16), 250)
+    longer = probe_runs(setting, (0, 1, 16), 250)
     assert longer.collapsed.all() and longer.learning_rate.min() == 1e-3
+
+
+@pytest.mark.parametrize(("schedule", "ages"), [("uniform", (8, 0.5)), ("cyclic", (7.5, 0))])
+def test_the_mean_age_takes_the_place_of_the_largest_lag(schedule, ages):
+    """It is that of the schedule itself, after its start. A lag whose age is 0 has no row."""
+    steps = np.arange(64, 64 + 1600)
+    for max_lag, age in zip((16, 1), ages, strict=True):
+        lags = make_schedule(schedule, max_lag, 64).lags(steps)
+        np.testing.assert_allclose(lags.mean(), age, rtol=0.02)
+    setting = Setting(cells_of(0, lambda lag, rate: 20), 0.9, "adam", schedule)
+    assert set(setting.runs.max_lag) == {0, *ages}
+    both = Setting(setting.records + cells_of(1, lambda lag, rate: None), 0.9, "adam", schedule)
+    section = ConfigDict(dict(heldout=("x",), probe_lags=(0, 1, 16), probe_steps=150))
+    rows = heldout({"x": both}, section, of_small_models(), 2e-3)["rows"]
+    assert [row["max_lag"] for row in rows] == ([1, 16] if schedule == "uniform" else [16])
+
+
+def test_a_study_names_what_takes_the_place_of_the_lag():
+    config = load_config(cli.ROOT / "experiments" / "configs" / "law_rest.py")
+    settings.validate(config)
+    maps = {name: [] for name in settings.configs(config)}
+    read = settings.read(config, maps)
+    assert read["cyclic"].schedule == "cyclic" and read["wider"].schedule == "constant"
+    config.law.age = "largest"
+    assert settings.read(config, maps)["cyclic"].schedule == "constant"
+    config.law.age = "median"
+    with pytest.raises(FieldError, match="law.age=median: choose one of largest, mean"):
+        settings.validate(config)
 
 
 def _maps(workdir, config):
