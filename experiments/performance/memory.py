@@ -185,7 +185,8 @@ def parameter_copies(config: ConfigDict) -> dict[str, int]:
     - the proximal policy, if there are several updates per batch.
     - the reference policy, if there is a penalty.
     - the first version and all versions in flight, with `metrics.parameter_drift`. The oldest
-      version in flight is dropped once its drift is measured, which is before an update.
+      version in flight is dropped once its drift is measured, which is before an update. With
+      `metrics.drift_sketch` the versions in flight are sketches, which `sketch_bytes` counts.
     """
     import numpy as np
 
@@ -196,7 +197,8 @@ def parameter_copies(config: ConfigDict) -> dict[str, int]:
     if config.metrics.parameter_drift:
         schedule = lag_schedule(config)
         for step in range(config.steps):
-            if np.any(schedule.due(step, config.steps)[0] > step):
+            is_kept = np.any(schedule.due(step, config.steps)[0] > step)
+            if is_kept and not config.metrics.drift_sketch:
                 versions.add(step)
             during_sampling = max(during_sampling, 1 + len(versions))
             versions = {version for version in versions if version > step - config.lag.max_lag}
@@ -211,13 +213,32 @@ def parameter_copies(config: ConfigDict) -> dict[str, int]:
     )
 
 
+def sketch_bytes(config: ConfigDict, params: Any) -> int:
+    """Returns the bytes of the sketches of S + 1 versions, which every device has.
+
+    Args:
+      config: the config.
+      params: the parameters, or their shapes and dtypes.
+    """
+    import jax
+
+    from staleness_grpo.training.drift import sketch
+
+    metrics = config.metrics
+    if not (metrics.parameter_drift and metrics.drift_sketch):
+        return 0
+    kept = jax.eval_shape(lambda params: sketch(params, metrics.drift_sketch), params)
+    of_version = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    return (config.lag.max_lag + 1) * of_version
+
+
 def measure(config: ConfigDict) -> dict:
     """Returns the bytes on each device that the learner state and each program of a step need.
 
     A program has the fields `temporary_bytes`, `code_bytes` and `peak_bytes`. The peak counts what
     is in memory while the program runs:
 
-    - the learner state and the copies of the parameters.
+    - the learner state, and the copies and sketches of the parameters.
     - the program's other arguments, its results, its temporary arrays and its code.
 
     If the compiler finds that a program does not fit, the program has only the field `refused` with
@@ -232,7 +253,7 @@ def measure(config: ConfigDict) -> dict:
     state, lowered = lowered_programs(config, mesh)
     state_bytes, params_bytes = bytes_per_device(state), bytes_per_device(state.params)
     programs: dict[str, dict] = {}
-    copies = parameter_copies(config)
+    copies, of_sketches = parameter_copies(config), sketch_bytes(config, state.params)
     for name, program in lowered.items():
         try:
             analysis = program.compile().memory_analysis()
@@ -241,7 +262,7 @@ def measure(config: ConfigDict) -> dict:
                 raise
             programs[name] = {"refused": str(error).splitlines()[0]}
             continue
-        kept_bytes = state_bytes + copies[name] * params_bytes
+        kept_bytes = state_bytes + copies[name] * params_bytes + of_sketches
         # State or parameters that are arguments of the program are counted as its arguments below.
         resident_bytes = kept_bytes - (state_bytes if name == "update" else params_bytes)
         result_bytes = analysis.output_size_in_bytes - analysis.alias_size_in_bytes

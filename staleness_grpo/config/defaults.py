@@ -171,6 +171,9 @@ def default_config() -> ConfigDict:
                 num_samples=2,  # groups of a step that samples.jsonl has
                 # Measure how far the parameters move. This keeps up to S + 1 copies of them.
                 parameter_drift=True,
+                # Keep sketches of so many random directions in place of these copies; 0: copies
+                # (docs/metrics.md).
+                drift_sketch=0,
             ),
             # What shows the records of a training while it runs, beside metrics.jsonl.
             sinks=dict(

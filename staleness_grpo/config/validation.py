@@ -130,6 +130,7 @@ def _check_sections(config: ConfigDict) -> None:
     from staleness_grpo.policy.truncation import check_chunks
     from staleness_grpo.runtime.sinks import check_sinks
     from staleness_grpo.staleness.schedule import check_lag
+    from staleness_grpo.training.drift import check_drift
     from staleness_grpo.training.guard import check_guard
     from staleness_grpo.training.heldout import check_heldout
     from staleness_grpo.training.learner import check_optimizer
@@ -142,6 +143,7 @@ def _check_sections(config: ConfigDict) -> None:
         "reference": check_reference,
         "heldout": check_heldout,
         "optimizer": check_optimizer,
+        "metrics": check_drift,
         "guard": lambda fields: check_guard(fields, _defaults().guard),
         "policy": check_fields,
         "warm_start": check_warm_start,

@@ -309,15 +309,17 @@ class Checkpoints:
             run.arrays(),
         )
         if versions:
+            assert run.drift is not None  # a run without drift has no versions
+            described = run.drift.described()
             tree["drift_versions"] = jax.tree.map(
-                lambda leaf: stacked_leaf(leaf, len(versions)), tree["state"].params
+                lambda leaf: stacked_leaf(leaf, len(versions)), described
             )
         abstract = by_path(tree)
         restored = self._orbax.restore(folder / "arrays", args=ocp.args.StandardRestore(abstract))
         leaves = [restored[path] for path in abstract]
         arrays = jax.tree.unflatten(jax.tree.structure(tree), leaves)
         if versions:
-            arrays["drift_versions"] = unstacked(arrays["drift_versions"], arrays["state"].params)
+            arrays["drift_versions"] = unstacked(arrays["drift_versions"], described)
         groups = [read_groups(path) for path in sorted(folder.glob("buffer_*.npz"))]
         run.restore(manifest["step"], arrays, versions, groups)
         self._latest = manifest["step"]

@@ -57,15 +57,15 @@ def _stack(*leaves: jax.Array) -> jax.Array:
 
 
 def stacked_leaf(leaf: Any, count: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape, dtype and sharding of `count` stacked versions of a parameter."""
+    """Returns the shape, dtype and sharding of `count` stacked versions of a leaf."""
     mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
     sharding = NamedSharding(mesh, P(None, *spec))
     return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=sharding)
 
 
-def unstacked(versions: PyTree, params: PyTree) -> list[PyTree]:
-    """Returns the trees that `stacked` has stacked, each sharded like `params`."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+def unstacked(versions: PyTree, described: PyTree) -> list[PyTree]:
+    """Returns the trees that `stacked` has stacked, each sharded like `described`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, described)
     take = jax.jit(
         lambda versions, index: jax.tree.map(lambda leaf: leaf[index], versions),
         out_shardings=shardings,

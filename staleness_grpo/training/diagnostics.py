@@ -1,11 +1,10 @@
-"""Measures parameter drift, the ceiling of the gradient cosine, and paired gradients."""
+"""Measures the ceiling of the gradient cosine, and paired gradients."""
 
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from staleness_grpo.runtime import mesh as mesh_lib
@@ -25,48 +24,6 @@ def copied(tree: PyTree) -> PyTree:
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """Returns the cosine of the angle between two pytrees; NaN if one of them is 0."""
     return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
-
-
-@jax.jit
-def distance(a: PyTree, b: PyTree) -> jax.Array:
-    """Returns the Euclidean norm of a - b."""
-    return optax.tree.norm(optax.tree.sub(a, b))
-
-
-class ParameterDrift:
-    """Measures how far the parameters are from the start and from the batch's behavior versions.
-
-    Every version with rollouts in flight is copied. There are up to S + 1 copies, and
-    one of the start.
-    """
-
-    def __init__(self, params: PyTree, max_lag: int):
-        self._max_lag = max_lag
-        self.start = copied(params)
-        self.versions: dict[int, PyTree] = {}
-
-    def remember(self, version: int, params: PyTree) -> None:
-        """Stores a copy of this version. The original is lost, because the update donates it."""
-        self.versions[version] = copied(params)
-
-    def measure(self, step: int, params: PyTree, lag_N: np.ndarray) -> dict[str, jax.Array]:
-        """Returns `drift_from_behavior` and `drift_from_start`, on the device.
-
-        `drift_from_behavior` is the root mean square, over the groups of the batch, of the distance
-        from the parameters to the version that generated the group. Versions that are too old for
-        any later step are deleted.
-        """
-        lags, counts = np.unique(lag_N, return_counts=True)
-        square = jnp.zeros(())  # groups of lag 0 add 0
-        for lag, count in zip(lags, counts, strict=True):
-            if lag > 0:
-                moved = distance(params, self.versions[step - lag])
-                square += count / len(lag_N) * moved**2
-        self.versions = {v: kept for v, kept in self.versions.items() if v > step - self._max_lag}
-        return {
-            "drift_from_behavior": jnp.sqrt(square),
-            "drift_from_start": distance(params, self.start),
-        }
 
 
 def make_cosine_ceiling(

@@ -24,7 +24,8 @@ from staleness_grpo.staleness.ring_buffer import RingBuffer
 from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks.base import Task, TextTask
 from staleness_grpo.training import learner
-from staleness_grpo.training.diagnostics import ParameterDrift, copied
+from staleness_grpo.training.diagnostics import copied
+from staleness_grpo.training.drift import ParameterDrift
 from staleness_grpo.training.heldout import HeldOut, make_heldout, split
 from staleness_grpo.training.programs import Programs, make_programs
 from staleness_grpo.training.rewards import RewardPool
@@ -122,7 +123,7 @@ class Run:
         Returns:
           `state`: the learner state.
           `drift_start`: the start parameters, if drift is measured.
-          `drift_versions`: a list of the stored versions' parameters, in the order of the versions.
+          `drift_versions`: a list of the stored versions, in the order of the versions.
             Absent if drift is not measured or no version is stored.
           `proximal_params`: the proximal policy's parameters, with several updates per batch.
         """
@@ -247,7 +248,7 @@ def assemble_run(
         update=programs.compiled_update(state, mesh),
         buffer=RingBuffer(schedule.max_lag, len(mesh_lib.own_rows(mesh, schedule.num_groups))),
         drift=(
-            ParameterDrift(state.params, schedule.max_lag)
+            ParameterDrift(state.params, schedule.max_lag, config.metrics.drift_sketch)
             if config.metrics.parameter_drift
             else None
         ),

@@ -10,7 +10,7 @@ from staleness_grpo.config.build import build_run
 from staleness_grpo.objective.corrections import registry
 from staleness_grpo.objective.surrogate import corrected_surrogate, token_weights
 from staleness_grpo.objective.tokens import TokenBatch
-from staleness_grpo.training.diagnostics import distance
+from staleness_grpo.training.drift import distance
 from staleness_grpo.training.loop import train
 from tests.helpers.corrections import ascent, expected, random_batch, surrogate_config
 from tests.helpers.tiny import tiny_config

@@ -18,7 +18,7 @@ from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.runtime import mesh as mesh_lib
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.training import learner
-from staleness_grpo.training.diagnostics import distance
+from staleness_grpo.training.drift import distance
 from staleness_grpo.training.loop import train
 from staleness_grpo.training.rollouts import EVALUATION, TRAINING
 from tests.helpers import reference

@@ -17,7 +17,7 @@ from staleness_grpo.errors import FieldError
 from staleness_grpo.policy import huggingface
 from staleness_grpo.policy.configured import make_policy
 from staleness_grpo.policy.huggingface import weights
-from staleness_grpo.training.diagnostics import distance
+from staleness_grpo.training.drift import distance
 from tests.helpers import byte_model
 from tests.helpers.tiny import decoder_config
 from tests.policy.huggingface.checkpoints import SMALL, write_checkpoint

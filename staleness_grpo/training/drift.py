@@ -1,0 +1,143 @@
+"""Measures how far the parameters move, from whole copies of versions or from sketches of them."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from staleness_grpo.errors import require
+from staleness_grpo.policy.numerics import at_least_float32
+from staleness_grpo.training.diagnostics import copied
+from staleness_grpo.types import PyTree
+
+SMALLEST_SKETCH = 16  # with fewer directions the error is a third of the distance or more
+
+
+def check_drift(fields: Mapping[str, Any]) -> None:
+    """Raises FieldError if the sketch in `config.metrics` is too small, or has no effect."""
+    size = fields["drift_sketch"]
+    hint = f"give 0, or {SMALLEST_SKETCH} or more directions"
+    require(size == 0 or size >= SMALLEST_SKETCH, "drift_sketch", hint, size)
+    hint = "without metrics.parameter_drift no version is kept: give 0"
+    require(size == 0 or fields["parameter_drift"], "drift_sketch", hint, size)
+
+
+@jax.jit
+def distance(a: PyTree, b: PyTree) -> jax.Array:
+    """Returns the Euclidean norm of a - b."""
+    return optax.tree.norm(optax.tree.sub(a, b))
+
+
+def sketch(tree: PyTree, size: int) -> PyTree:
+    """Returns a small tree whose norm estimates that of `tree`.
+
+    Each of a leaf's last two axes that is longer than `size` is multiplied with a random matrix of
+    signs over sqrt(size), which keeps squared norms in expectation (Achlioptas, JCSS 2003). Shorter
+    axes are kept, so small leaves lose nothing. The map is linear and always the same: norms of
+    differences can be taken of sketches.
+
+    Its relative error is `relative_error(size)`.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(0), 2 * len(leaves))
+    projected = []
+    for i, leaf in enumerate(leaves):
+        leaf = leaf.astype(at_least_float32(leaf.dtype))
+        if leaf.ndim >= 1 and leaf.shape[-1] > size:
+            leaf = leaf @ _directions(keys[2 * i], leaf.shape[-1], size, leaf.dtype)
+        if leaf.ndim >= 2 and leaf.shape[-2] > size:
+            directions = _directions(keys[2 * i + 1], leaf.shape[-2], size, leaf.dtype)
+            leaf = jnp.swapaxes(jnp.swapaxes(leaf, -1, -2) @ directions, -1, -2)
+        projected.append(leaf)
+    return jax.tree.unflatten(structure, projected)
+
+
+def _directions(key: jax.Array, length: int, size: int, dtype: Any) -> jax.Array:
+    """Returns random signs over sqrt(size), [length, size]."""
+    return jax.random.rademacher(key, (length, size), dtype) / math.sqrt(size)
+
+
+def relative_error(size: int) -> float:
+    """Returns a bound of the relative standard deviation of a sketch's squared norm.
+
+    A projected axis has a relative variance of at most 2 / size, which a matrix of rank 1 attains.
+    With two projected axes, it is at most (1 + 2 / size)^2 - 1. Half of the result is that of the
+    norm. Errors of several leaves partly cancel, so that of all parameters is smaller.
+    """
+    return math.sqrt((1 + 2 / size) ** 2 - 1)
+
+
+class ParameterDrift:
+    """Measures how far the parameters are from the start and from the batch's behavior versions.
+
+    Every version with rollouts in flight is kept: as a whole copy, or as a sketch of its distance
+    from the start. There are up to S + 1 of them, and one copy of the start.
+
+    Args:
+      params: the parameters of the start.
+      max_lag: S.
+      sketch_size: directions of a sketch; 0 for whole copies.
+    """
+
+    def __init__(self, params: PyTree, max_lag: int, sketch_size: int = 0):
+        self._max_lag, self._size = max_lag, sketch_size
+        self.start = copied(params)
+        self.versions: dict[int, PyTree] = {}
+
+    def remember(self, version: int, params: PyTree) -> None:
+        """Keeps this version. The original is lost, because the update donates it."""
+        self.versions[version] = self._encoded(params) if self._size else copied(params)
+
+    def measure(self, step: int, params: PyTree, lag_N: np.ndarray) -> dict[str, jax.Array]:
+        """Returns `drift_from_behavior` and `drift_from_start`, on the device.
+
+        `drift_from_behavior` is the root mean square, over the groups of the batch, of the distance
+        from the parameters to the version that generated the group. Versions that are too old for
+        any later step are deleted.
+        """
+        lags, counts = np.unique(lag_N, return_counts=True)
+        here = self._encoded(params) if self._size and lags[-1] > 0 else params
+        square = jnp.zeros(())  # groups of lag 0 add 0
+        for lag, count in zip(lags, counts, strict=True):
+            if lag > 0:
+                moved = distance(here, self.versions[step - lag])
+                square += count / len(lag_N) * moved**2
+        self.versions = {v: kept for v, kept in self.versions.items() if v > step - self._max_lag}
+        return {
+            "drift_from_behavior": jnp.sqrt(square),
+            "drift_from_start": distance(params, self.start),
+        }
+
+    def described(self) -> PyTree:
+        """Returns the shape, dtype and sharding of each leaf of a version."""
+        kept = self.start
+        if self._size:
+            kept = jax.eval_shape(_encoder(self._size, self._replicated()), kept, kept)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=leaf.sharding or self._replicated()
+            ),
+            kept,
+        )
+
+    def _encoded(self, params: PyTree) -> PyTree:
+        """Returns the sketch of the distance from the start. It is small, so rounding is too."""
+        return _encoder(self._size, self._replicated())(params, self.start)
+
+    def _replicated(self) -> NamedSharding:
+        return NamedSharding(jax.tree.leaves(self.start)[0].sharding.mesh, P())
+
+
+@functools.lru_cache(maxsize=4)
+def _encoder(size: int, sharding: NamedSharding) -> Any:
+    """Returns jitted (params, start) -> sketch of their difference, which every device has."""
+    return jax.jit(
+        lambda params, start: sketch(optax.tree.sub(params, start), size), out_shardings=sharding
+    )
