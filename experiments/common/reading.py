@@ -27,6 +27,7 @@ KINDS = {
     "sweep": ("experiments.sweep", "maps of trainings over lag and learning rate"),
     "stability": ("experiments.corrections", "a comparison of corrections"),
     "jobs": ("experiments.reproduce", "the jobs of the main result"),
+    "scaling": ("experiments.benchmark --scaling", "time and memory of steps of growing sizes"),
     "topology": ("experiments.memory", "the memory of a learner step"),
     "benchmark": ("experiments.benchmark", "the time of learner steps"),
     "paired": ("experiments.paired_bias", "trainings whose gradient bias is measured"),

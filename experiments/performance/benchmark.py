@@ -1,8 +1,10 @@
 """Times a whole learner step and its parts, and relates them to the machine's peak.
 
     python -m experiments.benchmark --workdir=DIR [--preset=llama_1b]
+    python -m experiments.benchmark --scaling --workdir=DIR
 
---preset=NAME is short for --config=experiments/configs/benchmark_NAME.py.
+--preset=NAME is short for --config=experiments/configs/benchmark_NAME.py. --scaling measures how
+a step grows with each size of a training (`scaling.py`).
 
 - The training loop itself runs, with a clock that reads the time at the end of each part of a step.
 - Times are medians over the config's steps. All ratios are between numbers of the same run.
@@ -30,7 +32,7 @@ LAST_PART = "records"
 # Settings that the benchmark needs. With other settings the summary would describe another step.
 REQUIRED_SETTINGS = {
     "updates_per_batch": (1, "a timed step learns once from each batch"),
-    "lag.max_lag": (0, "a timed step learns from the batch that it has just sampled"),
+    "lag.schedule": ("constant", "a timed step samples one batch"),
     "warm_start.steps": (0, "random tokens have no corpus for a warm start"),
 }
 
@@ -45,11 +47,16 @@ def validate(config: ConfigDict) -> None:
 
     from experiments.performance.random_tokens import validate_for
 
+    check_settings(config)
+    validate_for(config, jax.device_count())
+
+
+def check_settings(config: ConfigDict) -> None:
+    """Raises FieldError if a step of this config cannot be timed."""
     for field, (value, reason) in REQUIRED_SETTINGS.items():
         if field_value(config, field) != value:
             raise FieldError(field, f"{reason}: give {value}", field_value(config, field))
     refuse_training_only(config)
-    validate_for(config, jax.device_count())
 
 
 class Stopwatch:
@@ -77,8 +84,8 @@ class Stopwatch:
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
     """Times `config.steps` learner steps of a training; returns the numbers of summary.json.
 
-    WARM_UP_STEPS more steps run before and are not timed. Writing the records to metrics.jsonl is a
-    part of each step.
+    WARM_UP_STEPS more steps run before and are not timed, nor are the last S steps, which sample no
+    batch. Writing the records to metrics.jsonl is a part of each step.
     """
     import numpy as np
 
@@ -92,7 +99,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
 
     task = RandomTokens(**config.benchmark)
     longer_config = config.copy_and_resolve_references()
-    longer_config.steps = config.steps + WARM_UP_STEPS
+    longer_config.steps = config.steps + WARM_UP_STEPS + config.lag.max_lag
     run, stopwatch = assemble_run(longer_config, task), Stopwatch()
     run.watch_with(stopwatch)
     with Appender(workdir / "metrics.jsonl", num_kept=0) as records:
@@ -147,7 +154,13 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def command() -> None:
-    """Runs the benchmark from the command line."""
+    """Runs the benchmark from the command line, or the measurement of its growth."""
+    if "--scaling" in sys.argv:
+        from experiments.performance import scaling
+
+        sys.argv.remove("--scaling")
+        scaling.command()
+        return
     configs = cli.ROOT / "experiments" / "configs"
     sys.argv = [
         f"--config={configs}/benchmark_{arg.removeprefix('--preset=')}.py"

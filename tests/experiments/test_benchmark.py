@@ -81,7 +81,7 @@ def test_work_is_that_of_the_products_of_the_forward_pass():
         ("benchmark.prompt_length", 0, ">= 1"),
         ("benchmark.max_response_length", -3, ">= 1"),
         ("policy.vocab_chunks", 3, "benchmark.vocab_size=512"),
-        ("lag.max_lag", 2, "give 0"),
+        ("lag.schedule", "uniform", "give constant"),
         ("updates_per_batch", 2, "give 1"),
         ("warm_start.steps", 5, "give 0"),
         ("metrics.samples_every", 5, "only experiments.train .* give 0"),
