@@ -22,11 +22,49 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
     summary = read_json(workdir / "summary.json")
     with style.context():
         figures = {
+            "law_rule": rule_figure(summary),
             "law_momentum": momentum_figure(summary),
             "law_heldout": heldout_figure(summary["heldout"]),
             "law_interventions": interventions_figure(summary["interventions"]),
         }
         return [style.save(figure, workdir / name) for name, figure in figures.items()]
+
+
+def rule_figure(summary: dict[str, Any]) -> plt.Figure:
+    """Draws measured boundaries of each momentum, and the law that is fitted to its collapse times.
+
+    The right panel has the same boundaries in units of the law: the lag over the memory of the
+    momentum, and eta_max over that of an endless lag.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+    settings = [summary["settings"][name] for name in summary["prior"]["settings"]]
+    settings.sort(key=lambda setting: setting["b1"])
+    lags = np.geomspace(0.5, 128, 100)
+    slopes = []
+    for i, setting in enumerate(settings):
+        shade = plt.get_cmap("viridis")(i / max(len(settings) - 1, 1))
+        t_inf, b, s0, cap = (setting[key]["median"] for key in ("t_inf", "b", "s0", "cap"))
+        endless = setting["eta_ref"] * (t_inf / setting["steps"]) ** (1 / b)
+        curve = np.minimum(endless * (1 + s0 / lags) ** (1 / b), cap)
+        left.plot(lags, curve, color=shade, label=f"{setting['b1']:g}")
+        measured = {
+            float(lag): rate
+            for lag, rate in setting["eta_max"].items()
+            if rate is not None and float(lag) > 0
+        }
+        there, rates = np.array(list(measured)), np.array(list(measured.values()))
+        left.plot(there, rates, "o", color=shade)
+        right.plot(there * (1 - setting["b1"]), rates / endless, "o", color=shade)
+        slopes.append(b)
+    shares = np.geomspace(0.005, 100, 100)
+    right.plot(shares, (1 + 1 / shares) ** (1 / np.mean(slopes)), "--", color="grey")
+    steps = settings[0]["steps"]
+    left.set(xscale="log", yscale="log", xlabel="lag S", ylabel=f"eta_max, {steps} steps")
+    left.legend(title="b1", ncols=2)
+    label = "(1 + 1/x)^(1/b)"
+    right.set(xscale="log", yscale="log", xlabel="x = S (1 - b1)", ylabel="eta_max over its limit")
+    right.set_title(f"dashed: {label}, no cap")
+    return figure
 
 
 def momentum_figure(summary: dict[str, Any]) -> plt.Figure:

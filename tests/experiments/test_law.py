@@ -232,7 +232,8 @@ def test_a_wrong_field_is_named(field, value):
 
 def test_a_second_call_draws_the_figures_again(workdir):
     paths = {path.name for path in study.draw(workdir)}
-    assert paths == {"law_momentum.png", "law_heldout.png", "law_interventions.png"}
+    names = ("rule", "momentum", "heldout", "interventions")
+    assert paths == {f"law_{name}.png" for name in names}
 
 
 def test_the_constants_of_the_package_are_those_of_the_record():
