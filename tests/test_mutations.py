@@ -48,6 +48,30 @@ MUTATIONS = {
         "jax.random.fold_in(jax.random.fold_in(key, step), member)",
         "policy/test_sampler.py",
     ),
+    "new weights are used and not recorded": (
+        "training/in_flight.py",
+        "self._token_version_R[self.position :] = version",
+        "pass",
+        "training/test_in_flight.py",
+    ),
+    "new weights read the old cache": (
+        "training/in_flight.py",
+        "if self._recompute:",
+        "if False:",
+        "training/test_in_flight.py",
+    ),
+    "a replay changes weights one version late": (
+        "training/in_flight.py",
+        "change.version == step for change",
+        "change.version == step - 1 for change",
+        "training/test_in_flight.py",
+    ),
+    "a sketch that loses half of the square": (
+        "training/drift.py",
+        "/ math.sqrt(size)",
+        "/ math.sqrt(2 * size)",
+        "training/test_drift.py",
+    ),
     "a resumed run starts one step late": (
         "training/run.py",
         'self.state, self.step = arrays["state"], step',
