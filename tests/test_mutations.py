@@ -122,8 +122,8 @@ MUTATIONS = {
     ),
     "a sweep's halves are dealt out by row": (
         "experiments/sweep/laws.py",
-        "return np.searchsorted(labels, cells.seed) // max(len(labels) // 2, 1) % 2",
-        "return np.arange(len(cells)) % 2",
+        "return np.searchsorted(labels, seeds) // max(len(labels) // 2, 1) % 2",
+        "return np.arange(len(seeds)) % 2",
         "experiments/test_held_out.py",
     ),
     "the held-out likelihood is that of the fit": (
@@ -183,6 +183,18 @@ MUTATIONS = {
 }
 
 
+def source(root: pathlib.Path, file: str) -> pathlib.Path:
+    return root / ("" if file.startswith("experiments/") else "staleness_grpo") / file
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_line_of_a_mutation_is_there_once(name):
+    file, line, _, tests = MUTATIONS[name]
+    count = source(ROOT, file).read_text().count(line)
+    assert count == 1, f"{file} has {count} lines {line!r}: adapt the mutation"
+    assert (ROOT / "tests" / tests).is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_mutation_fails_a_test(name, tmp_path):
@@ -190,9 +202,8 @@ def test_a_mutation_fails_a_test(name, tmp_path):
     for folder in ("staleness_grpo", "experiments", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("results"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    path = tmp_path / ("" if file.startswith("experiments/") else "staleness_grpo") / file
+    path = source(tmp_path, file)
     text = path.read_text()
-    assert text.count(line) == 1, f"{file} has no single line {line!r}: adapt the mutation"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", f"tests/{tests}"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     path.write_text(text.replace(line, mutated))
