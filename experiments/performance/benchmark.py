@@ -26,7 +26,7 @@ from staleness_grpo.errors import FieldError
 
 WARM_UP_STEPS = 5
 # The parts of a learner step that run on the host, with the names that the training loop gives
-# them. The other parts are "sampling" and "update".
+# them. The other parts are "drift" (the copy of a version), "sampling" and "update".
 HOST_PARTS = ("prompts", "buffer", "records")
 LAST_PART = "records"
 # Settings that the benchmark needs. With other settings the summary would describe another step.
@@ -111,6 +111,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
     sampling = np.median([step["sampling"] for step in timed_steps])
     update = np.median([step["update"] for step in timed_steps])
     host = np.median([sum(step[part] for part in HOST_PARTS) for step in timed_steps])
+    drift = np.median([step.get("drift", 0.0) for step in timed_steps])
 
     peak = machine.matmul_peak(run.mesh, config.policy.dtype)
     bandwidth = machine.memory_bandwidth(run.mesh)
@@ -130,6 +131,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
         "sampling_seconds": sampling,
         "update_seconds": update,
         "host_seconds": host,
+        "drift_copy_seconds": drift,
         "host_share": host / step_seconds,
         "sampling_share": sampling / step_seconds,
         "update_share": update / step_seconds,

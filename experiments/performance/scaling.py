@@ -92,16 +92,18 @@ def measure_point(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     """Times the steps of a point, and asks the compiler for its memory.
 
     Returns:
-      MEASURES, `host_share` and `state_bytes`. `peak_bytes` is that of the largest program, on each
-      device.
+      MEASURES, `host_share`, `drift_copy_seconds` (the copy of a version) and `state_bytes`.
+      `peak_bytes` is that of the largest program, on each device.
     """
     from experiments.performance import benchmark, memory
 
     timed = benchmark.measure(config, folder)
-    needed = memory.measure(config)
+    longer = config.copy_and_resolve_references()
+    longer.steps += 2 * config.lag.max_lag  # so that S versions are in flight
+    needed = memory.measure(longer)
     peaks = [program["peak_bytes"] for program in needed["programs"].values()]
     return {
-        **{name: timed[name] for name in (*MEASURES[:-1], "host_share")},
+        **{name: timed[name] for name in (*MEASURES[:-1], "host_share", "drift_copy_seconds")},
         "peak_bytes": max(peaks),
         "state_bytes": needed["state_bytes"],
     }
@@ -169,6 +171,7 @@ def summarize(records: list[dict]) -> dict[str, Any]:
         by_size[axis] = {
             "values": values,
             **measured,
+            "drift_copy_seconds": [row["drift_copy_seconds"] for row in rows],
             "exponents": {name: exponent(values, measured[name]) for name in MEASURES},
             "work": WORK[axis],
         }

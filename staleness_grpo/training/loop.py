@@ -56,6 +56,7 @@ class Due:
         params = run.state.params
         if run.drift and np.any(steps_W > step):
             run.drift.remember(step, params)
+            run.watch("drift", run.drift.versions[step])
         for steps, slots, rollout in run.generator.generate(params, step, steps_W, slots_W):
             run.unjudged.append((steps, slots, step, rollout))
         run.push_judged(needed=step)

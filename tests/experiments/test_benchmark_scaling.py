@@ -47,6 +47,7 @@ def records():
     return [
         dict.fromkeys(scaling.MEASURES, 0.1 * (1 + value))
         | {"size": axis, "value": value, "host_share": value / 1000, "state_bytes": 8}
+        | {"drift_copy_seconds": 0.0}
         for axis in scaling.AXES
         for value in (2, 4, 8)
     ]
@@ -90,7 +91,8 @@ def test_a_point_is_measured_in_a_process(tmp_path):
     (tmp_path / "point.json").write_text(point.to_json())
     scaling.main_of_point(tmp_path)
     measured = read_json(tmp_path / "measured.json")
-    assert set(measured) == {*scaling.MEASURES, "host_share", "state_bytes"}
+    others = {"host_share", "drift_copy_seconds", "state_bytes"}
+    assert set(measured) == {*scaling.MEASURES, *others}
     assert all(value > 0 for value in measured.values())
 
 
