@@ -37,7 +37,7 @@ def open_generator(run: Run, workdir: pathlib.Path) -> Iterator[BackgroundGenera
     """
     path, calls = workdir / TRACE, list_calls(run.config)
     given, num_kept = read_calls(path, calls) if path.exists() else ([], 0)
-    check_versions(run, workdir, [changes[0].version for changes in given])
+    check_versions(run, workdir, given)
     with Appender(path, num_kept=num_kept) as file:
 
         def report(call: Call, position: int, version: int) -> None:
@@ -83,20 +83,32 @@ def read_calls(path: pathlib.Path, calls: list[Call]) -> tuple[list[list[Change]
     return found, start
 
 
-def check_versions(run: Run, workdir: pathlib.Path, versions: list[int]) -> None:
+def check_versions(run: Run, workdir: pathlib.Path, given: list[list[Change]]) -> None:
     """Raises FlagError unless the versions of a trace are those of a restored run.
 
     The trace must have all groups that the run has read or holds, with the same versions. Later
     calls cannot have versions that the run has passed, because their parameters are gone.
     """
     answered = num_answered(run)
-    _, _, versions_W, _ = run.buffer.unread()
+    _, _, versions_W, rollout = run.buffer.unread()
     at_once = len(list_calls(run.config)[0].slots)
-    num_held = len(versions_W) // at_once
-    held = np.repeat(versions[answered - num_held : answered], at_once)
-    agrees = np.array_equal(held, versions_W)
-    is_known = all(version >= run.step for version in versions[answered:])
-    if len(versions) < answered or not agrees or not is_known:
+    held = given[answered - len(versions_W) // at_once : answered]
+    first = np.repeat([changes[0].version for changes in held], at_once)
+    agrees = np.array_equal(first, versions_W)
+    if agrees and held and rollout.token_version_NxR is not None:
+        length = rollout.token_version_NxR.shape[1]
+        tokens = np.array([_token_versions(changes, length) for changes in held], np.int32)
+        agrees = np.array_equal(np.repeat(tokens, at_once, axis=0), rollout.token_version_NxR)
+    is_known = all(changes[0].version >= run.step for changes in given[answered:])
+    if len(given) < answered or not agrees or not is_known:
         reason = f"{TRACE} does not belong to the checkpoint of step {run.step}"
         hint = "restore the complete file, or give another folder"
         raise FlagError("workdir", workdir, f"{reason}: {hint}")
+
+
+def _token_versions(changes: list[Change], length: int) -> np.ndarray:
+    """Returns the version of each position of a call's responses, up to `length`."""
+    versions = np.zeros(length, np.int32)
+    for position, version in changes:
+        versions[position:] = version
+    return versions

@@ -146,7 +146,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
 def exponent(values: list[float], measured: list[float]) -> float:
     """Returns the slope of log(measured) in log(value) over the FITTED largest values.
 
-    A size of 0 counts as 1: no lag has a buffer for one step.
+    S = 0 counts as 1, because its buffer holds one step.
     """
     import numpy as np
 
@@ -159,9 +159,10 @@ def summarize(records: list[dict]) -> dict[str, Any]:
     """Returns the exponents of each size.
 
     Returns:
-      `by_size`: by size, its `values`, each of MEASURES as a list, `exponents` of them, and `work`,
-        the exponent of a step's work.
-      `largest_host_share`: the largest share of a step that the host takes, over all points.
+      `by_size`: by size, its `values`, each of MEASURES and `drift_copy_seconds` as a list,
+        `exponents` of MEASURES, and `work`, the exponent of a step's work.
+      `largest_host_share`, `largest_host_share_at`: the largest share of a step that the host
+        takes, and the point that has it.
     """
     by_size = {}
     for axis in AXES:

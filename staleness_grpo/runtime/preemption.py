@@ -1,4 +1,4 @@
-"""Turns SIGTERM and Ctrl-C into a request to save the run after a learner step and to stop."""
+"""Turns SIGTERM and Ctrl-C into a request to stop after a learner step, and to save the run."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ class Preemption:
             raise KeyboardInterrupt
         self._stop_requested = True
         name = signal.Signals(signal_number).name
-        notice = f"{name}: the run is saved after this learner step; Ctrl-C stops it at once\n"
+        notice = f"{name}: the run ends after this learner step; Ctrl-C stops it at once\n"
         os.write(2, notice.encode())  # unlike `print`, this is safe in a signal handler
 
     def requested_before_the_first_step(self) -> bool:

@@ -253,6 +253,7 @@ class BackgroundGenerator:
             if self._must_end:
                 return None
             self._later.pop(0)
+            self._changed.notify_all()  # `settle` waits for a change that no version allows yet
             return self._params[version]
 
     def _start_call(self) -> tuple[int, int, PyTree] | None:
@@ -275,6 +276,7 @@ class BackgroundGenerator:
             self._is_answering = True
             self._later = [change.version for change in self._given.get(place, ())][1:]
             self._forget()
+            self._changed.notify_all()  # as in `_wait_for`
         if place not in self._given:
             self._report(self._calls[place], 0, version)
         return place, version, params

@@ -32,7 +32,7 @@ def list_calls(config: ConfigDict) -> list[Call]:
 
 
 def num_answered(run: Run) -> int:
-    """Returns how many calls a run has read or holds unread, which are the first ones.
+    """Counts the calls whose groups a run has read or holds. They are the first calls.
 
     Raises:
       ValueError: the unread groups are not those of the next calls.

@@ -17,7 +17,7 @@ from staleness_grpo.policy.numerics import at_least_float32
 from staleness_grpo.training.diagnostics import copied
 from staleness_grpo.types import PyTree
 
-SMALLEST_SKETCH = 16  # with fewer directions the error is a third of the distance or more
+SMALLEST_SKETCH = 16  # with fewer directions the error is a quarter of the distance or more
 
 
 def check_drift(fields: Mapping[str, Any]) -> None:

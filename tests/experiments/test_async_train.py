@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,14 +117,27 @@ def test_a_trace_that_is_not_of_the_checkpoint_is_refused(damage, tmp_path):
     write_jsonl(tmp_path / "trace.jsonl", damage(lines))
     run = RestoredAtStepSix()
     with pytest.raises(FlagError, match="trace.jsonl does not belong to the checkpoint of step 6"):
-        measure.check_versions(run, tmp_path, first_versions(tmp_path, calls))
+        measure.check_versions(run, tmp_path, read(tmp_path, calls))
     write_jsonl(tmp_path / "trace.jsonl", lines)
-    measure.check_versions(run, tmp_path, first_versions(tmp_path, calls))
+    measure.check_versions(run, tmp_path, read(tmp_path, calls))
 
 
-def first_versions(workdir, calls):
-    found, _ = measure.read_calls(workdir / "trace.jsonl", calls)
-    return [changes[0].version for changes in found]
+def test_a_trace_that_lacks_a_change_of_the_checkpoint_is_refused(tmp_path):
+    calls = list_calls(asynchronous_config(**RUN))
+    given = [[Change(0, max(step - 1, 0))] for step, _ in calls]
+    run = RestoredAtStepSix()
+    run.buffer = HeldInParts  # its groups of slots 2 and 3 changed to version 6 at position 1
+    with pytest.raises(FlagError, match="trace.jsonl does not belong to the checkpoint of step 6"):
+        measure.check_versions(run, tmp_path, given)
+    given[13].append(Change(1, 6))
+    measure.check_versions(run, tmp_path, given)
+    given[13][1] = Change(2, 6)
+    with pytest.raises(FlagError, match="does not belong"):
+        measure.check_versions(run, tmp_path, given)
+
+
+def read(workdir, calls):
+    return measure.read_calls(workdir / "trace.jsonl", calls)[0]
 
 
 def test_lines_that_a_kill_left_incomplete_are_not_read(tmp_path):
@@ -155,7 +169,16 @@ class RestoredAtStepSix:
     class buffer:  # noqa: N801  an attribute of a run
         @staticmethod
         def unread():
-            return np.full(4, 6), np.arange(4), np.full(4, 5), None
+            rollout = SimpleNamespace(token_version_NxR=None)
+            return np.full(4, 6), np.arange(4), np.full(4, 5), rollout
+
+
+class HeldInParts:
+    @staticmethod
+    def unread():
+        versions = np.array([[5, 5, 5]] * 2 + [[5, 6, 6]] * 2)
+        rollout = SimpleNamespace(token_version_NxR=versions)
+        return np.full(4, 6), np.arange(4), np.full(4, 5), rollout
 
 
 @pytest.mark.parametrize(

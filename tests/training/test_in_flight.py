@@ -1,6 +1,8 @@
 """Groups whose weights change in flight have the tokens that their versions sample."""
 
 import json
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,8 @@ from staleness_grpo.config.build import build_run
 from staleness_grpo.config.validation import validate
 from staleness_grpo.errors import FieldError
 from staleness_grpo.runtime.records import plain
-from staleness_grpo.staleness.trace import TraceError
-from staleness_grpo.training import learner
+from staleness_grpo.staleness.trace import Change, TraceError
+from staleness_grpo.training import asynchronous, learner
 from staleness_grpo.training.calls import Call
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.in_flight import GrowingCall, Replay
@@ -232,3 +234,28 @@ def test_a_replay_needs_the_flags_of_the_run(tmp_path):
     run = build_run(replay_config(tmp_path, [(3, 0, 5, 2)]))
     with pytest.raises(FieldError, match="lag.trace: all responses of step 3, slot 0 have ended"):
         list(train(run, source=Replay(run)))
+
+
+@pytest.mark.parametrize("begins_late", [False, True])
+def test_a_call_that_waits_for_a_later_version_never_stops_the_learner(begins_late, monkeypatch):
+    """The learner settles while the given changes of a call need a version that comes after it."""
+    config = asynchronous_config(steps=6, **{"asynchronous.in_flight": "continue"})
+    run = build_run(config)
+    monkeypatch.setattr(asynchronous, "generator_mesh", lambda config: run.mesh)
+    # Two calls in each step. The first call of step 2 changes weights twice.
+    given = {place: [Change(0, 0)] for place in range(4)}
+    given[4] = [Change(0, 0), Change(1, 1), Change(2, 2)]
+
+    def watch(part, arrays):
+        if part == "prompts" and begins_late:
+            time.sleep(0.3)
+
+    run.watch_with(watch)
+    settled = []
+    with asynchronous.BackgroundGenerator(run, lambda *call: None, given) as source:
+        source.provide(run, 0)
+        source.provide(run, 1)  # version 1 is here, version 2 is not
+        learner = threading.Thread(target=lambda: settled.append(source.settle(run)), daemon=True)
+        learner.start()
+        learner.join(timeout=20)
+        assert settled == [False]  # before the end of the thread wakes everyone
