@@ -132,7 +132,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
             folder = workdir / "points" / f"{axis}_{value}"
             folder.mkdir(parents=True, exist_ok=True)
             chosen = point_config(config, axis, value)
-            (folder / "point.json").write_text(chosen.to_json())
+            (folder / "point.json").write_text(chosen.to_json(), encoding="utf-8")
             devices = {"JAX_NUM_CPU_DEVICES": str(chosen.mesh.data)}
             words = ("experiments.performance.scaling", str(folder))
             programme.run(f"{axis}_{value}", *words, environment=devices)
@@ -212,7 +212,7 @@ def main_of_point(folder: pathlib.Path) -> None:
     """Measures the point whose config is in a folder, and writes measured.json."""
     from staleness_grpo.runtime.records import write_json
 
-    config = ConfigDict(json.loads((folder / "point.json").read_text()))
+    config = ConfigDict(json.loads((folder / "point.json").read_text(encoding="utf-8")))
     write_json(folder / "measured.json", measure_point(config, folder))
 
 

@@ -93,7 +93,7 @@ def test_ctrl_c_is_a_request_and_twice_an_interruption(capfd):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    assert capfd.readouterr().err.startswith("SIGINT: the run is saved after this learner step")
+    assert capfd.readouterr().err.startswith("SIGINT: the run ends after this learner step")
 
 
 @pytest.mark.slow
