@@ -257,5 +257,5 @@ def test_a_call_that_waits_for_a_later_version_never_stops_the_learner(begins_la
         source.provide(run, 1)  # version 1 is here, version 2 is not
         learner = threading.Thread(target=lambda: settled.append(source.settle(run)), daemon=True)
         learner.start()
-        learner.join(timeout=20)
+        learner.join(timeout=60)
         assert settled == [False]  # before the end of the thread wakes everyone
