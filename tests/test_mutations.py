@@ -50,7 +50,7 @@ MUTATIONS = {
     ),
     "new weights are used and not recorded": (
         "training/in_flight.py",
-        "self._token_version_R[self.position :] = version",
+        "self._changes.append(trace.Change(self.position, version))",
         "pass",
         "training/test_in_flight.py",
     ),
@@ -64,6 +64,18 @@ MUTATIONS = {
         "training/in_flight.py",
         "change.version == step for change",
         "change.version == step - 1 for change",
+        "training/test_in_flight.py",
+    ),
+    "the last token is read twice": (
+        "policy/sampler.py",
+        "jax.lax.fori_loop(0, unfinished.position - 1, read_token",
+        "jax.lax.fori_loop(0, unfinished.position, read_token",
+        "training/test_in_flight.py",
+    ),
+    "weights are dropped that a call still needs": (
+        "training/asynchronous.py",
+        "else admitted, *self._later])",
+        "else admitted])",
         "training/test_in_flight.py",
     ),
     "a sketch that loses half of the square": (

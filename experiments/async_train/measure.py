@@ -12,7 +12,7 @@ from experiments.async_train.analysis import summarize
 from experiments.train import measure as training
 from staleness_grpo.errors import FlagError
 from staleness_grpo.runtime.records import Appender, read_jsonl
-from staleness_grpo.staleness.trace import POSITION, Change, TraceError
+from staleness_grpo.staleness.trace import POSITION, Change, TraceError, position_versions
 from staleness_grpo.training.asynchronous import BackgroundGenerator
 from staleness_grpo.training.calls import Call, list_calls, num_answered
 from staleness_grpo.training.run import Run
@@ -97,18 +97,10 @@ def check_versions(run: Run, workdir: pathlib.Path, given: list[list[Change]]) -
     agrees = np.array_equal(first, versions_W)
     if agrees and held and rollout.token_version_NxR is not None:
         length = rollout.token_version_NxR.shape[1]
-        tokens = np.array([_token_versions(changes, length) for changes in held], np.int32)
+        tokens = np.array([position_versions(changes, length) for changes in held])
         agrees = np.array_equal(np.repeat(tokens, at_once, axis=0), rollout.token_version_NxR)
     is_known = all(changes[0].version >= run.step for changes in given[answered:])
     if len(given) < answered or not agrees or not is_known:
         reason = f"{TRACE} does not belong to the checkpoint of step {run.step}"
         hint = "restore the complete file, or give another folder"
         raise FlagError("workdir", workdir, f"{reason}: {hint}")
-
-
-def _token_versions(changes: list[Change], length: int) -> np.ndarray:
-    """Returns the version of each position of a call's responses, up to `length`."""
-    versions = np.zeros(length, np.int32)
-    for position, version in changes:
-        versions[position:] = version
-    return versions

@@ -18,7 +18,6 @@ from staleness_grpo.errors import require
 
 CONFIG = "experiments/configs/benchmark_scaling.py"
 RECORDS = "cells.jsonl"
-STEPS = 12  # timed steps of a point, or S + 1 if that is more
 # size -> the fields that it sets
 AXES: dict[str, Any] = {
     "num_prompts": lambda value: {"num_prompts": value},
@@ -31,8 +30,7 @@ AXES: dict[str, Any] = {
         "policy.d_ff": 4 * value,
     },
     "vocab_size": lambda value: {"benchmark.vocab_size": value},
-    # A lag is below the number of steps.
-    "max_lag": lambda value: {"lag.max_lag": value, "steps": max(STEPS, value + 1)},
+    "max_lag": lambda value: {"lag.max_lag": value},
     "devices": lambda value: {"mesh.data": value},
 }
 # The exponent with which the work of a step grows at most. Attention has pairs of positions.
@@ -68,8 +66,6 @@ def validate(config: ConfigDict) -> None:
     seconds = config.scaling.seconds
     require(seconds > 0, "scaling.seconds", "give a number > 0", seconds)
     check_settings(config)
-    hint = f"every point has {STEPS} steps, or S + 1: leave it out"
-    require(config.steps == STEPS, "steps", hint, config.steps)
     for axis, value in points(config):
         validate_for(point_config(config, axis, value), max(config.scaling.devices))
 
@@ -85,6 +81,7 @@ def point_config(config: ConfigDict, axis: str, value: int) -> ConfigDict:
     with config.unlocked():
         del config.scaling
     config.update_from_flattened_dict(AXES[axis](value))
+    config.steps = max(config.steps, config.lag.max_lag + 1)  # a lag is below the number of steps
     return config
 
 

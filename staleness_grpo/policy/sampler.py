@@ -192,17 +192,15 @@ class _Sampling:
         return Responses(tokens, mask, logprobs), alive, token
 
 
-def _make_sampling(
-    policy: AnyPolicy,
-    params: PyTree,
-    prompts: Prompts,
-    key: jax.Array,
-    steps_N: Array,
-    slots_N: Array,
-    temperature: float,
-    **limits: Any,
-) -> _Sampling:
-    """Casts the parameters and makes the keys of a batch."""
+def _make_sampling(policy: AnyPolicy, batch: tuple, limits: dict[str, Any]) -> _Sampling:
+    """Casts the parameters and makes the keys of a batch.
+
+    Args:
+      policy: the policy.
+      batch: the other positional arguments of `sample`.
+      limits: its keyword arguments.
+    """
+    params, prompts, key, steps_N, slots_N, temperature = batch
     # The weights are cast once and not for every token. Most of a token's time goes into reading
     # them, and the cast weights may be smaller.
     params = jax.tree.map(lambda leaf: leaf.astype(policy.dtype), params)
@@ -259,20 +257,10 @@ def sample(
     Returns:
       Responses. `behavior_logprobs` has at least float32 precision and is 0 on the padding.
     """
-    sampling = _make_sampling(
-        policy,
-        params,
-        prompts,
-        key,
-        steps_N,
-        slots_N,
-        temperature,
-        group_size=group_size,
-        max_length=max_length,
-        end_token=end_token,
-        pad_token=pad_token,
-        truncation=truncation,
-    )
+    batch = (params, prompts, key, steps_N, slots_N, temperature)
+    ends = dict(max_length=max_length, end_token=end_token, pad_token=pad_token)
+    limits = dict(group_size=group_size, truncation=truncation) | ends
+    sampling = _make_sampling(policy, batch, limits)
     return sampling.go_on(sampling.begin(), max_length).responses
 
 
@@ -282,7 +270,7 @@ def sample(
 @_jit
 def begin(policy: AnyPolicy, *batch: Any, **limits: Any) -> Unfinished:
     """Reads the prompts, and samples the first token of each response."""
-    return _make_sampling(policy, *batch, **limits).begin()
+    return _make_sampling(policy, batch, limits).begin()
 
 
 @functools.partial(_jit, donate_argnames="unfinished")
@@ -295,7 +283,7 @@ def go_on(
     parameters, the cache and the prefix stay those of the old ones. The memory of `unfinished` is
     used again.
     """
-    return _make_sampling(policy, *batch, **limits).go_on(unfinished, end)
+    return _make_sampling(policy, batch, limits).go_on(unfinished, end)
 
 
 @functools.partial(_jit, donate_argnames="unfinished")
@@ -304,4 +292,4 @@ def read_again(policy: AnyPolicy, *batch: Any, unfinished: Unfinished, **limits:
 
     It reads one token after the other. The memory of `unfinished` is used again.
     """
-    return _make_sampling(policy, *batch, **limits).read_again(unfinished)
+    return _make_sampling(policy, batch, limits).read_again(unfinished)

@@ -20,7 +20,7 @@ The first line may be {"header": {...}}, which says where the lags come from. A 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TextIO
 
@@ -39,6 +39,19 @@ class Change(NamedTuple):
 
     position: int  # at least 1
     version: int
+
+
+def position_versions(changes: Sequence[Change], length: int) -> np.ndarray:
+    """Returns the version that sampled each position of a group, [length], int32.
+
+    Args:
+      changes: the versions in order. The first has position 0.
+      length: R.
+    """
+    versions = np.zeros(length, np.int32)
+    for position, version in changes:
+        versions[position:] = version
+    return versions
 
 
 class TraceError(ValueError):

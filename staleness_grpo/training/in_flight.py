@@ -40,16 +40,20 @@ class GrowingCall:
         self, generator: Generator, call: Call, version: int, params: PyTree, recompute: bool
     ):
         self._generator, self._call, self._recompute = generator, call, recompute
-        self.start_version = version  # of the first token
+        self._changes = [trace.Change(0, version)]
         self._params = params
         prompts = generator.prompts(TRAINING, call.steps, call.slots)
         generator.watch("prompts", ())
         placed = generator.place(prompts, TRAINING, call.steps, call.slots)
         self._prompts, self._batch = prompts, (*placed, generator.group_size)
         self.max_length = generator.task.max_response_length  # R
-        self._token_version_R = np.full(self.max_length, version, np.int32)
         with jax.set_mesh(generator.mesh):
             self._unfinished = generator.programs.begin(params, *self._batch)
+
+    @property
+    def start_version(self) -> int:
+        """Returns the version that sampled the first tokens."""
+        return self._changes[0].version
 
     @property
     def position(self) -> int:
@@ -80,7 +84,7 @@ class GrowingCall:
     def change(self, version: int, params: PyTree) -> None:
         """Lets another version sample the next tokens."""
         self._params = params
-        self._token_version_R[self.position :] = version
+        self._changes.append(trace.Change(self.position, version))
         if self._recompute:
             with jax.set_mesh(self._generator.mesh):
                 self._unfinished = self._generator.programs.read_again(
@@ -93,7 +97,8 @@ class GrowingCall:
         self._generator.watch("sampling", self._unfinished.responses)
         responses = mesh_lib.get_own_rows(self._unfinished.responses, mesh)
         pending = self._generator.start_scoring(self._prompts, responses, self.start_version)
-        versions = np.tile(self._token_version_R, (len(self._prompts.index_N), 1))
+        version_R = trace.position_versions(self._changes, self.max_length)
+        versions = np.tile(version_R, (len(self._prompts.index_N), 1))
         rollout = dataclasses.replace(pending.rollout, token_version_NxR=versions)
         return dataclasses.replace(pending, rollout=rollout)
 

@@ -33,6 +33,7 @@ def test_a_point_sets_its_size_alone():
     wide = scaling.point_config(config, "d_model", 256)
     assert wide.policy.num_heads * wide.policy.head_dim == wide.policy.d_model == 256
     assert scaling.point_config(config, "max_lag", 64).steps == 65
+    assert scaling.point_config(config, "max_lag", 4).steps == config.steps
 
 
 def test_an_exponent_is_the_slope_of_the_largest_values():
@@ -102,7 +103,6 @@ def test_a_point_is_measured_in_a_process(tmp_path):
         ({"scaling.num_prompts": (8,)}, "scaling.num_prompts=.*: give two or more sizes"),
         ({"scaling.group_size": (0, 4)}, "scaling.group_size=.*: give two or more sizes"),
         ({"scaling.seconds": 0.0}, "scaling.seconds=0.0: give a number > 0"),
-        ({"steps": 40}, "steps=40: every point has 12 steps, or S \\+ 1: leave it out"),
         ({"updates_per_batch": 2}, "updates_per_batch=2: a timed step learns once"),
         ({"scaling.devices": (1, 3)}, "num_prompts=8: the mesh cannot split a minibatch evenly"),
     ],

@@ -12,6 +12,7 @@ import pathlib
 import random
 import sys
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -27,12 +28,27 @@ from tests.helpers.tiny import asynchronous_config
 
 
 def uneven(seed: int):
-    """Returns a watch that sleeps now and then, in the generator's thread and in the learner's."""
-    choose = random.Random(seed)
+    """Returns a watch that holds the generator's thread and the learner's up now and then.
+
+    The generator is held up until the learner has made two more updates, however fast the machine
+    is. If the learner waits for the generator, it is held up for a moment.
+    """
+    choose, num_updates, changed = random.Random(seed), 0, threading.Condition()
 
     def watch(part: str, arrays: Any) -> None:
-        if part in ("prompts", "update", "part"):
-            time.sleep(choose.choice((0, 0, 0, 0.04)))
+        nonlocal num_updates
+        if part not in ("prompts", "update"):
+            return
+        with changed:
+            is_held_up = choose.random() < 0.25
+            if part == "update":
+                num_updates += 1
+                changed.notify_all()
+            elif is_held_up:
+                later = num_updates + 2
+                changed.wait_for(lambda: num_updates >= later, timeout=0.2)
+        if part == "update" and is_held_up:
+            time.sleep(0.04)
 
     return watch
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from staleness_grpo.config.build import build_run
+from staleness_grpo.config.defaults import default_config
 from staleness_grpo.config.validation import validate
 from staleness_grpo.errors import FieldError
 from staleness_grpo.runtime.records import plain
@@ -21,6 +22,7 @@ from staleness_grpo.training.in_flight import GrowingCall, Replay
 from staleness_grpo.training.loop import lags_of_tokens, train
 from staleness_grpo.training.rollouts import TRAINING
 from staleness_grpo.types import Responses, Rollout
+from tests.conftest import ROOT
 from tests.helpers.tiny import asynchronous_config, decoder_config
 
 CALL = Call(3, np.arange(2))
@@ -29,9 +31,18 @@ LENGTH = 6
 CHANGES = [(1, 7), (4, 9)]
 
 
-@pytest.fixture(scope="module")
-def run():
-    return build_run(decoder_config(**{"task.max_response_length": LENGTH}))
+GRU = {"name": f"{ROOT}/docs/examples/gru.py:GRU", "arguments": {"width": 8}}
+
+
+@pytest.fixture(scope="module", params=["decoder", "GRU"])
+def run(request):
+    """A GRU has no positions in its cache, so a token that is read twice changes it."""
+    config = decoder_config(**{"task.max_response_length": LENGTH})
+    if request.param == "GRU":
+        config.policy = default_config().policy
+        with config.unlocked():
+            config.policy.update(GRU)
+    return build_run(config)
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +270,50 @@ def test_a_call_that_waits_for_a_later_version_never_stops_the_learner(begins_la
         learner.start()
         learner.join(timeout=60)
         assert settled == [False]  # before the end of the thread wakes everyone
+
+
+def test_weights_that_a_call_still_needs_are_kept_while_newer_ones_come(monkeypatch):
+    config = asynchronous_config(steps=6, **{"asynchronous.in_flight": "continue"})
+    run = build_run(config)
+    monkeypatch.setattr(asynchronous, "generator_mesh", lambda config: run.mesh)
+    given = {place: [Change(0, 0)] for place in range(4)}
+    given[4] = [Change(0, 0), Change(1, 1), Change(2, 2)]
+    published = threading.Event()
+
+    def watch(part, arrays):
+        # The call of step 2 begins when version 2 is there, and needs version 1.
+        if part == "prompts" and len(seen) == 4:
+            assert published.wait(60)
+        if part == "prompts":
+            seen.append(part)
+
+    seen = []
+    run.watch_with(watch)
+    with asynchronous.BackgroundGenerator(run, lambda *call: None, given) as source:
+        source.provide(run, 0)
+        source.provide(run, 1)
+        source._publish(2, run.state.params)
+        published.set()
+        source.provide(run, 2)
+    _, slots, versions, groups = run.buffer.unread()
+    changed = groups.token_version_NxR[(run.buffer.unread()[0] == 2) & (slots < 2)]
+    np.testing.assert_array_equal(changed[:, :3], [[0, 1, 2]] * 2)
+    assert set(versions) == {0, 2}
+
+
+def test_groups_that_are_sampled_at_once_begin_with_one_version(tmp_path):
+    config = replay_config(tmp_path, TWICE)
+    path = tmp_path / "trace.jsonl"
+    text = path.read_text()
+    line = '{"step": 4, "slot": 3, "behavior_version": 2}'
+    assert text.count(line) == 1
+    path.write_text(
+        text.replace(line, line.replace('"behavior_version": 2', '"behavior_version": 3'))
+    )
+    with pytest.raises(FieldError, match="step 4, slot 2: its 2 neighboring groups begin with"):
+        validate(config, 2)
+    config.asynchronous.in_flight = "finish"
+    path.write_text(
+        "\n".join(line for line in path.read_text().splitlines() if "position" not in line)
+    )
+    validate(config, 2)  # without changes in flight any lag may stand anywhere
