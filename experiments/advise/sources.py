@@ -16,6 +16,7 @@ from staleness_grpo.scaling.collapse_law import Runs, runs
 from staleness_grpo.scaling.early_sign import SIGN, SMALL_MODELS, early_mean
 from staleness_grpo.scaling.outcomes import LEARNED, STALLED, outcomes
 from staleness_grpo.scaling.prior import Sign
+from staleness_grpo.training.learner import momentum_decay
 
 DEFAULT_B1 = 0.9
 KL = "approx_kl"
@@ -50,7 +51,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
         records = run_probe(config, workdir)
         kind = f"a probe of {len(records)} runs with rates from {rates(config)[0]:g}"
         cost = sum(record["steps_run"] for record in records)
-        return _known(config, records, _b1(config), kind, cost)
+        return _known(config, records, momentum_decay(config.optimizer), kind, cost)
     if question.logs:
         rows, notes = [], []
         for path in question.logs:
@@ -74,7 +75,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
         saved = ConfigDict(read_json(folder / "config.json"))
         if "optimizer" not in saved:
             raise FlagError("run", folder, "it holds no trainings: give one of a map or a training")
-        momenta.add(_b1(saved))
+        momenta.add(momentum_decay(saved.optimizer))
         is_map = (folder / "cells.jsonl").exists()
         rows += read_jsonl(folder / "cells.jsonl") if is_map else [_of_training(folder, saved)]
     if len(momenta) > 1:
@@ -82,10 +83,6 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> Known:
         raise FlagError("run", ", ".join(question.runs), hint)
     kind = f"{counted(len(rows), 'run')} in {counted(len(question.runs), 'workdir')}"
     return _known(config, rows, momenta.pop(), kind, 0)
-
-
-def _b1(config: ConfigDict) -> float:
-    return float(config.optimizer.b1) if config.optimizer.name != "sgd" else 0.0
 
 
 def _known(

@@ -12,6 +12,7 @@ from experiments.sweep import grid
 from staleness_grpo.errors import require, require_local
 from staleness_grpo.runtime.records import read_jsonl
 from staleness_grpo.scaling import collapse_law
+from staleness_grpo.training.learner import momentum_decay
 
 REFERENCE = "reference"
 STORIES = "stories260k"
@@ -67,7 +68,7 @@ def read(config: ConfigDict, maps: dict[str, list[dict]]) -> dict[str, Setting]:
     settings = {}
     for name, setting in configs(config).items():
         optimizer = setting.optimizer
-        b1 = 0.0 if optimizer.name == "sgd" else optimizer.b1
+        b1 = momentum_decay(optimizer)
         key = REFERENCE if name == grid.MAIN else name
         schedule = setting.lag.schedule if config.law.age == MEAN else "constant"
         settings[key] = Setting(maps[name], b1, optimizer.name, schedule)

@@ -119,7 +119,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict:
     forward_flops = machine.matmul_flops(policy_config, task, config.num_prompts, group_size)
     num_responses = config.num_prompts * group_size
     tokens_per_second = num_responses * task.max_response_length / sampling
-    responses_per_copy = num_responses // mesh_lib.batch_shards(run.mesh)
+    responses_per_copy = num_responses // mesh_lib.batch_shards(run.generator.mesh)
     tokens_per_second_bound = bandwidth / machine.bytes_per_sampled_token(
         policy_config, task, group_size, responses_per_copy
     )

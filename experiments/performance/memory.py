@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from experiments.common import cli
-from staleness_grpo.errors import FieldError
+from staleness_grpo.errors import FieldError, require
 
 if TYPE_CHECKING:  # importing JAX is slow, and an error in a flag should appear at once
     from jax.sharding import Mesh
@@ -80,6 +80,8 @@ def validate(config: ConfigDict) -> None:
     """Raises FieldError if the config's programs cannot be compiled."""
     from experiments.performance.random_tokens import validate_for
 
+    hint = "the report knows one mesh, which samples too: give 0"
+    require(config.sampler.devices == 0, "sampler.devices", hint)
     devices = target_devices(config.topology)
     validate_for(config, len(devices), devices[0].platform)
 

@@ -99,6 +99,9 @@ def default_config() -> ConfigDict:
                 learner_distribution="truncated",
                 # Groups that are sampled at once, a divisor of num_prompts; unset: num_prompts.
                 batch_prompts=config_dict.placeholder(int),
+                # Devices that split a batch while it is sampled, each with a copy of the
+                # parameters; 0: those of the mesh.
+                devices=0,
             ),
             rewards=dict(
                 num_workers=2,  # processes that judge the responses of text tasks
@@ -137,14 +140,14 @@ def default_config() -> ConfigDict:
                 **{name: config_dict.placeholder(float) for name in PARAMETERS},
             ),
             optimizer=dict(
-                name="adam",  # sgd, adam or adamw
+                name="adam",  # sgd, momentum (SGD with momentum b1), adam or adamw
                 learning_rate=1e-3,  # eta
                 warmup_steps=0,  # learner steps of linear warm-up
                 decay="none",  # none, linear or cosine: how the learning rate falls to 0
                 # Learner steps after which it is 0; unset: `steps`.
                 decay_steps=config_dict.placeholder(int),
                 max_grad_norm=0.0,  # the gradient's global norm is clipped to this; 0: no clip
-                b1=0.9,  # decay of Adam's first moment
+                b1=0.9,  # decay of Adam's first moment, or of momentum
                 b2=0.999,  # decay of Adam's second moment
                 epsilon=1e-8,  # added to Adam's denominator
                 weight_decay=0.0,  # weight decay, for AdamW only

@@ -283,6 +283,7 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
         f"leave it unset, or give a divisor of num_prompts={config.num_prompts} that is a multiple "
         f"of mesh.data * mesh.fsdp = {shards}",
     )
+    _check_sampling_devices(config, num_devices)
     microbatch = config.microbatch_prompts
     require(
         microbatch == 0 or (minibatch % microbatch == microbatch % shards == 0),
@@ -298,6 +299,19 @@ def _check_mesh(config: ConfigDict, num_devices: int) -> None:
         f"num_prompts={config.num_prompts} / metrics.paired_blocks a multiple of "
         f"mesh.data * mesh.fsdp = {shards}",
     )
+
+
+def _check_sampling_devices(config: ConfigDict, num_devices: int) -> None:
+    """Refuses devices of the sampler that are not there, or cannot split a batch evenly."""
+    import jax
+
+    count, at_once = config.sampler.devices, config.sampler.batch_prompts or config.num_prompts
+    hint = f"give 0, or a divisor of the {at_once} groups that are sampled at once"
+    require(count >= 0 and (count == 0 or at_once % count == 0), "sampler.devices", hint)
+    hint = f"this machine has {counted(num_devices, 'device')}: give at most {num_devices}"
+    require(count <= num_devices, "sampler.devices", hint)
+    hint = "several processes sample on their mesh: give 0"
+    require(count == 0 or jax.process_count() == 1, "sampler.devices", hint)
 
 
 def _check_processes(config: ConfigDict, needed: int, field: str, num_devices: int) -> None:

@@ -41,7 +41,7 @@ class GrowingCall:
     ):
         self._generator, self._call, self._recompute = generator, call, recompute
         self._changes = [trace.Change(0, version)]
-        self._params = params
+        self._params = params = generator.place_params(params)
         prompts = generator.prompts(TRAINING, call.steps, call.slots)
         generator.watch("prompts", ())
         placed = generator.place(prompts, TRAINING, call.steps, call.slots)
@@ -83,7 +83,7 @@ class GrowingCall:
 
     def change(self, version: int, params: PyTree) -> None:
         """Lets another version sample the next tokens."""
-        self._params = params
+        self._params = params = self._generator.place_params(params)
         self._changes.append(trace.Change(self.position, version))
         if self._recompute:
             with jax.set_mesh(self._generator.mesh):

@@ -23,7 +23,7 @@ from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
 DECAYS = ("none", "linear", "cosine")
 # Last names of the paths of parameters that are no matrices: the scales of norms, and biases.
 VECTORS = ("scale", "bias")
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 # Diagnostics of the loss that update rules and the guard read.
 READ_BY_OPTIMIZERS = ("sequence_ess", "log_ratio_second_moment")
 
@@ -51,6 +51,14 @@ def check_optimizer(fields: Mapping[str, Any]) -> None:
     hint = "optimizer.weight_decay=0 makes no use of it: leave it out, or give AdamW a weight decay"
     is_used = fields["weight_decay"] > 0
     require(is_used or fields["decay_norms"], "decay_norms", hint, fields["decay_norms"])
+
+
+def momentum_decay(config: Any) -> float:
+    """Returns the factor by which an optimizer weights a gradient less with each step.
+
+    It is 0 without momentum. `config` is `config.optimizer`.
+    """
+    return 0.0 if config.name == "sgd" else float(config.b1)
 
 
 def learning_rate_schedule(config: Any, num_steps: int, peak: Any = None) -> optax.Schedule:
@@ -91,6 +99,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer: global-norm clip, SGD, Adam or AdamW, guard, learning rate.
 
+    `momentum` is SGD with the sum of past gradients, each weighted by b1 to the power of its age.
+
     The optimizer descends, so it expects the gradient of a loss.
 
     Args:
@@ -110,6 +120,8 @@ def make_optimizer(
         (after if rule.after_optimizer else before).append(transformation)
     if config.max_grad_norm > 0:
         before.append(optax.clip_by_global_norm(config.max_grad_norm))
+    if config.name == "momentum":
+        before.append(optax.trace(config.b1))
     if config.name in ("adam", "adamw"):
         before.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
     if config.name == "adamw":

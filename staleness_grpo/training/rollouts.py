@@ -95,13 +95,14 @@ class Generator:
     """Samples responses to (step, slot) pairs from any parameters, and starts to score them."""
 
     programs: Programs
-    mesh: Mesh
+    mesh: Mesh  # of the devices that sample
     seed: int
     num_prompts: int  # N, the groups of a rollout batch
     group_size: int  # G
     updates_per_batch: int = 1
     batch_prompts: int | None = None  # groups sampled at once; None: num_prompts
     reward_pool: RewardPool | None = None  # for tasks that judge text
+    learner_mesh: Mesh | None = None  # of the learner, if it is another one
     # The prompts that may be drawn; None: all. Others are held out.
     prompt_indices: np.ndarray | None = None
     report: Callable[[str], None] = dataclasses.field(default_factory=FailureReports)
@@ -175,7 +176,7 @@ class Generator:
         responses = self.sample(params, prompts, TRAINING, steps_N, slots_N, self.group_size)
         rollout = self.score(prompts, responses, step)
         rollout = dataclasses.replace(rollout, reward_components_NxGxO=None)
-        return mesh_lib.put_own_rows(rollout, self.mesh, self.num_prompts)
+        return mesh_lib.put_own_rows(rollout, self.learner_mesh or self.mesh, self.num_prompts)
 
     def prompts(self, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray) -> Prompts:
         """Returns the prompts of these (step, slot) pairs; see `draw_prompts`."""
@@ -194,9 +195,16 @@ class Generator:
 
         The group slots are sharded over the mesh.
         """
+        params = self.place_params(params)
         batch = self.place(prompts, purpose, steps_N, slots_N)
         with jax.set_mesh(self.mesh):
             return self.programs.sample(params, *batch, group_size)
+
+    def place_params(self, params: PyTree) -> PyTree:
+        """Copies the learner's parameters to each device that samples, if these are others."""
+        if self.learner_mesh is None:
+            return params
+        return jax.device_put(params, mesh_lib.replicated(self.mesh))
 
     def place(
         self, prompts: Prompts, purpose: int, steps_N: np.ndarray, slots_N: np.ndarray

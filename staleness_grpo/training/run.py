@@ -224,15 +224,17 @@ def assemble_run(
     _report_dropped(task, config.task.get("path"))
     schedule = lag_schedule(config)
     fraction = config.heldout.fraction
+    num_samplers = config.sampler.devices
     generator = Generator(
         programs,
-        mesh,
+        mesh_lib.make_mesh(data=num_samplers) if num_samplers else mesh,
         config.seed,
         num_prompts=config.num_prompts,
         group_size=config.group_size,
         updates_per_batch=config.updates_per_batch,
         batch_prompts=config.sampler.batch_prompts,
         reward_pool=judge_pool,
+        learner_mesh=mesh if num_samplers else None,
         prompt_indices=split(task, fraction)[0] if fraction else None,
     )
     heldout = make_heldout(config, generator)

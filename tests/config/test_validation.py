@@ -171,6 +171,8 @@ OUT_OF_RANGE = [
     ("policy.dtype", "float64"),  # without x64
     ("seed", 2**31),
     ("mesh.tensor", 2),  # 1 device
+    ("sampler.devices", 2),
+    ("sampler.devices", -1),
     ("correction.cap", -1.0),
     ("correction.quantile", 1.5),
     ("correction.tau_positive", 0.0),

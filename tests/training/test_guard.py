@@ -94,7 +94,7 @@ def test_an_average_at_the_level_is_no_alarm_and_one_above_it_is():
     assert found == [False, True]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
 def test_every_optimizer_is_scaled_after_its_own_rules(name):
     config = default_config()
     config.optimizer.update(dict(name=name, learning_rate=0.1, warmup_steps=2, max_grad_norm=1.0))

@@ -31,6 +31,9 @@ def test_optimizers_against_literal_steps():
     config.warmup_steps = 2  # half the rate, then all of it
     np.testing.assert_allclose(steps(config, [[3.0, 4.0], [1.0, 1.0]]), [0.75, -2.3], rtol=1e-6)
     config.warmup_steps = 0
+    config.name, config.b1 = "momentum", 0.5  # the second step has 1 + 0.5 * 3 and 1 + 0.5 * 4
+    np.testing.assert_allclose(steps(config, [[3.0, 4.0], [1.0, 1.0]]), [0.45, -2.7], rtol=1e-6)
+    config.b1 = 0.9
     config.name = "adam"  # the first step is learning_rate * sign
     np.testing.assert_allclose(steps(config, [[3.0, -4.0]]), [0.9, -1.9], rtol=1e-5)
     config.name, config.weight_decay = "adamw", 0.5
