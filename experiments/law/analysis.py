@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.law import thresholds
 from experiments.law.predictions import heldout
 from experiments.law.settings import REFERENCE, Setting, middle_rate
 from experiments.sweep.laws import eta_max, seed_halves
@@ -50,6 +51,9 @@ def summarize(settings: dict[str, Setting], law: ConfigDict) -> dict[str, Any]:
         "momentum": momentum({name: (fits[name], settings[name].b1) for name in calibration}),
         "rules": rules(settings),
         "laws": laws(settings, runs, rate),
+        "thresholds": thresholds.judge(
+            settings, {name: rate_of(settings, name, rate) for name in settings}
+        ),
         "heldout": heldout(settings, law, prior, rate),
         "interventions": interventions(settings, law),
         "signs": signs(settings, calibration),

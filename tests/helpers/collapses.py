@@ -42,7 +42,11 @@ def record(
         "collapse_step": step,
         "trace_every": every,
         "final": 0.9 if step is None else 0.0,
-        "traces": {"log_ratio_second_moment": [sign] * (cell.steps // every)},
+        "traces": {
+            "log_ratio_second_moment": [sign] * (cell.steps // every),
+            "ess": [1 / (1 + sign)] * (cell.steps // every),
+            "clip_fraction": [sign / (1 + sign)] * (cell.steps // every),
+        },
     }
 
 

@@ -10,7 +10,8 @@
   `tunix_step.py` for how to make them. A peer without an interpreter is left out.
 - --before names an older checkout of this project, whose benchmark is timed too.
 
-The result is DIR/summary.json, with the median step of each round. No other process should run.
+The result is DIR/summary.json, with the median step of each round. DIR/config.json has the flags,
+the commit of the older checkout and the peers' versions. No other process should run.
 """
 
 import argparse
@@ -21,6 +22,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+
+from staleness_grpo.runtime.environment import describe_environment
+from staleness_grpo.runtime.records import write_json
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -39,10 +44,10 @@ def ours(checkout: pathlib.Path, steps: int, num_sampler_devices: int = 0) -> fl
     return json.loads(summary)["step_seconds"]
 
 
-def peer(script: str, python: str, steps: int) -> float:
-    """Returns the median step of a peer, in seconds."""
+def peer(script: str, python: str, steps: int) -> dict:
+    """Returns what the script of a peer measures, with the time of each step in seconds."""
     printed = run([python, str(HERE / script), f"--steps={steps}"], HERE, {})
-    return statistics.median(json.loads(printed.splitlines()[-1])["step_seconds"])
+    return json.loads(printed.splitlines()[-1])
 
 
 def run(command: list[str], folder: pathlib.Path, variables: dict[str, str]) -> str:
@@ -84,25 +89,37 @@ def main() -> None:
     if flags.rounds < 1 or flags.steps < 1:
         parser.error("give --rounds and --steps of at least 1")
     cores = len(os.sched_getaffinity(0))
+    settings = {"rounds": flags.rounds, "steps": flags.steps}
     timers = {
         "default": lambda: ours(ROOT, flags.steps),
         "sampler_devices": lambda: ours(ROOT, flags.steps, cores),
     }
     if flags.before:
-        timers["before"] = lambda: ours(flags.before.resolve(), flags.steps)
+        before = flags.before.resolve()
+        timers["before"] = lambda: ours(before, flags.steps)
+        settings["before"] = run(["git", "rev-parse", "--short", "HEAD"], before, {}).strip()
+
+    def timer_of(name: str, python: str) -> Callable[[], float]:
+        def timed() -> float:
+            measured = peer(f"{name}_step.py", python, flags.steps)
+            times = measured.pop("step_seconds")
+            settings[name] = measured
+            return statistics.median(times)
+
+        return timed
+
     for name, python in (("trl", flags.trl), ("tunix", flags.tunix)):
         if python:
-            timers[name] = lambda name=name, python=python: peer(
-                f"{name}_step.py", python, flags.steps
-            )
+            timers[name] = timer_of(name, python)
     seconds_by_name: dict[str, list[float]] = {name: [] for name in timers}
     flags.workdir.mkdir(parents=True, exist_ok=True)
+    write_json(flags.workdir / "environment.json", describe_environment())
     for index in range(flags.rounds):
         for name, timer in timers.items():
             seconds_by_name[name].append(timer())
             print(f"round {index}: {name} {seconds_by_name[name][-1]:.4f} s", flush=True)
-        summary = json.dumps(summarize(seconds_by_name), indent=2)
-        (flags.workdir / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        write_json(flags.workdir / "summary.json", summarize(seconds_by_name))
+        write_json(flags.workdir / "config.json", settings)
 
 
 if __name__ == "__main__":
