@@ -32,9 +32,12 @@ KINDS = {
     "benchmark": ("experiments.benchmark", "the time of learner steps"),
     "paired": ("experiments.paired_bias", "trainings whose gradient bias is measured"),
     "cluster": ("experiments.pipeline", "simulated pipelines"),
+    "rounds": ("experiments.performance.peers.alternate", "steps of this project and of peers"),
     "sampled": ("experiments.bias", "the exact bias of small problems"),
     "steps": ONE_TRAINING,
 }
+GUARD = ("experiments.guard", "maps of trainings with and without a guard")
+GUARDED = {"warn", "scale"}  # its variants, by which its config differs from that of a sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Workdir:
         A training's config may have the section of another command. So its files come first.
         """
         is_training = (self.folder / METRICS).exists() or LEARNER_STEPS in (self.summary() or {})
-        return ONE_TRAINING if is_training else KINDS[_sections(self.config)[0]]
+        if is_training:
+            return ONE_TRAINING
+        return GUARD if _is_guard(self.config) else KINDS[_sections(self.config)[0]]
 
     @property
     def command(self) -> str:
@@ -102,6 +107,10 @@ def read_workdir(path: str) -> Workdir:
 def _sections(config: Any) -> list[str]:
     """Returns the keys of KINDS that a config has, in their order."""
     return [name for name in KINDS if isinstance(config, dict) and name in config]
+
+
+def _is_guard(config: dict[str, Any]) -> bool:
+    return "sweep" in config and set(config.get("variants") or {}) == GUARDED
 
 
 def is_locked(folder: pathlib.Path) -> bool:

@@ -19,10 +19,12 @@ def summarize(records: list[dict]) -> dict:
     """
     _, rewards = evaluations(records)
     seconds = sorted(record["time_step"] for record in records)
+    alarms = [record["guard_alarm"] for record in records if "guard_alarm" in record]
     heldout = [record["heldout_reward"] for record in records if "heldout_reward" in record]
     return {
         "learner_steps": len(records),
         **({"first_heldout_reward": heldout[0], "final_heldout_reward": None} if heldout else {}),
+        **({"guard_alarms": int(sum(alarms))} if alarms else {}),
         "collapsed": records[-1]["collapsed"],
         "first_eval_reward": float(rewards[0]) if len(rewards) else None,
         "peak_eval_reward": float(rewards.max()) if len(rewards) else None,

@@ -1,31 +1,21 @@
 """The timing of peers runs every library in each round, and reads what their scripts print."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 
 import pytest
 
+from experiments.performance.peers import alternate
 from tests.conftest import ROOT
 
-PATH = ROOT / "experiments" / "performance" / "peers" / "alternate.py"
 SLOW_PEER = """#!{python}
 print("words before")
 print('{{"step_seconds": [0.4, 0.2, 0.3], "version": "1.16"}}')
 """
 
 
-@pytest.fixture
-def alternate():
-    """The folder of peers is no package, so the script is loaded from its path."""
-    spec = importlib.util.spec_from_file_location("alternate", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_rounds_alternate_and_ratios_are_of_medians(alternate, tmp_path, monkeypatch, capsys):
+def test_rounds_alternate_and_ratios_are_of_medians(tmp_path, monkeypatch, capsys):
     order, times = [], iter([0.3, 0.1, 0.5, 0.2, 0.4, 0.1])
 
     def ours(checkout, steps, num_sampler_devices=0):
@@ -57,7 +47,7 @@ def test_rounds_alternate_and_ratios_are_of_medians(alternate, tmp_path, monkeyp
     assert summary["median_step_seconds"] == pytest.approx(medians)
     assert summary["over_sampler_devices"]["trl"] == pytest.approx(1.2)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    assert config == {"rounds": 2, "steps": 3, "before": "abc", "trl": {"version": "1.16"}}
+    assert config == {"rounds": 2, "timed_steps": 3, "before": "abc", "trl": {"version": "1.16"}}
     assert summary["rounds"] == 2 and "round 1: trl 0.3000 s" in capsys.readouterr().out
 
 
@@ -71,6 +61,10 @@ def test_rounds_alternate_and_ratios_are_of_medians(alternate, tmp_path, monkeyp
 )
 def test_bad_flags_are_refused(flags, message):
     done = subprocess.run(
-        [sys.executable, str(PATH), *flags], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "experiments.performance.peers.alternate", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1]

@@ -105,6 +105,11 @@ def test_the_folder_of_any_command_says_what_it_is(folder, capsys):
     assert ("one training" in text) == (folder.name in TRAININGS)
 
 
+def test_a_map_with_the_variants_of_the_guard_is_its_command_s(capsys):
+    text = shown(capsys, "experiments/results/guard")
+    assert ", by experiments.guard" in text
+
+
 def test_trainings_inside_a_folder_are_named(finished, tmp_path, capsys):
     write_json(tmp_path / "config.json", {"paired": {}, "steps": 3})
     (tmp_path / "S1").symlink_to(finished)

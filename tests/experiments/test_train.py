@@ -9,7 +9,7 @@ import pytest
 
 from experiments.common import cli
 from experiments.train import __main__ as train
-from experiments.train import figures
+from experiments.train import analysis, figures
 from staleness_grpo.config import validation
 from staleness_grpo.runtime.records import read_jsonl
 from tests.helpers.tiny import tiny_config
@@ -45,6 +45,13 @@ def test_files_and_second_call(tmp_path, capsys):
     assert said[0].endswith("finished already; its figures are drawn again from its records")
     assert said[1:] == [str(tmp_path / "summary.json"), str(tmp_path / "training.png")]
     assert before == files()
+
+
+def test_a_summary_counts_the_alarms_of_a_guard_if_there_is_one():
+    steps = [{"time_step": 0.1, "collapsed": False, "guard_alarm": i % 3 == 0} for i in range(7)]
+    assert analysis.summarize(steps)["guard_alarms"] == 3
+    unguarded = [{"time_step": 0.1, "collapsed": False} for _ in range(7)]
+    assert "guard_alarms" not in analysis.summarize(unguarded)
 
 
 def test_a_panel_without_measurements_says_so():

@@ -1,6 +1,6 @@
 """Times learner steps of this project and of two peers in turns, on one machine.
 
-    python experiments/performance/peers/alternate.py --workdir=DIR [--rounds=5] [--steps=20]
+    python -m experiments.performance.peers.alternate --workdir=DIR [--rounds=5] [--steps=20]
         [--trl=VENV/bin/python] [--tunix=VENV/bin/python] [--before=CHECKOUT]
 
 - In each round every library has one process, which runs alone. The next round starts again with
@@ -89,7 +89,7 @@ def main() -> None:
     if flags.rounds < 1 or flags.steps < 1:
         parser.error("give --rounds and --steps of at least 1")
     cores = len(os.sched_getaffinity(0))
-    settings = {"rounds": flags.rounds, "steps": flags.steps}
+    settings = {"rounds": flags.rounds, "timed_steps": flags.steps}
     timers = {
         "default": lambda: ours(ROOT, flags.steps),
         "sampler_devices": lambda: ours(ROOT, flags.steps, cores),
