@@ -7,8 +7,9 @@ FOLDER: the downloaded files of Llama-3.2-1B-Instruct.
 FILE.jsonl: train.jsonl of GSM8K, with lines {"question", "answer"}.
 
 Why this grid: arXiv 2607.01083 is stable while S eta stays below about 1.6e-6, and collapses at
-t_c eta of about 3.2e-5. At the lags 8, 16 and 32 the first bound is at 2e-7, 1e-7 and 5e-8. The
-second one is at 4.6e-8 for 700 steps. The grid has learning rates on both sides of all of them.
+t_c eta of about 3.2e-5. We know both from a public note on its full text. At the lags 8, 16 and 32
+the first bound is at 2e-7, 1e-7 and 5e-8. The second one is at 4.6e-8 for 700 steps. The grid has
+learning rates on both sides of all of them.
 
 Hardware: 8 GPUs or TPU chips with 80 GB each for one cell; `--plan` says for how long.
 Run time and outcome: not known. The config has not been run, because no accelerator was available.
@@ -29,7 +30,9 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         del config.paired
     config.update(dict(steps=700, eval_every=20))
-    config.metrics.update(dict(paired_every=0, paired_blocks=0, parameter_drift=False))
+    # The sketch measures R_batch without a copy of the parameters for each version.
+    metrics = dict(paired_every=0, paired_blocks=0, parameter_drift=True, drift_sketch=256)
+    config.metrics.update(metrics)
     config.lag.schedule = "cyclic"
     config.checkpoint.save_every = 100
     config.sweep = scaling_laws.get_config().sweep

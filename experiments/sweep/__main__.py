@@ -101,7 +101,7 @@ if __name__ == "__main__":
 
         if share_flag.value is not None:
             Share.parse(share_flag.value)
-        grid.validate(config)
+        grid.validate(config, elsewhere=plan_flag.value and step_seconds_flag.value is not None)
         if plan_flag.value:
             from experiments.sweep import plan
 

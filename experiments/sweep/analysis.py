@@ -35,11 +35,10 @@ def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict[str, Any]
         if name != MAIN
     }
     by_name = summary["variants"] | {MAIN: summary}
-    fitted = {name: is_fitted(by_name[name]) for name in maps}
     summary["figures_left_out"] = [
         f"{figure_prefix(name)}_{figure}: {reason}"
         for name, records in maps.items()
-        for figure, reason in figures_left_out(records, fitted[name]).items()
+        for figure, reason in figures_left_out(records, by_name[name]).items()
     ]
     return summary
 
@@ -47,7 +46,8 @@ def summarize(maps: dict[str, list[dict]], config: ConfigDict) -> dict[str, Any]
 def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, Any]:
     """Returns the counts and the laws of one map.
 
-    The laws are left out if they cannot be fitted to the cells (`can_be_fitted`).
+    If the rules cannot be fitted to the cells (`can_be_fitted`), the summary has only what needs no
+    rule (`laws_without_rules`).
 
     Args:
       records: the records of the map's cells.
@@ -69,7 +69,7 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
     cells = all_cells[all_cells.max_lag >= 1]
     last = cells[cells.horizon == max(horizons)]
     if not can_be_fitted(last):
-        return summary
+        return summary | laws_without_rules(records, last)
     by_horizon = {
         horizon: {
             "eta_max": laws.eta_max(cells[cells.horizon == horizon]),
@@ -90,8 +90,39 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
         summary["cosine"] = alarms.cosine(records)
     if has_trace(records, "drift_from_behavior"):
         summary |= laws.constants(records)
-        summary["predicted_eta_max"] = laws.predicted_eta_max(summary, cells)
+        if all(name in summary for name in laws.CONSTANTS):
+            summary["predicted_eta_max"] = laws.predicted_eta_max(summary, cells)
     return summary
+
+
+def laws_without_rules(records: list[dict], cells: stability.Cells) -> dict[str, Any]:
+    """Returns the laws of a map with too few lags for a rule of the boundary, as the paper's has.
+
+    A law is left out if the cells say nothing about it.
+
+    Args:
+      records: the records of the map's cells.
+      cells: the cells with S >= 1 at the last horizon.
+
+    Returns:
+      `eta_max`: the boundary of each S, if a cell collapsed.
+      `collapse_step_times_eta`, `collapse_time`: see `laws`. They need collapses at
+        S >= laws.LONG_LAG, and the exponents two such S and two learning rates.
+      `scale_free_ratio`, and the constants of `laws.constants` that were measured.
+    """
+    found: dict[str, Any] = {}
+    if not cells.collapsed.any():
+        return found
+    found["eta_max"] = laws.eta_max(cells)
+    stale = [record for record in records if record["max_lag"] >= laws.LONG_LAG]
+    if len(laws.collapsed(stale)) >= laws.MIN_COLLAPSES:
+        found["collapse_step_times_eta"] = laws.collapse_step_times_eta(records)
+        found["scale_free_ratio"] = laws.scale_free_ratio(found)
+        if all(len({r[name] for r in stale}) > 1 for name in ("max_lag", "learning_rate")):
+            found["collapse_time"] = laws.collapse_time(records)
+    if has_trace(records, "drift_from_behavior"):
+        found |= laws.constants(records)
+    return found
 
 
 def has_trace(records: list[dict], name: str) -> bool:
@@ -162,8 +193,8 @@ def can_be_fitted(cells: stability.Cells) -> bool:
 
 
 def is_fitted(summary: dict[str, Any]) -> bool:
-    """Says whether the summary of a map has the fitted laws."""
-    return "rules" in summary  # `summarize_map` adds all laws or none
+    """Says whether the summary of a map has fitted rules, and so all laws."""
+    return "rules" in summary
 
 
 def figure_prefix(name: str) -> str:
@@ -171,22 +202,28 @@ def figure_prefix(name: str) -> str:
     return "scaling" if name == MAIN else f"scaling_{name}"
 
 
-def figures_left_out(records: list[dict], fitted: bool) -> dict[str, str]:
+def figures_left_out(records: list[dict], summary: dict[str, Any]) -> dict[str, str]:
     """Returns the figures that cannot be drawn for a map: name -> reason, as a sentence.
+
+    The comparison of gradients is a figure only of maps that ask for it.
 
     Args:
       records: the records of the map.
-      fitted: whether the laws were fitted to the map.
+      summary: the summary of the map.
     """
     reasons = {}
+    if any("paired" in record for record in records) and not paired_cells(records):
+        reasons["paired_bias"] = "No cell has a comparison of gradients at its full lag."
     if len({record["learning_rate"] for record in records}) < 2:
         reasons["reward"] = "It compares two learning rates, and the map has one."
-    if not fitted:
+    if not is_fitted(summary):
         requirement = (
             f"No boundary can be fitted. Each half of the seeds needs stable and collapsing cells, "
             f"at {MIN_LAGS} lags or more: two or more up to S = {laws.LONG_LAG}, one or more above."
         )
         reasons |= dict.fromkeys(FIGURES_WITH_FITS, requirement)
+        if "collapse_step_times_eta" in summary:
+            del reasons["collapse_time"]
     else:
         if not has_trace(records, "gradient_cosine_ceiling"):
             reasons["cosine"] = "The ceiling of the gradient cosine was not measured."

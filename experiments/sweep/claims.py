@@ -30,6 +30,8 @@ def claims(summary: dict[str, Any]) -> list[Claim]:
     """
     all_claims = edge_claims(summary)
     if not is_fitted(summary):
+        if summary.get("scale_free_ratio") is not None:
+            all_claims.append(_scale_free(summary, _claim_maker()))
         return all_claims
     all_claims = map_claims(summary) + sign_claims(summary) + all_claims
     for name, variant in summary["variants"].items():
@@ -49,22 +51,7 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
       variant: the name of a variant, which each claim's name and sentence start with; empty for the
         main map.
     """
-    prefix, title = (f"{variant}_", f"{variant}: ") if variant else ("", "")
-
-    def claim(
-        name: str, sentence: str, measured: Any, interval: Any, n: int, **fields: Any
-    ) -> Claim:
-        return Claim(
-            name=prefix + name,
-            claim=title + sentence,
-            measured=measured,
-            interval=interval,
-            n=n,
-            unit="seeds",
-            command=COMMAND,
-            **fields,
-        )
-
+    claim = _claim_maker(variant)
     steps = f"T = {max(summary['horizons'])} learner steps"
     falling, flat = (summary["eta_max_slope"][name] for name in ("falling", "flat"))
     product, time = summary["collapse_step_times_eta"], summary["collapse_time"]
@@ -152,6 +139,27 @@ def map_claims(summary: dict[str, Any], variant: str = "") -> list[Claim]:
     ]
 
 
+def _claim_maker(variant: str = "") -> Callable[..., Claim]:
+    """Returns the function that makes the claims of one map; arguments as in `map_claims`."""
+    prefix, title = (f"{variant}_", f"{variant}: ") if variant else ("", "")
+
+    def claim(
+        name: str, sentence: str, measured: Any, interval: Any, n: int, **fields: Any
+    ) -> Claim:
+        return Claim(
+            name=prefix + name,
+            claim=title + sentence,
+            measured=measured,
+            interval=interval,
+            n=n,
+            unit="seeds",
+            command=COMMAND,
+            **fields,
+        )
+
+    return claim
+
+
 def _scale_free(summary: dict[str, Any], claim: Callable[..., Claim]) -> Claim:
     """Returns the finding that compares a map with the paper without any unit."""
     note = (
@@ -159,7 +167,7 @@ def _scale_free(summary: dict[str, Any], claim: Callable[..., Claim]) -> Claim:
         f"S from 1 to {LONG_LAG}. The paper's numbers give 3.2e-5 / 1.6e-6 = 20, each from "
         "three lags of one model."
     )
-    if "r_crit" in summary:
+    if {"r_crit", "r_batch"} <= summary.keys():
         note += f" R_crit / R_batch is {summary['r_crit'] / summary['r_batch']:.3g} on this map."
     return claim(
         "scale_free_ratio",

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.common import style
 from experiments.common.workdir import SUMMARY
 from experiments.paired_bias import figures as paired_figures
-from experiments.sweep.analysis import figure_prefix, figures_left_out, is_fitted, paired_cells
+from experiments.sweep.analysis import figure_prefix, figures_left_out, paired_cells
 from experiments.sweep.grid import MAIN, cells_file
 from experiments.sweep.laws import LONG_LAG, best_rule, collapsed
 from experiments.sweep.map_figure import map_figure
@@ -40,7 +40,7 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
     with style.context():
         for name, laws in {MAIN: summary, **summary["variants"]}.items():
             records = read_jsonl(workdir / cells_file(name))
-            left_out = figures_left_out(records, is_fitted(laws))
+            left_out = figures_left_out(records, laws)
             compared = {"paired_bias": paired_bias_figure} if paired_cells(records) else {}
             for figure, draw_figure in (FIGURES | compared).items():
                 if figure not in left_out:

@@ -1,6 +1,7 @@
 """Makes the config of each cell of a sweep, and checks the sweep's config."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from experiments.sweep.engine import LOOP, engine
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import describe_type, field_value
 from staleness_grpo.errors import FieldError, require
+from staleness_grpo.tasks import make_task
 
 MAIN = "main"  # name of the main map, with which the variants are compared
 # field of a cell -> field of the sweep that sets it
@@ -95,8 +97,12 @@ def cells_file(name: str) -> str:
     return "cells.jsonl" if name == MAIN else f"cells-{name}.jsonl"
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, elsewhere: bool = False) -> None:
     """Refuses a sweep that cannot be run.
+
+    Args:
+      config: the sweep's config.
+      elsewhere: whether it is meant for another machine, which has as many devices as the mesh.
 
     Raises:
       FieldError: a field cannot be used. The error names the first one and its value. For a
@@ -104,16 +110,17 @@ def validate(config: ConfigDict) -> None:
     """
     for name, variant in variant_configs(config).items():
         try:
-            _validate_map(variant)
+            _validate_map(variant, elsewhere)
         except FieldError as error:
             if name == MAIN:
                 raise
             raise error.below(f"variants.{name}") from error
 
 
-def _validate_map(config: ConfigDict) -> None:
-    """Raises FieldError if one map cannot be run."""
+def _validate_map(config: ConfigDict, elsewhere: bool) -> None:
+    """Raises FieldError if one map cannot be run; arguments as in `validate`."""
     sweep, steps = config.sweep, config.steps
+    num_devices = math.prod(config.mesh.values()) if elsewhere else jax.device_count()
 
     def check(condition: bool, field: str, hint: str) -> None:
         require(condition, field, hint, field_value(config, field))
@@ -136,9 +143,12 @@ def _validate_map(config: ConfigDict) -> None:
     evaluates_together = config.heldout.every in (0, config.eval_every)
     hint = f"a sweep evaluates on all problems together: give eval_every={config.eval_every}"
     check(evaluates_together, "heldout.every", hint)
+    task: Any = None  # the cells share it, and a task that reads a file takes a minute to make
     for cell in _cells_with_every_value(config):
         try:
-            validation.validate(cell, jax.device_count())
+            validation.validate(cell, num_devices, task=task)
+            if task is None:
+                task = make_task(cell.task, cell.policy.checkpoint)
         except FieldError as error:
             if error.field not in SWEPT:
                 raise
@@ -151,8 +161,8 @@ def _validate_map(config: ConfigDict) -> None:
 def _cells_with_every_value(config: ConfigDict) -> list[ConfigDict]:
     """Returns a few cells in which each lag, learning rate and seed of the grid occurs.
 
-    Whether a cell can be run depends on one of the three at a time. The check of a task that reads
-    a file takes seconds, so not every cell is checked.
+    Whether a cell can be run depends on one of the three at a time. A sweep may have a thousand
+    cells, so not every cell is checked.
     """
     found = list(cells(config).values())
     chosen: dict[tuple[str, Any], int] = {}

@@ -26,6 +26,7 @@ from staleness_grpo.scaling.censored import fit_censored_power_law
 
 LONG_LAG = 16  # from this S on, the claims say that collapse time and eta_max do not depend on S
 RESAMPLES = 100  # of each bootstrap
+CONSTANTS = ("g_upd", "r_batch", "r_crit")  # of the paper's rule
 MIN_COLLAPSES = 3  # the fewest collapses from which the mean collapse time of one S is computed
 
 
@@ -200,12 +201,14 @@ def best_rule(by_rule: dict[str, dict]) -> str:
 def constants(records: list[dict]) -> dict[str, Any]:
     """Returns the constants of the paper's rule: medians over runs with S >= 1, with intervals.
 
+    A constant is left out if no run has a value of it.
+
     - G_upd is the update norm before the collapse, divided by eta.
     - R_batch is the drift from the behavior policy when the clip fraction first exceeds CLIP_LEVEL.
     - R_crit is the length of the parameters' path up to the collapse, which is the sum of the
       update norms.
     """
-    values: dict[str, list[tuple[int, float]]] = {"g_upd": [], "r_batch": [], "r_crit": []}
+    values: dict[str, list[tuple[int, float]]] = {name: [] for name in CONSTANTS}
     for record in records:
         if record["max_lag"] < 1:
             continue
@@ -221,6 +224,8 @@ def constants(records: list[dict]) -> dict[str, Any]:
             values["r_crit"].append((record["seed"], path_length))
     medians: dict[str, Any] = {}
     for name, seeds_and_values in values.items():
+        if not seeds_and_values:
+            continue
         seeds, of_runs = (np.array(column) for column in zip(*seeds_and_values, strict=True))
 
         def median(rows: np.ndarray, of_runs: np.ndarray = of_runs) -> np.ndarray:

@@ -29,10 +29,11 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Draws the curves of a finished training; returns the path of the PNG."""
-    from experiments.train import figures
+    """Draws the curves of a finished training, and a page of its samples; returns their paths."""
+    from experiments.train import figures, samples_page
 
-    return figures.draw(workdir)
+    drawn = figures.draw(workdir)
+    return drawn + samples_page.write(workdir, drawn[0])
 
 
 if __name__ == "__main__":

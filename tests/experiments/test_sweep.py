@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 LAGS = (0, 1, 2, 4, 8, 16, 32, 64)
 RATES = (7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3)
 EVERY, STEPS = 5, 300
+FITTED: dict = {"rules": {}}
 
 
 def synthetic_records(seeds=range(4)):
@@ -141,11 +142,11 @@ def test_a_map_without_a_boundary_is_counted_and_its_missing_figures_are_named()
 
 def test_figures_that_the_records_cannot_carry_are_left_out_with_a_reason():
     records = synthetic_records(range(2))
-    assert analysis.figures_left_out(records, fitted=True) == {}
+    assert analysis.figures_left_out(records, FITTED) == {}
     recovered = [record | {"stayed_down": False} for record in records]
-    assert list(analysis.figures_left_out(recovered, fitted=True)) == ["anatomy"]
+    assert list(analysis.figures_left_out(recovered, FITTED)) == ["anatomy"]
     one_rate = [record for record in records if record["learning_rate"] == RATES[0]]
-    assert "two learning rates" in analysis.figures_left_out(one_rate, fitted=False)["reward"]
+    assert "two learning rates" in analysis.figures_left_out(one_rate, {})["reward"]
 
 
 def test_claims_are_complete_and_not_all_true(summary):

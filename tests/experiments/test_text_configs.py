@@ -1,6 +1,8 @@
 """The shipped configs of text tasks are valid, with a random checkpoint for the pretrained one."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -97,6 +99,32 @@ def test_the_papers_map_runs_on_a_mesh_of_eight_devices(folder, tmp_path, run_on
     assert [cell["schedule"] for cell in cyclic + constant] == ["cyclic", "cyclic", "constant"]
     assert all(cell["steps_run"] == 4 and cell["finite"] for cell in cyclic + constant)
     assert read_json(tmp_path / "map" / "summary.json")["num_cells"] == 2
+
+
+def test_the_papers_map_is_planned_where_its_devices_are_not(folder, tmp_path):
+    problems = tmp_path / "train.jsonl"
+    problems.write_text('{"question": "What is 1 + 1?", "answer": "#### 2"}\n')
+    command = [
+        *(sys.executable, "-m", "experiments.sweep", f"--config={CONFIGS}/paper_map_1b.py"),
+        *(f"--workdir={tmp_path}/map", f"--config.policy.checkpoint={folder}"),
+        *(f"--config.task.path={problems}", "--plan"),
+    ]
+
+    def planned(*flags):
+        return subprocess.run(
+            [*command, *flags], cwd=cli.ROOT, capture_output=True, text=True, check=False
+        )
+
+    done = planned("--plan_step_seconds=6", "--plan_devices=8")
+    assert done.returncode == 0, done.stderr
+    cyclic, constant, total, _ = done.stdout.splitlines()
+    assert cyclic.startswith("main: 72 of 72 cells are left, 50400 learner steps; cells: loop")
+    assert cyclic.endswith("1 at once on 8 device(s) each; a step takes 6 s (given): 84 h 0 min")
+    assert constant.startswith("constant: 36 of 36 cells are left, 25200 learner steps")
+    assert total.startswith("together at most 126 h 0 min, 1.01e+03 device-hours")
+    assert not (tmp_path / "map").exists()
+    measured = planned()
+    assert measured.returncode == 2 and "--config.mesh.fsdp=8: " in measured.stderr
 
 
 def test_every_unset_field_of_a_file_of_problems_can_be_given_as_a_flag():
