@@ -114,6 +114,9 @@ def collapse_time_figure(records: list[dict], summary: dict) -> plt.Figure:
         ylabel=r"collapse_step $\cdot\ \eta$",
         ylim=(0, None),
     )
+    lags = sorted({record["max_lag"] for record in records})
+    left.set_xticks([max(lag, LAG_0_AT) for lag in lags], [f"{lag:g}" for lag in lags])
+    left.minorticks_off()
     spread = f"mean {product['mean']:.3g}, CV of runs {product['cv_of_runs']:.2f}"
     left.set_title(f"S >= {LONG_LAG}: {spread}")
     rates = np.array(sorted({record["learning_rate"] for record in records}))

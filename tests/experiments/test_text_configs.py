@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
     [
         "stories260k_cpu",
         "stories260k_map",
+        "stories260k_longer",
         "gsm8k_llama32_1b",
         "gsm8k_llama32_3b",
         "paper_map_1b",
