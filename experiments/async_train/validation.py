@@ -25,8 +25,8 @@ def validate(config: ConfigDict) -> None:
     require(lag.start == "initial_policy", "lag.start", f"{hint} initial_policy", lag.start)
     hint = "an asynchronous run makes one update per batch: give 1"
     require(config.updates_per_batch == 1, "updates_per_batch", hint)
-    hint = "asynchronous.generator_devices says how many devices sample: give 0"
-    require(config.sampler.devices == 0, "sampler.devices", hint)
+    hint = "asynchronous.generator_devices says how many devices sample: leave it unset"
+    require(config.sampler.devices is None, "sampler.devices", hint)
     learner, generator = num_devices(config)
     found = jax.device_count()
     reason = f"learner and generator need {learner} + {generator} devices, but there are {found}"

@@ -71,7 +71,7 @@ def _mesh_size(config: ConfigDict) -> int:
         size *= axis
     if "asynchronous" in config:
         size += config.asynchronous.generator_devices or size
-    return max(size, config.get("sampler", {}).get("devices", 0))
+    return max(size, config.get("sampler", {}).get("devices") or 0)
 
 
 def _has_nvidia_gpu() -> bool:

@@ -80,8 +80,8 @@ def validate(config: ConfigDict) -> None:
     """Raises FieldError if the config's programs cannot be compiled."""
     from experiments.performance.random_tokens import validate_for
 
-    hint = "the report knows one mesh, which samples too: give 0"
-    require(config.sampler.devices == 0, "sampler.devices", hint)
+    hint = "the report knows one mesh, which samples too: leave it unset"
+    require(config.sampler.devices is None, "sampler.devices", hint)
     devices = target_devices(config.topology)
     validate_for(config, len(devices), devices[0].platform)
 

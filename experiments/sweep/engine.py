@@ -28,7 +28,7 @@ NEEDED = {
     "updates_per_batch": 1,
     "heldout.every": 0,
     "sampler.batch_prompts": None,
-    "sampler.devices": 0,
+    "sampler.devices": None,
     "policy.checkpoint": None,
     "reference.checkpoint": None,
     "metrics.paired_every": 0,

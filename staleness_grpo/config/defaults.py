@@ -100,8 +100,8 @@ def default_config() -> ConfigDict:
                 # Groups that are sampled at once, a divisor of num_prompts; unset: num_prompts.
                 batch_prompts=config_dict.placeholder(int),
                 # Devices that split a batch while it is sampled, each with a copy of the
-                # parameters; 0: those of the mesh.
-                devices=0,
+                # parameters; unset: those of the mesh.
+                devices=config_dict.placeholder(int),
             ),
             rewards=dict(
                 num_workers=2,  # processes that judge the responses of text tasks
@@ -174,9 +174,9 @@ def default_config() -> ConfigDict:
                 num_samples=2,  # groups of a step that samples.jsonl has
                 # Measure how far the parameters move. This keeps up to S + 1 copies of them.
                 parameter_drift=True,
-                # Keep sketches of so many random directions in place of these copies; 0: copies
-                # (docs/metrics.md).
-                drift_sketch=0,
+                # Keep sketches of so many random directions in place of these copies; unset:
+                # copies (docs/metrics.md).
+                drift_sketch=config_dict.placeholder(int),
             ),
             # What shows the records of a training while it runs, beside metrics.jsonl.
             sinks=dict(

@@ -306,12 +306,14 @@ def _check_sampling_devices(config: ConfigDict, num_devices: int) -> None:
     import jax
 
     count, at_once = config.sampler.devices, config.sampler.batch_prompts or config.num_prompts
-    hint = f"give 0, or a divisor of the {at_once} groups that are sampled at once"
-    require(count >= 0 and (count == 0 or at_once % count == 0), "sampler.devices", hint)
+    if count is None:
+        return
+    hint = f"leave it unset, or give a divisor of the {at_once} groups that are sampled at once"
+    require(count >= 1 and at_once % count == 0, "sampler.devices", hint)
     hint = f"this machine has {counted(num_devices, 'device')}: give at most {num_devices}"
     require(count <= num_devices, "sampler.devices", hint)
-    hint = "several processes sample on their mesh: give 0"
-    require(count == 0 or jax.process_count() == 1, "sampler.devices", hint)
+    hint = "several processes sample on their mesh: leave it unset"
+    require(jax.process_count() == 1, "sampler.devices", hint)
 
 
 def _check_processes(config: ConfigDict, needed: int, field: str, num_devices: int) -> None:

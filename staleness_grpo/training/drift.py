@@ -23,10 +23,12 @@ SMALLEST_SKETCH = 16  # with fewer directions the error is a quarter of the dist
 def check_drift(fields: Mapping[str, Any]) -> None:
     """Raises FieldError if the sketch in `config.metrics` is too small, or has no effect."""
     size = fields["drift_sketch"]
-    hint = f"give 0, or {SMALLEST_SKETCH} or more directions"
-    require(size == 0 or size >= SMALLEST_SKETCH, "drift_sketch", hint, size)
-    hint = "without metrics.parameter_drift no version is kept: give 0"
-    require(size == 0 or fields["parameter_drift"], "drift_sketch", hint, size)
+    if size is None:
+        return
+    hint = f"leave it unset, or give {SMALLEST_SKETCH} or more directions"
+    require(size >= SMALLEST_SKETCH, "drift_sketch", hint, size)
+    hint = "without metrics.parameter_drift no version is kept: leave it unset"
+    require(fields["parameter_drift"], "drift_sketch", hint, size)
 
 
 @jax.jit
@@ -83,10 +85,10 @@ class ParameterDrift:
     Args:
       params: the parameters of the start.
       max_lag: S.
-      sketch_size: directions of a sketch; 0 for whole copies.
+      sketch_size: directions of a sketch; None for whole copies.
     """
 
-    def __init__(self, params: PyTree, max_lag: int, sketch_size: int = 0):
+    def __init__(self, params: PyTree, max_lag: int, sketch_size: int | None = None):
         self._max_lag, self._size = max_lag, sketch_size
         self.start = copied(params)
         self.versions: dict[int, PyTree] = {}

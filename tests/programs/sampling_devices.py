@@ -3,7 +3,7 @@
     python -m tests.programs.sampling_devices OVERRIDES
 
 OVERRIDES are fields of `decoder_config` by their dotted names, as JSON. Printed is a list with a
-result for `sampler.devices` of 0 and of 2. The second training is interrupted after its third step
+result without `sampler.devices`, and with 2. The second training is interrupted after its third step
 and continued as another run, from a snapshot.
 """
 
@@ -20,7 +20,7 @@ from staleness_grpo.training.loop import train
 from tests.helpers.tiny import decoder_config
 
 
-def trained(overrides: dict, num_devices: int) -> dict:
+def trained(overrides: dict, num_devices: int | None) -> dict:
     """Trains with so many devices of the sampler."""
     config = decoder_config(**overrides)
     config.sampler.devices = num_devices
@@ -52,4 +52,4 @@ def trained(overrides: dict, num_devices: int) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(plain([trained(json.loads(sys.argv[1]), count) for count in (0, 2)])))
+    print(json.dumps(plain([trained(json.loads(sys.argv[1]), count) for count in (None, 2)])))

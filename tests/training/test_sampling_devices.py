@@ -60,8 +60,8 @@ def test_a_batch_without_lag_still_has_no_bias(run_on_devices):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"sampler.devices": 3}, "sampler.devices=3: give 0, or a divisor of the 4 groups"),
-        ({"sampler.devices": 4, "sampler.batch_prompts": 2}, "sampler.devices=4: give 0, or a"),
+        ({"sampler.devices": 3}, "sampler.devices=3: leave it unset, or give a divisor of the 4"),
+        ({"sampler.devices": 4, "sampler.batch_prompts": 2}, "sampler.devices=4: leave it unset"),
         ({"sampler.devices": 4}, "sampler.devices=4: this machine has 2 devices: give at most 2"),
     ],
 )
