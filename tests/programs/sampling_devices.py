@@ -3,8 +3,8 @@
     python -m tests.programs.sampling_devices OVERRIDES
 
 OVERRIDES are fields of `decoder_config` by their dotted names, as JSON. Printed is a list with a
-result without `sampler.devices`, and with 2. The second training is interrupted after its third step
-and continued as another run, from a snapshot.
+result without `sampler.devices`, and with 2. The second training is interrupted after its third
+step and continued as another run, from a snapshot.
 """
 
 import json

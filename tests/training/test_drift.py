@@ -118,10 +118,13 @@ def test_sketches_take_the_place_of_copies_in_memory():
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({"metrics.drift_sketch": 8}, "metrics.drift_sketch=8: leave it unset, or give 16 or more directions"),
+        (
+            {"metrics.drift_sketch": 8},
+            "metrics.drift_sketch=8: leave it unset, or give 16 or more directions",
+        ),
         (
             {"metrics.drift_sketch": 64, "metrics.parameter_drift": False},
-            "metrics.drift_sketch=64: without metrics.parameter_drift no version is kept: leave it unset",
+            "metrics.drift_sketch=64: without metrics.parameter_drift no version is kept: leave it",
         ),
     ],
 )
