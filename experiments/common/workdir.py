@@ -100,6 +100,8 @@ def check_same_config(
         is_free = name in ignored or name.startswith(ignored_prefixes)
         if saved_value != given_value and not is_free:
             difference = f"{name} is {saved_value} in the folder, {given_value} in this call"
+            if name == "steps" and steps_may_grow and fixed_length:
+                difference += ", and the learning rate falls to 0 at the last one (optimizer.decay)"
             hint = f"the folder holds results of another config ({difference}): give another folder"
             raise FlagError("workdir", workdir, hint)
 

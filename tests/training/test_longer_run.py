@@ -1,14 +1,16 @@
 """A run may be given more steps, and its file of problems may be moved."""
 
+import functools
 import shutil
 
 import pytest
 from ml_collections import ConfigDict
 
 from experiments.common import cli
+from experiments.common.workdir import check_same_config
 from experiments.train.__main__ import draw, main
 from staleness_grpo.errors import FieldError, FlagError
-from staleness_grpo.runtime.records import read_json
+from staleness_grpo.runtime.records import plain, read_json, write_json
 from tests.helpers import killing
 from tests.helpers.tiny import tiny_config
 
@@ -51,6 +53,20 @@ def test_with_lag_it_goes_on_before_the_rollouts_that_the_shorter_run_did_not_ne
     longer.checkpoint.fallback = True
     run(tmp_path / "run", longer)
     assert ends_alike(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_whose_learning_rate_falls_to_its_end_says_why_it_cannot_be_longer(tmp_path):
+    falling = {"optimizer.decay": "linear"}
+    check = functools.partial(check_same_config, tmp_path, steps_may_grow=True)
+    write_json(tmp_path / "config.json", plain(tiny_config(**falling, steps=4).to_dict()))
+    reason = (
+        "steps is 4 in the folder, 6 in this call, and the learning rate falls to 0 at the last one"
+    )
+    with pytest.raises(FlagError, match=reason):
+        check(tiny_config(**falling, steps=6))
+    falling["optimizer.decay_steps"] = 4
+    write_json(tmp_path / "config.json", plain(tiny_config(**falling, steps=4).to_dict()))
+    check(tiny_config(**falling, steps=6))
 
 
 @pytest.mark.slow
