@@ -78,23 +78,40 @@ def _judged(setting: Setting, rate: float) -> tuple[dict[str, float], int] | Non
     half = seed_halves(runs.seed)
     totals: dict[str, float] = {}
     for part in (0, 1):
-        fitted, left = half != part, half == part
-        known = runs[fitted]
-        if known.collapsed.sum() < 3 or (~known.collapsed).sum() < FEWEST_STABLE or not left.any():
+        scores = held_out(runs, np.log(values), half != part, rate)
+        if scores is None:
             return None
-        scores = {}
-        for law in LAWS:
-            constants = best_fit(known, rate, vague(law), law)
-            each = collapse_law.log_likelihood(law, constants, runs[left], rate)
-            scores[law] = float(each.sum())
-        for column, name in enumerate(QUANTITIES):
-            own = np.log(values[:, column])
-            forms = {OWN: own, BY_LAG: _by_lag(runs, own, fitted & ~runs.collapsed)}
-            for form, log_m in forms.items():
-                each = _threshold(runs, log_m, fitted)[left]
-                scores[f"{name}_{form}"] = float(each.sum())
         totals = {name: totals.get(name, 0.0) + score for name, score in scores.items()}
     return totals, len(runs)
+
+
+def held_out(
+    runs: Runs, log_values: np.ndarray, fitted: np.ndarray, rate: float
+) -> dict[str, float] | None:
+    """Returns the log-likelihood, under each law and threshold, of the runs it is not fitted to.
+
+    Args:
+      runs: n runs with lag.
+      log_values: [n, quantities], the log of each quantity in the first steps of each run.
+      fitted: [n] bool, the runs to fit to.
+      rate: eta_ref.
+
+    Returns:
+      The sums over the other runs; None if there are too few runs of a kind.
+    """
+    known, left = runs[fitted], ~fitted
+    if known.collapsed.sum() < 3 or (~known.collapsed).sum() < FEWEST_STABLE or not left.any():
+        return None
+    scores = {}
+    for law in LAWS:
+        constants = best_fit(known, rate, vague(law), law)
+        each = collapse_law.log_likelihood(law, constants, runs[left], rate)
+        scores[law] = float(each.sum())
+    for own, name in zip(log_values.T, QUANTITIES, strict=True):
+        forms = {OWN: own, BY_LAG: _by_lag(runs, own, fitted & ~runs.collapsed)}
+        for form, log_m in forms.items():
+            scores[f"{name}_{form}"] = float(_threshold(runs, log_m, fitted)[left].sum())
+    return scores
 
 
 def early(record: dict) -> list[float]:

@@ -13,8 +13,9 @@ def keep_freed_memory() -> bool:
 
     A program of XLA on the CPU allocates its temporary arrays in each call. By default, glibc gives
     such memory back to the system after the call, and the next call touches it page by page for the
-    first time (docs/log/2026-11-30-page-faults-of-a-step.md). The process then holds the memory of
-    its largest moment, up to 2 GB beyond what it uses.
+    first time (docs/log/2026-11-30-page-faults-of-a-step.md). The process then holds more memory
+    than it uses: free memory at the end of the heap up to 2 GB, and all that lies between pieces in
+    use.
 
     Call this function before other threads start. It has no effect on other systems than Linux
     with glibc.

@@ -64,6 +64,22 @@ def test_a_law_of_s_and_eta_is_not_measured_in_runs_that_collapsed(records):
     assert before["clip_fraction_own"] != after["clip_fraction_own"]
 
 
+def test_nothing_but_its_own_first_steps_is_known_of_a_run_that_is_judged(records):
+    """What is measured in the judged half cannot change the predictions by S and eta."""
+    stale = [row for row in records if row["max_lag"] and (row["collapse_step"] or 400) >= 15]
+    known = runs(stale)
+    fitted = thresholds.seed_halves(known.seed) == 0
+    values = np.log([thresholds.early(row) for row in stale])
+    moved = np.where(
+        fitted[:, None], values, values + 3.0 * np.sin(np.arange(len(values)))[:, None]
+    )
+    before, after = (thresholds.held_out(known, each, fitted, RATE) for each in (values, moved))
+    for name in thresholds.QUANTITIES:
+        assert before[f"{name}_by_lag"] == after[f"{name}_by_lag"]
+        assert before[f"{name}_own"] != after[f"{name}_own"]
+    assert all(before[law] == after[law] for law in thresholds.LAWS)
+
+
 def test_all_are_judged_on_the_same_runs(records):
     found = judged(records)
     kept = [row for row in records if row["max_lag"] and (row["collapse_step"] or 400) >= 15]

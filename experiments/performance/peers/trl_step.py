@@ -14,7 +14,7 @@ The output is one JSON object. Its field `step_seconds` has one number per timed
 - Every prompt has 16 tokens, and every response 32. The script checks both.
 - The tokenizer has an end token that is outside the model's vocabulary, so no response ends early.
 - The script fails if an array of parameters is the same after training.
-- It imports nothing of our package, needs no network, and writes to a temporary folder alone.
+- It imports only `shape.py` beside it, needs no network, and writes to a temporary folder alone.
 """
 
 import argparse
@@ -23,23 +23,14 @@ import os
 import tempfile
 import time
 
-NUM_PROMPTS, GROUP_SIZE = 8, 8
-PROMPT_LENGTH, RESPONSE_LENGTH = 16, 32
-VOCAB_SIZE = 512
-
-
-def make_tokenizer():
-    """Returns a tokenizer whose tokens are the numbers 0 to 511, with spaces between them."""
-    import tokenizers
-    import transformers
-
-    words = [*map(str, range(VOCAB_SIZE)), "<pad>", "<end>"]
-    model = tokenizers.models.WordLevel({word: token for token, word in enumerate(words)}, "<end>")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", padding_side="left"
-    )
+from shape import (
+    GROUP_SIZE,
+    NUM_PROMPTS,
+    PROMPT_LENGTH,
+    RESPONSE_LENGTH,
+    VOCAB_SIZE,
+    make_tokenizer,
+)
 
 
 def make_model():
