@@ -11,7 +11,7 @@ import hypothesis
 import jax
 import pytest
 
-from staleness_grpo.runtime import compile_cache
+from staleness_grpo.runtime import compile_cache, compiler_flags
 
 # Nearly all of the suite's time is compilation. These flags halve it, for slower programs.
 FAST_COMPILATION = [
@@ -23,6 +23,8 @@ if jax.__version_info__ < (0, 11):  # later versions refuse the flag
     FAST_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
 # JAX reads the variable when it is first used. Programs that tests start inherit it.
 os.environ.setdefault("XLA_FLAGS", " ".join(FAST_COMPILATION))
+# The commands do this too, and so find nothing to add when a test calls them.
+compiler_flags.prefer_small_programs()
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -40,7 +40,7 @@ from experiments.common.workdir import SUMMARY, check_folder, check_same_config,
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
-from staleness_grpo.runtime import allocator
+from staleness_grpo.runtime import allocator, compiler_flags
 from staleness_grpo.runtime.records import read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -113,6 +113,7 @@ def run(
         del argv
         logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
         allocator.keep_freed_memory()
+        compiler_flags.prefer_small_programs()
         config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
         with _exits_in_one_line(workdir, config):
             if several_processes:

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
             vocab_size=(512, 1024, 2048, 4096),
             max_lag=(0, 4, 16, 64),
             devices=(1, 2, 4, 8),  # simulated devices, which share the cores
+            processes=(1, 2),  # on this machine, each with a device
             seconds=300.0,  # after which a point is given up
         )
     )

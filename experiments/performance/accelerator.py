@@ -14,6 +14,7 @@ A call on an unfinished workdir makes only the parts that have no record yet.
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from experiments.common import cli, devices
 from staleness_grpo.errors import require
 from staleness_grpo.policy.architecture import KERNEL_PLATFORMS
+from staleness_grpo.runtime.distributed import VARIABLES
 
 CONFIG = "experiments/configs/accelerator.py"
 RECORDS, LOGS = "cells.jsonl", "logs"
@@ -49,6 +51,23 @@ def validate(config: ConfigDict) -> None:
     require(are_sizes, "accelerator.chunk_sizes", "give numbers >= 1", sizes)
 
 
+def host_variables(num_processes: int) -> list[dict[str, str]]:
+    """Returns the environment variables with which processes on this machine find each other."""
+    if num_processes == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        {
+            VARIABLES["coordinator"]: coordinator,
+            VARIABLES["num_processes"]: str(num_processes),
+            VARIABLES["process_id"]: str(process),
+        }
+        for process in range(num_processes)
+    ]
+
+
 class Programme:
     """Starts processes, and keeps their output in log files.
 
@@ -61,28 +80,46 @@ class Programme:
     def __init__(self, config: ConfigDict, workdir: pathlib.Path, platform: str):
         self.config, self.workdir, self.platform = config, workdir, platform
 
-    def run(self, name: str, *words: str, environment: dict[str, str] | None = None) -> float:
+    def run(
+        self,
+        name: str,
+        *words: str,
+        environment: dict[str, str] | None = None,
+        num_processes: int = 1,
+    ) -> float:
         """Runs `python -m WORDS`, and returns its seconds.
 
+        With several processes, each runs the same words, and `distributed.find` tells it of the
+        others.
+
         Raises:
-          Failed: it took longer than `accelerator.seconds`, or its exit code is not 0.
+          Failed: it took longer than `accelerator.seconds`, or an exit code is not 0.
         """
         log = self.workdir / LOGS / f"{name}.txt"
         log.parent.mkdir(exist_ok=True)
         start = time.perf_counter()
+        own = os.environ | (environment or {})
         with log.open("w", encoding="utf-8") as file:
-            try:
-                code = subprocess.run(
+            started = [
+                subprocess.Popen(
                     [sys.executable, "-m", *words],
                     cwd=cli.ROOT,
-                    env=os.environ | (environment or {}),
+                    env=own | hosts,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    timeout=self.config.seconds,
-                    check=False,
-                ).returncode
+                )
+                for hosts in host_variables(num_processes)
+            ]
+            try:
+                end = start + self.config.seconds
+                codes = [process.wait(max(end - time.perf_counter(), 0)) for process in started]
             except subprocess.TimeoutExpired as error:
                 raise Failed(f"{name} took more than {self.config.seconds:g} s") from error
+            finally:
+                for process in started:
+                    process.kill()
+                    process.wait()
+        code = next((code for code in codes if code), 0)
         if code:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise Failed(f"{name} ended with code {code}: {''.join(last)[:300]}")

@@ -2,11 +2,12 @@
 
     python -m experiments.benchmark --scaling --workdir=DIR
 
-One size grows at a time. Each point is a process of its own, so that it can have its own number of
+One size grows at a time. Each point has processes of its own, so that it can have its own number of
 devices. A call on an unfinished workdir measures only points without a record.
 """
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -32,6 +33,7 @@ AXES: dict[str, Any] = {
     "vocab_size": lambda value: {"benchmark.vocab_size": value},
     "max_lag": lambda value: {"lag.max_lag": value},
     "devices": lambda value: {"mesh.data": value},
+    "processes": lambda value: {"mesh.data": value},  # with a device each
 }
 # The exponent with which the work of a step grows at most. Attention has pairs of positions.
 WORK = {
@@ -43,6 +45,7 @@ WORK = {
     "vocab_size": 1,
     "max_lag": 0,
     "devices": 0,
+    "processes": 0,
 }
 MEASURES = (
     "step_seconds",
@@ -51,6 +54,7 @@ MEASURES = (
     "host_seconds",
     "peak_bytes",
 )
+HEARTBEAT_SECONDS = 100  # after which a silent process counts as lost
 FITTED = 3  # the largest values of a size that its exponents are fitted to
 
 
@@ -130,9 +134,15 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
             folder.mkdir(parents=True, exist_ok=True)
             chosen = point_config(config, axis, value)
             (folder / "point.json").write_text(chosen.to_json(), encoding="utf-8")
-            devices = {"JAX_NUM_CPU_DEVICES": str(chosen.mesh.data)}
+            num_processes = value if axis == "processes" else 1
+            environment = {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": str(chosen.mesh.data // num_processes),
+            }
             words = ("experiments.performance.scaling", str(folder))
-            programme.run(f"{axis}_{value}", *words, environment=devices)
+            programme.run(
+                f"{axis}_{value}", *words, environment=environment, num_processes=num_processes
+            )
             record = {"size": axis, "value": value} | read_json(folder / "measured.json")
             file.append(record)
             records.append(record)
@@ -206,17 +216,32 @@ def command() -> None:
 
 
 def main_of_point(folder: pathlib.Path) -> None:
-    """Measures the point whose config is in a folder, and writes measured.json."""
+    """Measures the point whose config is in a folder, and writes measured.json.
+
+    Of several processes, the first one writes it.
+    """
+    import jax
+
+    from staleness_grpo.runtime import distributed
     from staleness_grpo.runtime.records import write_json
 
+    hosts = distributed.find(dict.fromkeys(distributed.VARIABLES), os.environ)
+    if hosts is not None:
+        distributed.start(hosts, HEARTBEAT_SECONDS)
     config = ConfigDict(json.loads((folder / "point.json").read_text(encoding="utf-8")))
-    write_json(folder / "measured.json", measure_point(config, folder))
+    index = jax.process_index()
+    own = folder if index == 0 else folder / f"process_{index}"
+    own.mkdir(exist_ok=True)
+    measured = measure_point(config, own)
+    if index == 0:
+        write_json(folder / "measured.json", measured)
 
 
 if __name__ == "__main__":
     import sys
 
-    from staleness_grpo.runtime import compile_cache
+    from staleness_grpo.runtime import allocator, compile_cache
 
+    allocator.keep_freed_memory()  # as the commands do
     compile_cache.enable(cli.ROOT / ".cache" / "jax")
     main_of_point(pathlib.Path(sys.argv[1]))

@@ -18,6 +18,7 @@ LABELS = {
     "vocab_size": "tokens of the vocabulary, V",
     "max_lag": "lag, S",
     "devices": "simulated devices",
+    "processes": "processes of one device",
 }
 LINES = {
     "step_seconds": "step",
@@ -25,7 +26,7 @@ LINES = {
     "update_seconds": "update",
     "host_seconds": "host",
 }
-COLUMNS = 4
+COLUMNS = 3
 
 
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -43,7 +44,7 @@ def panels(by_size: dict[str, Any], lines: dict[str, str], unit: str) -> plt.Fig
     """Draws one panel for each size, with the exponent of the first line in its title."""
     rows = -(-len(by_size) // COLUMNS)
     figure, axes = plt.subplots(
-        rows, COLUMNS, figsize=(11, 2.6 * rows), layout="constrained", sharey=True, squeeze=False
+        rows, COLUMNS, figsize=(9, 2.6 * rows), layout="constrained", sharey=True, squeeze=False
     )
     for axis, (size, measured) in zip(axes.flat, by_size.items(), strict=False):
         values = np.maximum(measured["values"], 1)

@@ -22,10 +22,6 @@ from staleness_grpo.policy.splash import TILE
 from staleness_grpo.types import Array
 
 MASKED_SCORE = -1e30  # finite, because a row of -inf scores alone would give NaN
-# A group with at most this many response positions goes through `attend_as_one`. On a CPU core this
-# is faster up to here, and slower for longer responses: see
-# docs/log/2026-11-24-attention-for-short-responses.md.
-ONE_PRODUCT_POSITIONS = 64
 # `attend_causally` splits the queries into at most this many blocks of a multiple of `TILE`.
 CAUSAL_BLOCKS = 4
 
@@ -80,14 +76,8 @@ def attend(
 
       - Their common maximum is subtracted before both are exponentiated.
       - The summed outputs are divided by the common sum of the weights.
-
-    Groups of very short responses go through `attend_as_one`.
     """
     n, group_size, k, length, q_per_kv, h = q_NxGxKxLxQxH.shape
-    if prefix is not None:
-        assert prefix_mask_NxP is not None, "a prefix needs its mask"
-        if min(group_size, length) > 1 and group_size * length <= ONE_PRODUCT_POSITIONS:
-            return attend_as_one(q_NxGxKxLxQxH, own, own_mask, prefix, prefix_mask_NxP)
     dtype = q_NxGxKxLxQxH.dtype
     score_dtype = at_least_float32(dtype)
     q = q_NxGxKxLxQxH * h**-0.5
@@ -114,7 +104,7 @@ def attend(
         )
     ]
     if prefix is not None:
-        assert prefix_mask_NxP is not None
+        assert prefix_mask_NxP is not None, "a prefix needs its mask"
         mask = prefix_mask_NxP[:, None, None, None, None]
         parts.append((over_prefix, ("nkmh,nkph->nkmp", "nkmp,nkph->nkmh"), prefix, mask))
     scores = [
@@ -133,39 +123,6 @@ def attend(
     return (y / total).astype(dtype)
 
 
-def attend_as_one(
-    q_NxGxKxLxQxH: Array,
-    own: tuple[Array, Array],
-    own_mask: Array,
-    prefix: tuple[Array, Array],
-    prefix_mask_NxP: Array,
-) -> jax.Array:
-    """Returns the result of `attend`, with the responses of a group joined to one long response.
-
-    A mask limits each response to its own keys. One product of G L queries with P + G C keys, most
-    of them masked, replaces G products of L queries with C keys. XLA on CPU runs batched products
-    one after another. For very short responses, starting a product costs more than computing it.
-    """
-    n, g, k, length, q, h = q_NxGxKxLxQxH.shape
-    c = own[0].shape[3]
-
-    def join(own_NxGxKxCxH: Array, prefix_Nx1xKxPxH: Array) -> jax.Array:
-        joined = own_NxGxKxCxH.swapaxes(1, 2).reshape(n, 1, k, g * c, h)
-        return jnp.concatenate([prefix_Nx1xKxPxH, joined], axis=3)
-
-    same_response = jnp.eye(g, dtype=bool)[None, :, None, :, None]
-    mask = jnp.broadcast_to(own_mask[:, :, :, None] & same_response, (n, g, length, g, c))
-    mask = mask.reshape(n, g * length, g * c)
-    prefix_mask = jnp.broadcast_to(
-        prefix_mask_NxP[:, None], (n, g * length, prefix_mask_NxP.shape[1])
-    )
-    queries = q_NxGxKxLxQxH.swapaxes(1, 2).reshape(n, 1, k, g * length, q, h)
-    keys, values = (join(*parts) for parts in zip(own, prefix, strict=True))
-    joined_mask = jnp.concatenate([prefix_mask, mask], axis=-1)[:, None]
-    y = attend(queries, (keys, values), joined_mask, None, None)
-    return y.reshape(n, k, g, length, q, h).swapaxes(1, 2)
-
-
 def attend_causally(
     attention: Callable[..., jax.Array],
     q_NxGxKxLxQxH: Array,
@@ -181,14 +138,16 @@ def attend_causally(
 
     Args:
       attention: `attend`, or a function with the same arguments.
-      causal_mask: [N or 1, G or 1, L, L], False above the diagonal.
+      q_NxGxKxLxQxH: the queries of the last L of C positions.
+      causal_mask: [N or 1, G or 1, L, C], False for keys that come after the query.
     """
     length = q_NxGxKxLxQxH.shape[3]
+    first = own[0].shape[3] - length  # the position of the first query
     size = TILE * math.ceil(length / (TILE * CAUSAL_BLOCKS))
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        keys, values = (x[:, :, :, :end] for x in own)
-        q, mask = q_NxGxKxLxQxH[:, :, :, start:end], causal_mask[:, :, start:end, :end]
+        keys, values = (x[:, :, :, : first + end] for x in own)
+        q, mask = q_NxGxKxLxQxH[:, :, :, start:end], causal_mask[:, :, start:end, : first + end]
         blocks.append(attention(q, (keys, values), mask, prefix, prefix_mask_NxP))
     return jnp.concatenate(blocks, axis=3)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from staleness_grpo.policy import joined
 from staleness_grpo.policy.architecture import TransformerConfig
 from staleness_grpo.policy.attention import attend, attend_causally, rotate
 from staleness_grpo.policy.cudnn import attend_by_cudnn
@@ -46,9 +47,13 @@ class KeyValues:
 
 
 class Attention(nn.Module):
-    """Computes grouped-query attention. Returns the outputs and (keys, values)."""
+    """Computes grouped-query attention. Returns the outputs and (keys, values).
+
+    The outputs belong to the last `num_queries` positions. Keys and values belong to all.
+    """
 
     config: TransformerConfig
+    num_queries: int
 
     @nn.compact
     def __call__(
@@ -64,13 +69,15 @@ class Attention(nn.Module):
         cfg = self.config
         project = functools.partial(Projection, dtype=cfg.dtype, param_dtype=cfg.param_dtype)
         project_in = functools.partial(project, use_bias=cfg.qkv_bias)
-        q = project_in((cfg.num_heads, cfg.head_dim), name="query")(x_NxGxLxE)
+        first = x_NxGxLxE.shape[2] - self.num_queries  # the first position with a query
+        q = project_in((cfg.num_heads, cfg.head_dim), name="query")(x_NxGxLxE[:, :, first:])
         k = project_in((cfg.num_kv_heads, cfg.head_dim), name="key")(x_NxGxLxE)
         v = project_in((cfg.num_kv_heads, cfg.head_dim), name="value")(x_NxGxLxE)
         if cfg.qk_norm:
             q = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name="query_norm")(q)
             k = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name="key_norm")(k)
-        q = jnp.swapaxes(rotate(q, positions_NxGxL, cfg), 2, 3)
+        q = jnp.swapaxes(rotate(q, positions_NxGxL[:, :, first:], cfg), 2, 3)
+        own_mask = own_mask[:, :, first:]
         k = jnp.swapaxes(rotate(k, positions_NxGxL, cfg), 2, 3)
         v = jnp.swapaxes(v, 2, 3)
         if cache is not None:
@@ -105,9 +112,9 @@ class Transformer(nn.Module):
         cache_index: Array | None = None,
         prefix: KeyValues | None = None,
         prefix_mask_NxP: Array | None = None,
-        last_only: bool = False,
+        num_last: int | None = None,
     ) -> tuple[Array, KeyValues]:
-        """Returns hidden states [N, G, L, E] and the KeyValues of these tokens.
+        """Returns hidden states [N, G, num_last, E] and the KeyValues of these tokens.
 
         Args:
           tokens_NxGxL, positions_NxGxL: int32, the tokens and their rotary positions.
@@ -117,9 +124,15 @@ class Transformer(nn.Module):
           cache_index: the cache position of the first of these tokens.
           prefix: the KeyValues of the prompts.
           prefix_mask_NxP: True where queries attend to a prompt position.
-          last_only: return only the hidden states of the last position, [N, G, 1, E].
+          num_last: number of positions at the end whose hidden states are returned; None: all. If
+            these are few, the last block computes only keys and values of the others.
         """
         cfg = self.config
+        length = tokens_NxGxL.shape[2]
+        num_last = length if num_last is None else num_last
+        # Another shape takes longer to compile, so it has to save something. The fused kernels want
+        # as many queries as keys.
+        is_cut = 3 * num_last <= 2 * length and cfg.attention not in KERNELS
         attention, mlp = (
             (nn.remat(Attention), nn.remat(SwiGLU))
             if cfg.remat == "blocks"
@@ -136,7 +149,8 @@ class Transformer(nn.Module):
         for i in range(cfg.num_layers):
             layer = f"layer_{i}"
             h = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name=f"{layer}_attention_norm")(x)
-            y, (k, v) = attention(cfg, name=f"{layer}_attention")(
+            num_queries = num_last if is_cut and i == cfg.num_layers - 1 else length
+            y, (k, v) = attention(cfg, num_queries, name=f"{layer}_attention")(
                 h,
                 positions_NxGxL,
                 own_mask,
@@ -145,13 +159,12 @@ class Transformer(nn.Module):
                 None if prefix is None else (prefix.keys[i], prefix.values[i]),
                 prefix_mask_NxP,
             )
-            x = keep_split(x + y)
+            x = keep_split(x[:, :, length - num_queries :] + y)
             h = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name=f"{layer}_mlp_norm")(x)
             x = keep_split(x + mlp(cfg, name=f"{layer}_mlp")(h))
             keys.append(k)
             values.append(v)
-        if last_only:
-            x = x[:, :, -1:]
+        x = x[:, :, x.shape[2] - num_last :]
         x = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name="final_norm")(x)
         if not cfg.tie_embeddings:  # created with the other parameters; Policy.unembed uses it
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -214,11 +227,11 @@ class Policy:
           prompts.
         """
         length = tokens_NxP.shape[1]
-        positions = jnp.maximum(jnp.cumsum(mask_NxP, axis=-1) - 1, 0)
+        positions = joined.prompt_positions(mask_NxP)
         causal = jnp.tril(jnp.ones((length, length), bool))
         visible = (causal[None] & mask_NxP[:, None, :])[:, None]
         hidden, prefix = self._apply_transformer(
-            params, tokens_NxP[:, None], positions[:, None], visible, last_only=True
+            params, tokens_NxP[:, None], positions[:, None], visible, num_last=1
         )
         return hidden[:, 0, 0], prefix
 
@@ -261,9 +274,22 @@ class Policy:
     ) -> jax.Array:
         """Returns the hidden states [N, G, R, E] from which each response token is predicted.
 
-        Each prompt is encoded once for its whole group.
+        Each prompt is encoded once for its whole group. Very short groups are joined with their
+        prompt to one sequence (`joined.py`).
         """
         num_prompts, group_size, length = response_tokens_NxGxR.shape
+        num_inputs = group_size * (length - 1)
+        if num_inputs <= joined.JOINED_POSITIONS and self.config.attention not in KERNELS:
+            inputs = response_tokens_NxGxR[:, :, :-1]
+            tokens, positions, visible = joined.join(prompt_tokens_NxP, prompt_mask_NxP, inputs)
+            hidden, _ = self._apply_transformer(
+                params,
+                tokens[:, None],
+                positions[:, None],
+                visible[:, None],
+                num_last=1 + num_inputs,
+            )
+            return joined.split(hidden[:, 0], group_size)
         last_NxE, prefix = self.prefill(params, prompt_tokens_NxP, prompt_mask_NxP)
         hidden = jnp.broadcast_to(
             last_NxE[:, None, None], (num_prompts, group_size, 1, last_NxE.shape[-1])

@@ -1,6 +1,7 @@
 """Describes the software and hardware that a result depends on besides its config."""
 
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -31,6 +32,7 @@ def describe_environment() -> dict[str, Any]:
         "commit": _commit(),
         "platform": platform.platform(),
         "jax_settings": {name: getattr(jax.config, name) for name in JAX_SETTINGS},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),  # they change the last bits too
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
     }

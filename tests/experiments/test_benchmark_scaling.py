@@ -71,7 +71,8 @@ def test_points_with_a_record_are_not_measured_again_and_a_lost_one_is(tmp_path,
     known = [{"size": axis, "value": value} for axis, value in scaling.points(config)]
     write_jsonl(tmp_path / scaling.RECORDS, known[:3] + known[4:])
 
-    def run(programme, name, *words, environment):
+    def run(programme, name, *words, environment, num_processes):
+        assert num_processes == 1
         started.append((name, environment["JAX_NUM_CPU_DEVICES"]))
         write_json(tmp_path / "points" / name / "measured.json", {"step_seconds": 1.0})
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from staleness_grpo.policy import attention, layers
+from staleness_grpo.policy import attention, joined, layers
 from staleness_grpo.policy.architecture import RopeScaling, TransformerConfig
 from staleness_grpo.policy.transformer import Policy
 from tests.policy import numpy_transformer
@@ -51,6 +51,13 @@ def test_logits_match_an_independent_numpy_decoder(name):
     np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.fixture(params=[64, -1], ids=["joined", "apart"])
+def either_way(request, monkeypatch):
+    """Encodes short groups together with their prompts, or apart from them."""
+    monkeypatch.setattr(joined, "JOINED_POSITIONS", request.param)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", FAMILY)
 def test_shared_prompts_and_padding_change_nothing(name):
     """Left-padded groups get the logits of plain causal sequences, prompt and response together."""
@@ -62,7 +69,9 @@ def test_shared_prompts_and_padding_change_nothing(name):
         prompts = rng.integers(0, 11, (3, prompt_length))
         mask = np.arange(prompt_length) >= prompt_length - np.array(lengths)[:, None]
         responses = rng.integers(0, 11, (3, group_size, response_length))
-        ours = jax.jit(policy.response_logits)(params, prompts, mask, responses)
+        ours = jax.jit(lambda *args: policy.response_logits(*args))(
+            params, prompts, mask, responses
+        )
         # Plain sequences are filled up on the right, which a causal decoder does not see.
         sequences = np.zeros((3, group_size, prompt_length + response_length), int)
         for n, length in enumerate(lengths):
@@ -76,29 +85,27 @@ def test_shared_prompts_and_padding_change_nothing(name):
         np.testing.assert_allclose(ours[n], expected, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("one_product_positions", "tile"),
-    [(0, 128), (12, 128), (0, 1)],
-    ids=["apart", "as_one", "in_blocks"],
-)
-def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(
-    one_product_positions, tile, monkeypatch
-):
-    monkeypatch.setattr(attention, "ONE_PRODUCT_POSITIONS", one_product_positions)
+@pytest.mark.parametrize("first", [0, 2], ids=["all_queries", "last_queries"])
+@pytest.mark.parametrize("tile", [128, 1], ids=["at_once", "in_blocks"])
+def test_attention_over_prompt_and_response_matches_a_softmax_in_numpy(tile, first, monkeypatch):
+    """`first` is the number of own positions that have keys but no query."""
     monkeypatch.setattr(attention, "TILE", tile)
     n, g, k, length, q, h, p = 2, 3, 2, 4, 2, 6, 5
     rng = np.random.default_rng(4)
     queries, weights = rng.normal(size=(2, n, g, k, length, q, h))
-    own, prefix = rng.normal(size=(2, n, g, k, length, h)), rng.normal(size=(2, n, 1, k, p, h))
+    own = rng.normal(size=(2, n, g, k, first + length, h))
+    prefix = rng.normal(size=(2, n, 1, k, p, h))
     prefix_mask = np.arange(p) >= np.array([[0], [2]])
-    own_mask = np.tril(np.ones((length, length), bool))[None, None]
+    own_mask = np.tril(np.ones((length, first + length), bool), first)[None, None]
 
     def expected(queries, own, prefix):
         y = np.zeros_like(queries)
         for place in np.ndindex(n, g, k, length, q):
             a, b, c, t, _ = place
-            keys = np.concatenate([prefix[0, a, 0, c, prefix_mask[a]], own[0, a, b, c, : t + 1]])
-            values = np.concatenate([prefix[1, a, 0, c, prefix_mask[a]], own[1, a, b, c, : t + 1]])
+            keys, values = (
+                np.concatenate([shared[a, 0, c, prefix_mask[a]], x[a, b, c, : first + t + 1]])
+                for shared, x in zip(prefix, own, strict=True)
+            )
             scores = np.exp(keys @ queries[place] / np.sqrt(h))
             y[place] = scores @ values / scores.sum()
         return y
@@ -156,6 +163,7 @@ def test_a_block_of_queries_is_not_multiplied_with_later_keys(length, ends, monk
         np.testing.assert_array_equal(np.isnan(y[0, 0, 0, :, 0, 0]), reached)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_gradients_through_shared_prompts_match_plain_sequences():
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):

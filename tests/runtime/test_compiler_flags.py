@@ -1,0 +1,86 @@
+"""The compiler's flags are set for CPUs alone, and those of the user stay."""
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from staleness_grpo.runtime import compiler_flags
+
+REDUCE, LEVEL = (f"{name}={value}" for name, value in compiler_flags.FLAGS.items())
+
+
+@pytest.fixture
+def flags(monkeypatch):
+    """Gives a machine without accelerators and flags."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
+    return monkeypatch
+
+
+def test_flags_are_added_to_those_of_the_user(flags):
+    flags.setenv("XLA_FLAGS", "--xla_dump_to=folder --xla_backend_optimization_level=3")
+    assert compiler_flags.prefer_small_programs()
+    expected = f"--xla_dump_to=folder --xla_backend_optimization_level=3 {REDUCE}"
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_a_second_call_changes_nothing(flags):
+    for _ in range(2):
+        assert compiler_flags.prefer_small_programs()
+        assert os.environ["XLA_FLAGS"] == f"{REDUCE} {LEVEL}"
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.13.0", "1.0.0"])
+def test_unknown_versions_get_no_flags(flags, version):
+    flags.setattr(importlib.metadata, "version", lambda name: version)
+    assert not compiler_flags.prefer_small_programs()
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_accelerators_get_no_flags(flags):
+    flags.setenv("JAX_PLATFORMS", "cuda,cpu")
+    assert not compiler_flags.prefer_small_programs()
+    flags.delenv("JAX_PLATFORMS")
+    flags.setattr(importlib.metadata, "entry_points", lambda group: ("jax_cuda12_plugin",))
+    assert not compiler_flags.prefer_small_programs()
+    flags.setattr(importlib.metadata, "entry_points", lambda group: ())
+    flags.setattr(importlib.util, "find_spec", lambda name: "libtpu")
+    assert not compiler_flags.prefer_small_programs()
+    assert "XLA_FLAGS" not in os.environ
+    flags.setenv("JAX_PLATFORMS", "cpu")  # the plugins are not used
+    assert compiler_flags.prefer_small_programs()
+
+
+PROGRAM = """
+import os, sys
+from staleness_grpo.runtime import compiler_flags
+if sys.argv[1] == "set":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    assert compiler_flags.prefer_small_programs()
+import jax, jax.numpy as jnp
+norms = jax.jit(lambda x: jnp.sum(x * x, axis=-1))
+print("ynn_fusion" in norms.lower(jnp.ones((256, 32))).compile().as_text())
+"""
+
+
+def test_jax_takes_the_flags():
+    """Without the flags, XLA gives the sum to YNNPACK where it has this library."""
+
+    def uses_ynnpack(how):
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        command = [sys.executable, "-c", PROGRAM, how]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stdout.strip() == "True"
+
+    if not uses_ynnpack("leave"):
+        pytest.skip("this version of XLA computes the sum without YNNPACK")
+    assert not uses_ynnpack("set")
