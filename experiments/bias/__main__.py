@@ -20,8 +20,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from experiments.bias.axes import NUM_THREADS
 from experiments.bias.validation import validate
-from experiments.common import cli
+from experiments.common import cli, devices
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -40,6 +41,12 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> None:
     write_json(workdir / SUMMARY, summarize(config, workdir))
 
 
+def make_threads_devices(config: ConfigDict) -> None:
+    """Makes a CPU device for each thread that measures."""
+    del config
+    devices.make_for_threads(NUM_THREADS)
+
+
 def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Draws the figures of a finished workdir; returns the paths of the PNGs."""
     from experiments.bias import figures
@@ -48,4 +55,10 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 if __name__ == "__main__":
-    cli.run(main, draw, default_config="experiments/configs/bias.py", validate=validate)
+    cli.run(
+        main,
+        draw,
+        default_config="experiments/configs/bias.py",
+        validate=validate,
+        prepare=make_threads_devices,
+    )

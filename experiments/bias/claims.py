@@ -176,8 +176,3 @@ def sampling_claims(draws: Draws) -> list[Claim]:
             ),
         ]
     return claims
-
-
-def measured_claims(draws: Draws, bootstrap: Bootstrap) -> list[Claim]:
-    """Returns all claims and findings of identities.json. They need no cells."""
-    return identity_claims(draws, bootstrap) + sampling_claims(draws)

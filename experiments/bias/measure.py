@@ -3,19 +3,21 @@
 import concurrent.futures
 import itertools
 import pathlib
+import queue
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.bias.axes import GRADIENT_KINDS, OPTIMIZER_LABELS, SCHEDULES
+from experiments.bias.axes import GRADIENT_KINDS, NUM_THREADS, OPTIMIZER_LABELS, SCHEDULES
 from experiments.bias.cells import CellRunner, make_draws
 from experiments.bias.claim_kinds import Bootstrap
-from experiments.bias.claims import measured_claims
+from experiments.bias.claims import identity_claims, sampling_claims
 from experiments.common import claims
 from staleness_grpo.runtime.progress import Progress
 from staleness_grpo.runtime.records import Appender, read_jsonl, write_json
-
-NUM_THREADS = 2  # compilation and small operations use only one core per thread
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -26,6 +28,18 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     identities_missing = not identities_path.exists()
     draws = make_draws(config)
 
+    free_devices: queue.SimpleQueue[jax.Device] = queue.SimpleQueue()
+    for device in itertools.islice(itertools.cycle(jax.local_devices()), NUM_THREADS):
+        free_devices.put(device)
+
+    def on_own_device(function: Callable[..., Any], *args: Any) -> Any:
+        """Calls a function in a thread whose programs run on a device that no other thread uses."""
+        device = free_devices.get()
+        with jax.default_device(device):
+            result = function(*args)
+        free_devices.put(device)
+        return result
+
     def run_cells(gradient: str) -> list[dict]:
         runner = CellRunner(draws, gradient)
         blocks = itertools.product(OPTIMIZER_LABELS, SCHEDULES, config.max_lags)
@@ -35,10 +49,15 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
         Progress("parts", len(missing) + identities_missing) as progress,
         concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
-        futures = {gradient: pool.submit(run_cells, gradient) for gradient in missing}
+        futures = {
+            gradient: pool.submit(on_own_device, run_cells, gradient) for gradient in missing
+        }
         if identities_missing:
             bootstrap = Bootstrap(np.random.default_rng([config.seed, 0]), config.num_resamples)
-            identities = pool.submit(measured_claims, draws, bootstrap)
+            identities = [
+                pool.submit(on_own_device, identity_claims, draws, bootstrap),
+                pool.submit(on_own_device, sampling_claims, draws),
+            ]
         if missing:
             with Appender(cells_path, num_kept=0) as file:
                 for gradient in GRADIENT_KINDS:
@@ -46,7 +65,8 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
                         file.append(cell)
                     progress.advance(f"{gradient} gradients")
         if identities_missing:
-            write_json(identities_path, claims.records(identities.result()))
+            found = [claim for part in identities for claim in part.result()]
+            write_json(identities_path, claims.records(found))
             progress.advance("fixed policies")
 
 

@@ -8,8 +8,10 @@ import sys
 from ml_collections import ConfigDict
 
 from staleness_grpo.errors import FlagError, counted
+from staleness_grpo.runtime.cores import usable_cores
 
 _left_to_others = False  # whether this process only starts others
+_one_for_each_thread = False  # whether threads of this process have devices of their own
 
 
 def check() -> None:
@@ -49,7 +51,7 @@ def announce(config: ConfigDict) -> None:
         f"{counted(jax.local_device_count(), 'local device')}, "
         f"{counted(len(devices), 'global device')} ({kinds})"
     )
-    unused = len(devices) - _mesh_size(config)
+    unused = 0 if _one_for_each_thread else len(devices) - _mesh_size(config)
     if unused > 0:
         # A mesh takes the first devices.
         ids = ", ".join(str(device.id) for device in devices[-unused:])
@@ -77,6 +79,20 @@ def _mesh_size(config: ConfigDict) -> int:
 def _has_nvidia_gpu() -> bool:
     has_device_file = any(pathlib.Path("/dev").glob("nvidia[0-9]*"))
     return has_device_file or shutil.which("nvidia-smi") is not None
+
+
+def make_for_threads(num_threads: int) -> None:
+    """Makes so many CPU devices, or as many as there are cores, if the user asks for no number.
+
+    Programs on one device run one after another, also if several threads start them. Programs on
+    different devices run side by side.
+    """
+    global _one_for_each_thread
+    import jax
+
+    _one_for_each_thread = True
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", min(num_threads, len(usable_cores())))
 
 
 def leave_to_others(config: ConfigDict) -> None:
