@@ -30,6 +30,12 @@ MUTATIONS = {
         "logprobs",
         "objective/test_surrogate.py",
     ),
+    "joined responses that see each other": (
+        "policy/joined.py",
+        "related = (owner[None] == -1) | (owner[None] == owner[:, None])",
+        "related = (owner[None] >= -1) & (owner[:, None] >= -1)",
+        "policy/test_transformer.py",
+    ),
     "one lag too few": (
         "staleness/schedule.py",
         "return np.minimum(steps_Ix1, self.max_lag)",

@@ -35,10 +35,11 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> None:
     def on_own_device(function: Callable[..., Any], *args: Any) -> Any:
         """Calls a function in a thread whose programs run on a device that no other thread uses."""
         device = free_devices.get()
-        with jax.default_device(device):
-            result = function(*args)
-        free_devices.put(device)
-        return result
+        try:
+            with jax.default_device(device):
+                return function(*args)
+        finally:
+            free_devices.put(device)
 
     def run_cells(gradient: str) -> list[dict]:
         runner = CellRunner(draws, gradient)

@@ -32,6 +32,10 @@ KINDS = {
     "benchmark": ("experiments.benchmark", "the time of learner steps"),
     "paired": ("experiments.paired_bias", "trainings whose gradient bias is measured"),
     "cluster": ("experiments.pipeline", "simulated pipelines"),
+    "first_trainings": (
+        "experiments.performance.first_minute",
+        "first trainings of this checkout and of an older one",
+    ),
     "rounds": ("experiments.performance.peers.alternate", "steps of this project and of peers"),
     "sampled": ("experiments.bias", "the exact bias of small problems"),
     "steps": ONE_TRAINING,

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
             # Cells that a worker trains together, vectorized. More than 1 is faster only on an
             # accelerator.
             chunk_size=1,
-            num_workers=0,  # processes; 0: one for each core
+            num_workers=0,  # processes on CPUs; 0: one for each core
         )
     )
     # Further maps: the name of each, and its differences from the settings above.

@@ -30,6 +30,7 @@ from staleness_grpo.runtime.distributed import VARIABLES
 
 CONFIG = "experiments/configs/accelerator.py"
 RECORDS, LOGS = "cells.jsonl", "logs"
+POLL_SECONDS = 0.05  # between two looks at whether a process has ended
 DETERMINISTIC = {"gpu": "--xla_gpu_deterministic_ops=true"}  # others have no such flag
 Numbers = dict[str, Any]
 
@@ -111,10 +112,7 @@ class Programme:
                 for hosts in host_variables(num_processes)
             ]
             try:
-                end = start + self.config.seconds
-                codes = [process.wait(max(end - time.perf_counter(), 0)) for process in started]
-            except subprocess.TimeoutExpired as error:
-                raise Failed(f"{name} took more than {self.config.seconds:g} s") from error
+                codes = self._wait_for_all_or_a_failure(name, started, start + self.config.seconds)
             finally:
                 for process in started:
                     process.kill()
@@ -124,6 +122,22 @@ class Programme:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise Failed(f"{name} ended with code {code}: {''.join(last)[:300]}")
         return time.perf_counter() - start
+
+    def _wait_for_all_or_a_failure(
+        self, name: str, started: list[subprocess.Popen], end: float
+    ) -> list[int | None]:
+        """Returns the exit codes of processes; None for one that still runs as another fails.
+
+        Raises:
+          Failed: it is later than `end`.
+        """
+        while True:
+            codes = [process.poll() for process in started]
+            if any(codes) or None not in codes:
+                return codes
+            if time.perf_counter() > end:
+                raise Failed(f"{name} took more than {self.config.seconds:g} s")
+            time.sleep(POLL_SECONDS)
 
     def attentions(self) -> list[str]:
         """Returns XLA's attention, and the fused kernels for the platform."""

@@ -46,7 +46,7 @@ def main() -> None:
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=before, check=True, capture_output=True, text=True).stdout
     flags.workdir.mkdir(parents=True, exist_ok=True)
-    settings = {"rounds": flags.rounds, "timed_steps": STEPS, "before": commit.strip()}
+    settings = {"first_trainings": flags.rounds, "timed_steps": STEPS, "before": commit.strip()}
     write_json(flags.workdir / "config.json", settings)
     write_json(flags.workdir / "environment.json", describe_environment())
     rounds: list[dict[str, float]] = []

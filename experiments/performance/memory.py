@@ -249,12 +249,16 @@ def measure(config: ConfigDict) -> dict:
     import jax
 
     from staleness_grpo.runtime import mesh as mesh_lib
+    from staleness_grpo.training.drift import sketch_size
 
     devices = target_devices(config.topology)
     mesh = mesh_lib.make_mesh(**config.mesh.to_dict(), devices=devices)
     state, lowered = lowered_programs(config, mesh)
     state_bytes, params_bytes = bytes_per_device(state), bytes_per_device(state.params)
     programs: dict[str, dict] = {}
+    config = config.copy_and_resolve_references()
+    asked = config.metrics.drift_sketch
+    config.metrics.drift_sketch = sketch_size(asked, state.params, config.lag.max_lag)
     copies, of_sketches = parameter_copies(config), sketch_bytes(config, state.params)
     for name, program in lowered.items():
         try:

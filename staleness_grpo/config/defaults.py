@@ -174,8 +174,8 @@ def default_config() -> ConfigDict:
                 num_samples=2,  # groups of a step that samples.jsonl has
                 # Measure how far the parameters move. This keeps up to S + 1 copies of them.
                 parameter_drift=True,
-                # Keep sketches of so many random directions in place of these copies; unset:
-                # copies (docs/metrics.md).
+                # Keep sketches of so many random directions in place of these copies; 0: copies;
+                # unset: copies, unless they are large (docs/metrics.md).
                 drift_sketch=config_dict.placeholder(int),
             ),
             # What shows the records of a training while it runs, beside metrics.jsonl.

@@ -39,11 +39,18 @@ def attend_by_cudnn(
     def by_response(x_NxGxKxCxH: Array) -> Array:
         return x_NxGxKxCxH.swapaxes(2, 3).reshape(n * g, -1, k, h)
 
+    # The kernel has gradients for even lengths only (JAX: fused_attention_stablehlo.py). One more
+    # query sees all keys, and one more key is not seen.
+    extra_query, extra_key = length % 2, mask.shape[-1] % 2
+    mask = mask.reshape(n * g, 1, length, -1)
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, extra_query), (0, 0)), constant_values=True)
     y = jax.nn.dot_product_attention(
-        queries,
-        by_response(keys),
-        by_response(values),
-        mask=mask.reshape(n * g, 1, length, -1),
+        jnp.pad(queries, ((0, 0), (0, extra_query), (0, 0), (0, 0))),
+        *(
+            jnp.pad(by_response(x), ((0, 0), (0, extra_key), (0, 0), (0, 0)))
+            for x in (keys, values)
+        ),
+        mask=jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, extra_key))),
         implementation="cudnn" if platform() == "gpu" else "xla",
-    )
+    )[:, :length]
     return y.reshape(n, g, length, k, num_queries, h).transpose(0, 1, 3, 2, 4, 5)

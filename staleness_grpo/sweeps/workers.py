@@ -1,4 +1,4 @@
-"""Trains the cells of a sweep in worker processes, one process for each core."""
+"""Trains the cells of a sweep in worker processes, one for each core, or on an accelerator."""
 
 import concurrent.futures
 import contextlib
@@ -51,11 +51,16 @@ def run_cells(
       freeze_after: see `program.make_cell_program`.
       chunk_size: number of cells that a worker trains together, vectorized. Cells of one chunk
         differ only in seed, learning rate and lag.
-      num_workers: number of processes. Each runs on its own core, if there are enough.
+      num_workers: number of processes. Each runs on its own core, if there are enough. An
+        accelerator belongs to one process, so there this process trains the cells.
 
     Raises:
       concurrent.futures.process.BrokenProcessPool: a worker was killed.
     """
+    if jax.default_backend() != "cpu":
+        for chunk in _chunks(cells, chunk_size):
+            yield from _run_chunk(chunk, max_lag, freeze_after, chunk_size)
+        return
     with worker_pool(num_workers) as pool:
         make_warm_starts(pool, cells)
         futures = [

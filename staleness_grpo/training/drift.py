@@ -17,24 +17,51 @@ from staleness_grpo.policy.numerics import at_least_float32
 from staleness_grpo.training.diagnostics import copied
 from staleness_grpo.types import PyTree
 
+COPIES_BYTES = 4 * 2**30  # versions that would take more are sketched, if the config leaves it open
+CHOSEN_SKETCH = 256  # directions of such a sketch
 SMALLEST_SKETCH = 16  # with fewer directions the error is a quarter of the distance or more
 
 
 def check_drift(fields: Mapping[str, Any]) -> None:
     """Raises FieldError if the sketch in `config.metrics` is too small, or has no effect."""
     size = fields["drift_sketch"]
-    if size is None:
+    if not size:
         return
-    hint = f"leave it unset, or give {SMALLEST_SKETCH} or more directions"
+    hint = f"leave it unset, or give 0, or {SMALLEST_SKETCH} or more directions"
     require(size >= SMALLEST_SKETCH, "drift_sketch", hint, size)
     hint = "without metrics.parameter_drift no version is kept: leave it unset"
     require(fields["parameter_drift"], "drift_sketch", hint, size)
+
+
+def sketch_size(asked: int | None, params: PyTree, max_lag: int) -> int | None:
+    """Returns the number of directions of a sketch; None for whole copies.
+
+    Args:
+      asked: `metrics.drift_sketch`. Where it is unset, the bytes of S copies decide.
+      params: the parameters, or their shapes and dtypes.
+      max_lag: S.
+    """
+    if asked is not None:
+        return asked
+    return CHOSEN_SKETCH if copies_bytes(params, max_lag) > COPIES_BYTES else None
+
+
+def copies_bytes(params: PyTree, max_lag: int) -> int:
+    """Returns the bytes of S copies of the parameters, on all devices together."""
+    leaves = jax.tree.leaves(params)
+    return max_lag * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 @jax.jit
 def distance(a: PyTree, b: PyTree) -> jax.Array:
     """Returns the Euclidean norm of a - b."""
     return optax.tree.norm(optax.tree.sub(a, b))
+
+
+@jax.jit
+def _with_square(total: jax.Array, share: jax.Array, a: PyTree, b: PyTree) -> jax.Array:
+    """Adds a share of the squared distance of a and b. One program does it for each lag."""
+    return total + share * distance(a, b) ** 2
 
 
 def sketch(tree: PyTree, size: int) -> PyTree:
@@ -107,10 +134,9 @@ class ParameterDrift:
         lags, counts = np.unique(lag_N, return_counts=True)
         here = self._encoded(params) if self._size and lags[-1] > 0 else params
         square = jnp.zeros(())  # groups of lag 0 add 0
-        for lag, count in zip(lags, counts, strict=True):
+        for lag, share in zip(lags, counts / len(lag_N), strict=True):
             if lag > 0:
-                moved = distance(here, self.versions[step - lag])
-                square += count / len(lag_N) * moved**2
+                square = _with_square(square, share, here, self.versions[step - lag])
         self.versions = {v: kept for v, kept in self.versions.items() if v > step - self._max_lag}
         return {
             "drift_from_behavior": jnp.sqrt(square),

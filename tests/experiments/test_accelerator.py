@@ -1,5 +1,7 @@
 """The programme for accelerators: errors against float64, parts that fail, and a rehearsal."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -67,6 +69,33 @@ def test_a_part_that_fails_or_takes_too_long_is_recorded_and_the_others_run(monk
     assert text[0] == "2 x A Chip" and "  kernel.share = 0.5" in text and "  same = True" in text
     accelerator.main(config, tmp_path)  # nothing is run again
     assert len(calls) == 1 and len(read_jsonl(tmp_path / "cells.jsonl")) == 3
+
+
+PROCESS = """
+import os, pathlib, sys, time
+from staleness_grpo.runtime import distributed
+hosts = distributed.find(dict.fromkeys(distributed.VARIABLES), os.environ)
+if sys.argv[1] == "find":
+    print(hosts.coordinator, hosts.num_processes, hosts.process_id, flush=True)
+elif hosts.process_id == 1:
+    sys.exit("the second one failed")
+else:
+    time.sleep(60)
+"""
+
+
+def test_processes_of_one_run_find_each_other_and_end_with_the_first_failure(tmp_path, monkeypatch):
+    (tmp_path / "process.py").write_text(PROCESS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{cli.ROOT}")
+    programme = accelerator.Programme(tiny(seconds=30.0).accelerator, tmp_path, "cpu")
+    programme.run("find", "process", "find", num_processes=2)
+    lines = (tmp_path / "logs" / "find.txt").read_text().splitlines()
+    assert sorted(line.split()[1:] for line in lines) == [["2", "0"], ["2", "1"]]
+    assert len({line.split()[0] for line in lines}) == 1
+    start = time.perf_counter()
+    with pytest.raises(accelerator.Failed, match="fail ended with code 1: the second one failed"):
+        programme.run("fail", "process", "fail", num_processes=2)
+    assert time.perf_counter() - start < 20  # the first one was not waited for
 
 
 def test_the_devices_are_those_of_a_new_process():

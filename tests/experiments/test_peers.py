@@ -46,6 +46,7 @@ def test_rounds_alternate_and_ratios_are_of_medians(tmp_path, monkeypatch, capsy
     medians = {"default": 0.25, "sampler_devices": 0.25, "before": 0.3, "trl": 0.3}
     assert summary["median_step_seconds"] == pytest.approx(medians)
     assert summary["over_sampler_devices"]["trl"] == pytest.approx(1.2)
+    assert summary["fastest_and_slowest_round"]["before"] == [0.1, 0.5]
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config == {"rounds": 2, "timed_steps": 3, "before": "abc", "trl": {"version": "1.16"}}
     assert summary["rounds"] == 2 and "round 1: trl 0.3000 s" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from staleness_grpo.errors import FieldError
 from staleness_grpo.policy import cudnn
@@ -19,9 +20,10 @@ CONFIG = TransformerConfig(
 
 
 @pytest.mark.parametrize("prompt_length", [None, 5], ids=["alone", "after_prompts"])
-def test_attention_and_its_gradients_are_those_of_the_plain_one(prompt_length):
+@pytest.mark.parametrize("length", [4, 3])  # odd lengths are filled up
+def test_attention_and_its_gradients_are_those_of_the_plain_one(length, prompt_length):
     """Prompts are unequal, and each key head has three queries, whose order shows."""
-    n, g, k, length, q, h = 2, 3, 2, 4, 3, 8
+    n, g, k, q, h = 2, 3, 2, 3, 8
     rng = np.random.default_rng(0)
     queries, weights = rng.normal(size=(2, n, g, k, length, q, h)).astype(np.float32)
     own = rng.normal(size=(2, n, g, k, length, h)).astype(np.float32)
@@ -64,6 +66,43 @@ def test_the_decoder_takes_it_for_prompts_and_responses(monkeypatch):
     # bfloat16 has 8 bits: the results differ by its rounding, and would by much more elsewhere.
     np.testing.assert_allclose(found[0], found[1], atol=0.06)
     assert np.abs(found[0]).max() > 1
+
+
+@pytest.mark.parametrize("prompt_length", [None, 5, 6])
+@pytest.mark.parametrize("length", [3, 4])
+def test_a_gpu_takes_the_lengths_with_gradients(length, prompt_length, monkeypatch):
+    """JAX's own checks for the kernel run here, as if there were a GPU. Nothing is computed."""
+    monkeypatch.setattr(cudnn, "platform", lambda: "gpu")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92000)
+    for check, answer in (
+        ("check_compute_capability", True),
+        ("is_cuda_compute_capability_equal", False),
+    ):
+        monkeypatch.setattr(fused_attention_stablehlo, check, lambda *args, x=answer: x)
+    queries = jnp.zeros((2, 3, 2, length, 2, 8), jnp.bfloat16)
+    own = jnp.zeros((2, 2, 3, 2, length, 8), jnp.bfloat16)
+    causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+    prefix = prefix_mask = None
+    if prompt_length:
+        prefix = tuple(jnp.zeros((2, 2, 1, 2, prompt_length, 8), jnp.bfloat16))
+        prefix_mask = jnp.ones((2, prompt_length), bool)
+
+    def total(queries):
+        y = cudnn.attend_by_cudnn(queries, tuple(own), causal, prefix, prefix_mask)
+        assert y.shape == queries.shape
+        return jnp.sum(y.astype(jnp.float32))
+
+    jax.eval_shape(jax.grad(total), queries)
+
+    def plain(queries):
+        x = queries[:, 0, 0]
+        mask = jnp.ones((1, 1, length, length), bool)
+        y = jax.nn.dot_product_attention(x, x, x, mask=mask, implementation="cudnn")
+        return jnp.sum(y.astype(jnp.float32))
+
+    if length % 2:  # the checks do run
+        with pytest.raises(NotImplementedError, match="sequence length"):
+            jax.eval_shape(jax.grad(plain), queries)
 
 
 def test_only_a_gpu_gets_the_kernel(monkeypatch):

@@ -257,6 +257,24 @@ def test_workers_give_what_the_program_gives_in_chunks():
             )
 
 
+def test_an_accelerator_trains_the_cells_in_this_process(monkeypatch):
+    """Worker processes could not have it, because it belongs to the process that found it."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(workers, "worker_pool", None)
+    started = []
+    monkeypatch.setattr(workers, "_run_chunk", lambda *args: started.append(args) or [{}])
+    cells = small_cells()
+    records = workers.run_cells(
+        cells, max_lag=MAX_LAG, freeze_after=FREEZE_AFTER, chunk_size=3, num_workers=2
+    )
+    assert len(list(records)) == 2
+    assert [[name for name, _ in chunk] for chunk, *_ in started] == [
+        list(cells)[:3],
+        list(cells)[3:],
+    ]
+    assert all(rest == [MAX_LAG, FREEZE_AFTER, 3] for _, *rest in started)
+
+
 def test_a_record_that_a_kill_cut_short_is_dropped(tmp_path):
     path = tmp_path / "cells.jsonl"
     cells = CellFile(path)

@@ -10,6 +10,7 @@ from staleness_grpo.config.build import build_run
 from staleness_grpo.config.validation import validate
 from staleness_grpo.errors import FieldError
 from staleness_grpo.runtime.records import plain
+from staleness_grpo.training import drift
 from staleness_grpo.training.checkpoint import Checkpoints
 from staleness_grpo.training.drift import relative_error, sketch
 from staleness_grpo.training.loop import train
@@ -115,12 +116,35 @@ def test_sketches_take_the_place_of_copies_in_memory():
     )
 
 
+def test_versions_that_would_take_much_memory_are_sketched(monkeypatch, capsys):
+    """The config can say otherwise, and a chosen sketch is the same as one that is asked for."""
+    fields = {"lag.max_lag": 3, "policy.d_model": 64, "steps": 5}
+    shapes = jax.eval_shape(
+        build_run(decoder_config(**fields)).programs.policy.init, jax.random.key(0)
+    )
+    limit = 4 * 3 * sum(leaf.size for leaf in jax.tree.leaves(shapes))  # three versions in float32
+    assert drift.copies_bytes(shapes, 3) == limit
+    monkeypatch.setattr(drift, "CHOSEN_SKETCH", 16)
+
+    def measured(limit, asked=None):
+        monkeypatch.setattr(drift, "COPIES_BYTES", limit)
+        config = decoder_config(**fields | {"metrics.drift_sketch": asked})
+        found = [record["drift_from_behavior"] for record in train(build_run(config))]
+        return found, "drift is estimated from sketches of 16" in capsys.readouterr().err
+
+    copies, told = measured(limit)
+    assert not told and measured(limit - 1, asked=0) == (copies, False)
+    chosen, told = measured(limit - 1)
+    assert told and chosen != copies
+    assert measured(limit, asked=16) == (chosen, False)
+
+
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
         (
             {"metrics.drift_sketch": 8},
-            "metrics.drift_sketch=8: leave it unset, or give 16 or more directions",
+            "metrics.drift_sketch=8: leave it unset, or give 0, or 16 or more directions",
         ),
         (
             {"metrics.drift_sketch": 64, "metrics.parameter_drift": False},

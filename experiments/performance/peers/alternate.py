@@ -69,6 +69,9 @@ def summarize(seconds_by_name: dict[str, list[float]]) -> dict:
     return {
         "step_seconds": seconds_by_name,
         "median_step_seconds": medians,
+        "fastest_and_slowest_round": {
+            name: [min(times), max(times)] for name, times in seconds_by_name.items()
+        },
         "over_sampler_devices": {name: median / best for name, median in medians.items()},
         "rounds": len(seconds_by_name["sampler_devices"]),
         "cores": len(os.sched_getaffinity(0)),

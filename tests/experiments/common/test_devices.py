@@ -93,6 +93,32 @@ def test_a_folder_with_a_colon_is_no_url(tmp_path):
     assert checked_folder(f"{tmp_path}/s:3", default_config()) == tmp_path / "s:3"
 
 
+def test_threads_get_devices_of_their_own():
+    """As many as there are threads, at most one for each core, or as many as the user says."""
+    program = (
+        "import jax, os, sys; from experiments.common import devices;"
+        "devices.usable_cores = lambda: [0, 1, 2];"
+        "devices.make_for_threads(int(sys.argv[1])); devices.check(); devices.announce({});"
+        "print(jax.device_count())"
+    )
+
+    def made(num_threads, **variables):
+        environment = {name: os.environ[name] for name in os.environ if name[:8] != "JAX_NUM_"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(num_threads)],
+            env=environment | {"JAX_PLATFORMS": "cpu"} | variables,
+            cwd=cli.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert "not used" not in done.stderr
+        return int(done.stdout)
+
+    assert [made(2), made(8), made(2, JAX_NUM_CPU_DEVICES="1")] == [2, 3, 1]
+
+
 def test_a_process_that_only_starts_others_leaves_the_devices_to_them():
     program = (
         "import jax; from experiments.common import devices;"
