@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from staleness_grpo.types import Array
 
-# A group with at most this many response positions is joined. On a CPU core this is faster up to
-# here, and slower for longer responses: see docs/log/2026-11-24-attention-for-short-responses.md.
-JOINED_POSITIONS = 64
+# A group with at most this many response positions is joined. On CPUs this is faster up to about
+# here, and slower for longer responses: see docs/log/2026-11-30-a-faster-toy.md.
+JOINED_POSITIONS = 56
 
 
 def prompt_positions(mask_NxP: Array) -> jax.Array:
