@@ -36,20 +36,20 @@ def attend_by_cudnn(
         seen = jnp.broadcast_to(seen, (n, g, length, seen.shape[-1]))
         mask = jnp.concatenate([seen, mask], axis=-1)
 
-    def by_response(x_NxGxKxCxH: Array) -> Array:
-        return x_NxGxKxCxH.swapaxes(2, 3).reshape(n * g, -1, k, h)
-
     # The kernel has gradients for even lengths only (JAX: fused_attention_stablehlo.py). One more
     # query sees all keys, and one more key is not seen.
     extra_query, extra_key = length % 2, mask.shape[-1] % 2
+
+    def by_response(x_NxGxKxCxH: Array) -> jax.Array:
+        x = jnp.asarray(x_NxGxKxCxH).swapaxes(2, 3).reshape(n * g, -1, k, h)
+        return jnp.pad(x, ((0, 0), (0, extra_key), (0, 0), (0, 0)))
+
     mask = mask.reshape(n * g, 1, length, -1)
     mask = jnp.pad(mask, ((0, 0), (0, 0), (0, extra_query), (0, 0)), constant_values=True)
     y = jax.nn.dot_product_attention(
         jnp.pad(queries, ((0, 0), (0, extra_query), (0, 0), (0, 0))),
-        *(
-            jnp.pad(by_response(x), ((0, 0), (0, extra_key), (0, 0), (0, 0)))
-            for x in (keys, values)
-        ),
+        by_response(keys),
+        by_response(values),
         mask=jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, extra_key))),
         implementation="cudnn" if platform() == "gpu" else "xla",
     )[:, :length]

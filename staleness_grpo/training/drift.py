@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from staleness_grpo.errors import require
 from staleness_grpo.policy.numerics import at_least_float32
@@ -161,6 +163,22 @@ class ParameterDrift:
 
     def _replicated(self) -> NamedSharding:
         return NamedSharding(jax.tree.leaves(self.start)[0].sharding.mesh, P())
+
+
+def make_drift(config: ConfigDict, params: PyTree) -> ParameterDrift | None:
+    """Makes the measurement that a run's config asks for, and says so if it chooses sketches."""
+    if not config.metrics.parameter_drift:
+        return None
+    max_lag, asked = config.lag.max_lag, config.metrics.drift_sketch
+    size = sketch_size(asked, params, max_lag)
+    if size is not None and asked is None and jax.process_index() == 0:
+        gigabytes = copies_bytes(params, max_lag) / 1e9
+        print(
+            f"drift is estimated from sketches of {size} directions, since {max_lag} copies of the "
+            f"parameters take {gigabytes:.3g} GB: --config.metrics.drift_sketch=0 keeps copies",
+            file=sys.stderr,
+        )
+    return ParameterDrift(params, max_lag, size)
 
 
 @functools.lru_cache(maxsize=4)

@@ -25,7 +25,7 @@ from staleness_grpo.staleness.schedule import Schedule, make_schedule
 from staleness_grpo.tasks.base import Task, TextTask
 from staleness_grpo.training import learner
 from staleness_grpo.training.diagnostics import copied
-from staleness_grpo.training.drift import ParameterDrift, copies_bytes, sketch_size
+from staleness_grpo.training.drift import ParameterDrift, make_drift
 from staleness_grpo.training.heldout import HeldOut, make_heldout, split
 from staleness_grpo.training.programs import Programs, make_programs
 from staleness_grpo.training.rewards import RewardPool
@@ -249,24 +249,10 @@ def assemble_run(
         schedule=schedule,
         update=programs.compiled_update(state, mesh),
         buffer=RingBuffer(schedule.max_lag, len(mesh_lib.own_rows(mesh, schedule.num_groups))),
-        drift=_parameter_drift(config, state.params) if config.metrics.parameter_drift else None,
+        drift=make_drift(config, state.params),
         state=state,
         reference_params=reference_params,
     )
-
-
-def _parameter_drift(config: ConfigDict, params: PyTree) -> ParameterDrift:
-    """Makes the measurement of drift, and says so if it chooses sketches by itself."""
-    max_lag, asked = config.lag.max_lag, config.metrics.drift_sketch
-    size = sketch_size(asked, params, max_lag)
-    if size is not None and asked is None and jax.process_index() == 0:
-        gigabytes = copies_bytes(params, max_lag) / 1e9
-        print(
-            f"drift is estimated from sketches of {size} directions, since {max_lag} copies of the "
-            f"parameters take {gigabytes:.3g} GB: --config.metrics.drift_sketch=0 keeps copies",
-            file=sys.stderr,
-        )
-    return ParameterDrift(params, max_lag, size)
 
 
 def _reference_params(
