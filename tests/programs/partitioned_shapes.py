@@ -41,13 +41,16 @@ def count_shapes() -> dict:
     optimizer = learner.make_optimizer(default_config().optimizer, num_steps=1)
     state = learner.init_state(policy, optimizer, mesh, jax.random.key(0))
 
-    # Features of the feed-forward layer [N, G, R - 1, 48], with N = 1 on each device and 8 in all.
+    # Features of the feed-forward layer [N, 1, T, 48], with N = 1 on each device and 8 in all. T is
+    # the length of a prompt and its two responses, without the last token of each.
     batch = jax.device_put(random_rollout(8, 2, 6), mesh_lib.batch_sharding(mesh))
     loss = surrogate_loss(policy, SurrogateConfig(), 1.0)
     with jax.set_mesh(mesh):
         update = learner.compile_update(learner.update_step(loss, optimizer), state, mesh)
         program = update.lower(state, batch).compile().as_text()
-    activations = [len(re.findall(rf"\[{n},2,5,48\]|\[{10 * n},48\]", program)) for n in (1, 8)]
+    length = batch.prompts.tokens_NxP.shape[1] + 2 * 5
+    shapes = [rf"\[{n},1,{length},48\]|\[{n * length},48\]" for n in (1, 8)]
+    activations = [len(re.findall(shape, program)) for shape in shapes]
 
     # Gradients of 4 blocks [4, E, 48], with E = 16 cut into 8 parts, or not.
     batch = jax.device_put(random_rollout(32, 2, 6), mesh_lib.batch_sharding(mesh))
