@@ -1,4 +1,4 @@
-"""Times the first training and a step of the default config, here and in an older checkout.
+"""Times a first training and steps of the default config's shape, here and in an older checkout.
 
     python -m experiments.performance.first_minute --workdir=DIR --before=CHECKOUT [--rounds=5]
 
@@ -16,14 +16,13 @@ import os
 import pathlib
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.performance.peers.alternate import run
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.runtime.environment import describe_environment
 from staleness_grpo.runtime.records import write_json
@@ -43,8 +42,7 @@ def main() -> None:
     if flags.rounds < 1:
         parser.error("give --rounds of at least 1")
     before = flags.before.resolve()
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=before, check=True, capture_output=True, text=True).stdout
+    commit = run(["git", "rev-parse", "--short", "HEAD"], before, {})
     flags.workdir.mkdir(parents=True, exist_ok=True)
     settings = {"first_trainings": flags.rounds, "timed_steps": STEPS, "before": commit.strip()}
     write_json(flags.workdir / "config.json", settings)
@@ -65,7 +63,8 @@ def cold(checkout: pathlib.Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         variables = {"XDG_CACHE_HOME": folder, "JAX_ENABLE_COMPILATION_CACHE": "false"}
         start, used = time.perf_counter(), _used()
-        run("experiments.train", [f"--workdir={folder}/run"], checkout, variables=variables)
+        command = [sys.executable, "-m", "experiments.train", f"--workdir={folder}/run"]
+        run(command, checkout, variables)
         return {"cold_seconds": time.perf_counter() - start, "cold_core_seconds": _used() - used}
 
 
@@ -88,30 +87,14 @@ def step(checkout: pathlib.Path, one_core: bool = False) -> dict[str, float]:
         usable = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(usable)} if one_core else usable)  # the process inherits it
         try:
-            run("experiments.benchmark", [f"--workdir={folder}", *words], checkout)
+            command = [sys.executable, "-m", "experiments.benchmark", f"--workdir={folder}", *words]
+            run(command, checkout, {})
         finally:
             os.sched_setaffinity(0, usable)
         summary = json.loads(pathlib.Path(folder, "summary.json").read_text(encoding="utf-8"))
     suffix = "_on_one_core" if one_core else ""
     names = ("step_seconds", "sampling_seconds", "update_seconds")
     return {f"{name}{suffix}": summary[name] for name in names}
-
-
-def run(
-    module: str,
-    words: Sequence[str],
-    checkout: pathlib.Path,
-    variables: dict[str, str] | None = None,
-) -> None:
-    """Runs `python -m MODULE WORDS` in a checkout, with further environment variables."""
-    subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=checkout,
-        env=os.environ | (variables or {}),
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 def summarize(rounds: list[dict[str, float]]) -> dict:

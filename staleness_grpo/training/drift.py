@@ -39,12 +39,12 @@ def sketch_size(asked: int | None, params: PyTree, max_lag: int) -> int | None:
     """Returns the number of directions of a sketch; None for whole copies.
 
     Args:
-      asked: `metrics.drift_sketch`. Where it is unset, the bytes of S copies decide.
+      asked: `metrics.drift_sketch`; 0: copies. Where it is unset, the bytes of S copies decide.
       params: the parameters, or their shapes and dtypes.
       max_lag: S.
     """
     if asked is not None:
-        return asked
+        return asked or None
     return CHOSEN_SKETCH if copies_bytes(params, max_lag) > COPIES_BYTES else None
 
 

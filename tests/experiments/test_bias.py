@@ -1,17 +1,20 @@
 """Tests the bias experiment: its analysis of a known law, what it refuses, and one tiny run."""
 
+import contextlib
 import importlib
 import itertools
 import json
 import subprocess
 import sys
+import threading
+import types
 
 import nbclient
 import nbformat
 import numpy as np
 import pytest
 
-from experiments.bias import figures, law, law_claims, validation
+from experiments.bias import figures, law, law_claims, measure, validation
 from experiments.bias.claim_kinds import Bootstrap
 from experiments.bias.law import CellTable
 from experiments.common.claims import Claim, read, records
@@ -217,6 +220,54 @@ def test_contradictions_are_refused_by_flag(flag, value, named):
 
 def test_default_config_is_accepted():
     validation.validate(default_config())
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Gives two devices, nothing to compute, and the list of (kind of gradient, device) in use."""
+    used, here = [], threading.local()
+
+    @contextlib.contextmanager
+    def default_device(device):
+        here.device = device
+        yield
+
+    fake = types.SimpleNamespace(local_devices=lambda: ["a", "b"], default_device=default_device)
+    monkeypatch.setattr(measure, "jax", fake)
+    monkeypatch.setattr(measure, "make_draws", lambda config: None)
+    monkeypatch.setattr(measure, "identity_claims", lambda *args: [])
+    monkeypatch.setattr(measure, "sampling_claims", lambda *args: [])
+    return used, here
+
+
+def test_threads_that_measure_at_the_same_time_have_different_devices(
+    two_devices, monkeypatch, tmp_path
+):
+    (used, here), both = two_devices, threading.Barrier(2, timeout=30)
+
+    class Runner:
+        def __init__(self, draws, gradient):
+            both.wait()
+            used.append((gradient, here.device))
+
+        def block(self, *args):
+            return []
+
+    monkeypatch.setattr(measure, "CellRunner", Runner)
+    measure.measure(default_config(), tmp_path)
+    assert dict(used).keys() == {"exact", "sampled"} and set(dict(used).values()) == {"a", "b"}
+    assert read_json(tmp_path / "identities.json") == []
+
+
+def test_an_error_in_a_thread_is_raised_and_no_other_waits_for_its_device(
+    two_devices, monkeypatch, tmp_path
+):
+    def fail(draws, gradient):
+        raise ValueError(gradient)
+
+    monkeypatch.setattr(measure, "CellRunner", fail)
+    with pytest.raises(ValueError, match="exact"):
+        measure.measure(default_config(), tmp_path)
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from staleness_grpo.config.defaults import default_config
 def test_each_kind_of_process_is_cold_or_has_the_shape_of_the_default(monkeypatch, tmp_path):
     started = []
 
-    def run(module, words, checkout, variables=None):
-        started.append((module, dict(word.split("=") for word in words), variables or {}))
+    def run(command, checkout, variables):
+        _, _, module, *words = command
+        started.append((module, dict(word.split("=") for word in words), variables))
         if module == "experiments.benchmark":
             folder = pathlib.Path(started[-1][1]["--workdir"])
             names = ("step_seconds", "sampling_seconds", "update_seconds")

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from staleness_grpo.runtime import compiler_flags
+from tests.conftest import ROOT
 
 REDUCE, LEVEL = (f"{name}={value}" for name, value in compiler_flags.FLAGS.items())
 
@@ -84,3 +85,37 @@ def test_jax_takes_the_flags():
     if not uses_ynnpack("leave"):
         pytest.skip("this version of XLA computes the sum without YNNPACK")
     assert not uses_ynnpack("set")
+
+
+COMMAND = """
+import os, sys
+from experiments.common import cli
+from staleness_grpo.runtime import allocator
+called = []
+allocator.keep_freed_memory = lambda: called.append(1)
+
+def main(config, workdir):
+    import jax, jax.numpy as jnp
+    from staleness_grpo.runtime.environment import describe_environment
+    norms = jax.jit(lambda x: jnp.sum(x * x, axis=-1))
+    used = "ynn_fusion" in norms.lower(jnp.ones((256, 32))).compile().as_text()
+    print("found", len(called), used, describe_environment()["xla_flags"])
+
+cli.run(main, cli.draw_nothing, default_config="tests/programs/default_config.py",
+        validate=lambda config: None)
+"""
+
+
+def test_a_command_sets_them_before_jax_reads_them_and_records_them(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, f"--workdir={tmp_path / 'new'}"],
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("found")]
+    assert line == f"found 1 False {REDUCE} {LEVEL}"

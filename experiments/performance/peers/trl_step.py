@@ -10,11 +10,8 @@ The output is one JSON object. Its field `step_seconds` has one number per timed
 
 - A step is all that `GRPOTrainer` does between the ends of two consecutive steps. That is the
   loading of prompts, their tokens, sampling, rewards, advantages, the update and metrics.
-- The shape is that of experiments/configs/benchmark.py: 8 prompts, 8 responses to each.
-- Every prompt has 16 tokens, and every response 32. The script checks both.
-- The tokenizer has an end token that is outside the model's vocabulary, so no response ends early.
+- Shape, tokenizer, and what all scripts do alike: `shape.py`.
 - The script fails if an array of parameters is the same after training.
-- It imports only `shape.py` beside it, needs no network, and writes to a temporary folder alone.
 """
 
 import argparse
@@ -23,14 +20,7 @@ import os
 import tempfile
 import time
 
-from shape import (
-    GROUP_SIZE,
-    NUM_PROMPTS,
-    PROMPT_LENGTH,
-    RESPONSE_LENGTH,
-    VOCAB_SIZE,
-    make_tokenizer,
-)
+import shape
 
 
 def make_model():
@@ -39,14 +29,14 @@ def make_model():
     import transformers
 
     config = transformers.LlamaConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=shape.VOCAB_SIZE,
         hidden_size=128,
         intermediate_size=512,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         head_dim=32,
-        max_position_embeddings=PROMPT_LENGTH + RESPONSE_LENGTH,
+        max_position_embeddings=shape.PROMPT_LENGTH + shape.RESPONSE_LENGTH,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
@@ -59,10 +49,10 @@ def make_model():
 
 def share_of_small_tokens(completion_ids, **others):
     """Returns the share of each response's tokens that are below V / 2, as our benchmark does."""
-    assert len(completion_ids) == NUM_PROMPTS * GROUP_SIZE, len(completion_ids)
-    assert {len(tokens) for tokens in completion_ids} == {RESPONSE_LENGTH}
+    assert len(completion_ids) == shape.NUM_PROMPTS * shape.GROUP_SIZE, len(completion_ids)
+    assert {len(tokens) for tokens in completion_ids} == {shape.RESPONSE_LENGTH}
     return [
-        sum(token < VOCAB_SIZE // 2 for token in tokens) / RESPONSE_LENGTH
+        sum(token < shape.VOCAB_SIZE // 2 for token in tokens) / shape.RESPONSE_LENGTH
         for tokens in completion_ids
     ]
 
@@ -74,11 +64,11 @@ def make_trainer(num_steps: int, folder: str, callback):
     import transformers
     import trl
 
-    shape = (num_steps * NUM_PROMPTS, PROMPT_LENGTH)
-    numbers = np.random.default_rng(0).integers(VOCAB_SIZE, size=shape)
+    size = (num_steps * shape.NUM_PROMPTS, shape.PROMPT_LENGTH)
+    numbers = np.random.default_rng(0).integers(shape.VOCAB_SIZE, size=size)
     prompts = [" ".join(map(str, row)) for row in numbers]
-    tokenizer = make_tokenizer()
-    assert {len(tokens) for tokens in tokenizer(prompts)["input_ids"]} == {PROMPT_LENGTH}
+    tokenizer = shape.make_tokenizer()
+    assert {len(tokens) for tokens in tokenizer(prompts)["input_ids"]} == {shape.PROMPT_LENGTH}
     trainer = trl.GRPOTrainer(
         model=make_model(),
         reward_funcs=share_of_small_tokens,
@@ -86,12 +76,12 @@ def make_trainer(num_steps: int, folder: str, callback):
             output_dir=folder,
             max_steps=num_steps,
             # A step samples once, and learns once from all responses together.
-            per_device_train_batch_size=NUM_PROMPTS * GROUP_SIZE,
+            per_device_train_batch_size=shape.NUM_PROMPTS * shape.GROUP_SIZE,
             gradient_accumulation_steps=1,
             steps_per_generation=1,
             num_iterations=1,
-            num_generations=GROUP_SIZE,
-            max_completion_length=RESPONSE_LENGTH,
+            num_generations=shape.GROUP_SIZE,
+            max_completion_length=shape.RESPONSE_LENGTH,
             temperature=1.0,
             # The loss of our default config. Without a penalty TRL keeps no reference policy.
             loss_type="grpo",
@@ -152,7 +142,7 @@ def measure(steps: int, warm_up: int, threads: int, folder: str) -> dict:
         "threads": torch.get_num_threads(),
         "step_seconds": [end - start for start, end in zip(timed, timed[1:], strict=False)],
         "num_parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "tokens_per_step": NUM_PROMPTS * GROUP_SIZE * RESPONSE_LENGTH,
+        "tokens_per_step": shape.NUM_PROMPTS * shape.GROUP_SIZE * shape.RESPONSE_LENGTH,
     }
 
 

@@ -12,11 +12,8 @@ The output is one JSON object. Its field `step_seconds` has one number per timed
   is the rest of one step (rewards, advantages, update, metrics) and the start of the next
   (prompts, their tokens, sampling). So each part is counted once.
 - The rollout engine is "vanilla", Tunix' own sampler in JAX.
-- The shape is that of experiments/configs/benchmark.py: 8 prompts, 8 responses to each.
-- Every prompt has 16 tokens, and every response 32. The script checks both.
-- The tokenizer has an end token that is outside the model's vocabulary, so no response ends early.
+- Shape, tokenizer, and what all scripts do alike: `shape.py`.
 - The script fails if an array of parameters is the same after training, or is not the sampler's.
-- It imports only `shape.py` beside it, needs no network, and writes to a temporary folder alone.
 """
 
 import argparse
@@ -25,14 +22,7 @@ import os
 import tempfile
 import time
 
-from shape import (
-    GROUP_SIZE,
-    NUM_PROMPTS,
-    PROMPT_LENGTH,
-    RESPONSE_LENGTH,
-    VOCAB_SIZE,
-    make_tokenizer,
-)
+import shape
 
 
 def make_model():
@@ -43,7 +33,7 @@ def make_model():
 
     config = llama3.ModelConfig(
         num_layers=2,
-        vocab_size=VOCAB_SIZE,
+        vocab_size=shape.VOCAB_SIZE,
         embed_dim=128,
         hidden_dim=512,
         num_heads=4,
@@ -64,11 +54,11 @@ def make_model():
 
 def share_of_small_tokens(completions: list[str]) -> list[float]:
     """Returns the share of each response's tokens that are below V / 2, as our benchmark does."""
-    assert len(completions) == NUM_PROMPTS * GROUP_SIZE, len(completions)
+    assert len(completions) == shape.NUM_PROMPTS * shape.GROUP_SIZE, len(completions)
     tokens_of_each = [text.split() for text in completions]
-    assert {len(tokens) for tokens in tokens_of_each} == {RESPONSE_LENGTH}
+    assert {len(tokens) for tokens in tokens_of_each} == {shape.RESPONSE_LENGTH}
     return [
-        sum(int(token) < VOCAB_SIZE // 2 for token in tokens) / RESPONSE_LENGTH
+        sum(int(token) < shape.VOCAB_SIZE // 2 for token in tokens) / shape.RESPONSE_LENGTH
         for tokens in tokens_of_each
     ]
 
@@ -77,12 +67,12 @@ def make_batches(num_steps: int) -> list[dict]:
     """Returns the random prompts of each step."""
     import numpy as np
 
-    shape = (num_steps, NUM_PROMPTS, PROMPT_LENGTH)
-    numbers = np.random.default_rng(0).integers(VOCAB_SIZE, size=shape)
+    size = (num_steps, shape.NUM_PROMPTS, shape.PROMPT_LENGTH)
+    numbers = np.random.default_rng(0).integers(shape.VOCAB_SIZE, size=size)
     prompts = [[" ".join(map(str, row)) for row in rows] for rows in numbers]
-    tokenizer = make_tokenizer()
+    tokenizer = shape.make_tokenizer()
     lengths = {len(tokenizer.encode(prompt)) for batch in prompts for prompt in batch}
-    assert lengths == {PROMPT_LENGTH}, lengths
+    assert lengths == {shape.PROMPT_LENGTH}, lengths
     return [{"prompts": np.array(batch)} for batch in prompts]
 
 
@@ -101,7 +91,7 @@ def make_learner(num_steps: int, reward_function):
     cluster = rl_cluster.RLCluster(
         actor=make_model(),
         reference=None,  # there is no penalty
-        tokenizer=make_tokenizer(),
+        tokenizer=shape.make_tokenizer(),
         cluster_config=rl_cluster.ClusterConfig(
             role_to_mesh=dict.fromkeys(roles, mesh),
             rollout_engine="vanilla",
@@ -110,14 +100,14 @@ def make_learner(num_steps: int, reward_function):
                 max_steps=num_steps,
                 eval_every_n_steps=num_steps + 1,
                 # A step samples once, and learns once from all responses together.
-                mini_batch_size=NUM_PROMPTS,
-                train_micro_batch_size=NUM_PROMPTS,
+                mini_batch_size=shape.NUM_PROMPTS,
+                train_micro_batch_size=shape.NUM_PROMPTS,
             ),
             rollout_config=base_rollout.RolloutConfig(
-                max_prompt_length=PROMPT_LENGTH,
-                max_tokens_to_generate=RESPONSE_LENGTH,
+                max_prompt_length=shape.PROMPT_LENGTH,
+                max_tokens_to_generate=shape.RESPONSE_LENGTH,
                 # Attention goes over the whole cache, so it has no free place.
-                kv_cache_size=PROMPT_LENGTH + RESPONSE_LENGTH,
+                kv_cache_size=shape.PROMPT_LENGTH + shape.RESPONSE_LENGTH,
                 # With these the sampler sorts nothing.
                 temperature=1.0,
                 top_p=1.0,
@@ -128,7 +118,7 @@ def make_learner(num_steps: int, reward_function):
     return grpo_learner.GRPOLearner(
         rl_cluster=cluster,
         algo_config=grpo_learner.GRPOConfig(
-            num_generations=GROUP_SIZE, num_iterations=1, beta=0.0, epsilon=0.2
+            num_generations=shape.GROUP_SIZE, num_iterations=1, beta=0.0, epsilon=0.2
         ),
         reward_fns=reward_function,
     )
@@ -176,7 +166,7 @@ def measure(steps: int, warm_up: int, threads: int) -> dict:
         "threads": threads,
         "step_seconds": [end - start for start, end in zip(timed, timed[1:], strict=False)],
         "num_parameters": sum(parameter.size for parameter in after.values()),
-        "tokens_per_step": NUM_PROMPTS * GROUP_SIZE * RESPONSE_LENGTH,
+        "tokens_per_step": shape.NUM_PROMPTS * shape.GROUP_SIZE * shape.RESPONSE_LENGTH,
     }
 
 
