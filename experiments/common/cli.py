@@ -48,8 +48,21 @@ ROOT = pathlib.Path(__file__).parents[2]
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
+# A learner step of the default config, of this width, has 13 MB of temporary arrays. glibc keeps up
+# to 32 MB: see docs/log/2026-11-30-one-arena.md.
+SMALL_WIDTH = 32
+
 Main = Callable[[ConfigDict, pathlib.Path], None]
 Draw = Callable[[pathlib.Path], list[pathlib.Path]]
+
+
+def _is_small(config: ConfigDict) -> bool:
+    """Says whether the decoder is so narrow that glibc keeps its freed arrays without being asked.
+
+    Then `allocator.keep_freed_memory` would only make the threads wait for each other.
+    """
+    policy = config.get("policy") or ConfigDict()
+    return policy.get("checkpoint") is None and policy.get("d_model", 0) <= SMALL_WIDTH
 
 
 def validate_on_this_machine(config: ConfigDict) -> None:
@@ -112,9 +125,10 @@ def run(
     def absl_main(argv: list[str]) -> None:
         del argv
         logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
-        allocator.keep_freed_memory()
-        compiler_flags.prefer_small_programs()
         config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+        if not _is_small(config):
+            allocator.keep_freed_memory()
+        compiler_flags.prefer_small_programs()
         with _exits_in_one_line(workdir, config):
             if several_processes:
                 join_hosts(flags.FLAGS)

@@ -48,16 +48,26 @@ def rotary_frequencies(config: TransformerConfig) -> jax.Array:
     )
 
 
-def rotate(x_NxGxLxOxH: Array, positions_NxGxL: Array, config: TransformerConfig) -> jax.Array:
+def rotations(positions_NxGxL: Array, config: TransformerConfig) -> tuple[jax.Array, jax.Array]:
+    """Returns the cosines and sines [N, G, L, 1, H/2] by which `rotate` turns the features."""
+    frequency = rotary_frequencies(config)
+    angle = positions_NxGxL[..., None, None].astype(frequency.dtype) * leading_axes(frequency, 5)
+    # XLA fuses cosines and sines into each of their users, which then compute them again for every
+    # head, layer and pass. It cannot fuse the result of a product, here with the identity.
+    both = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    identity = jnp.eye(both.shape[-1], dtype=both.dtype)
+    both = jnp.matmul(both, identity, precision=jax.lax.Precision.HIGHEST)
+    cos, sin = jnp.split(both, 2, axis=-1)
+    return cos, sin
+
+
+def rotate(x_NxGxLxOxH: Array, cos: Array, sin: Array) -> jax.Array:
     """Rotates the features of O heads by their positions (rotary position embedding).
 
     Features x_i and x_{i + H/2} form a pair. This is the half-split layout of the Hugging Face
     checkpoints.
     """
-    frequency = rotary_frequencies(config)
-    angle = positions_NxGxL[..., None, None].astype(frequency.dtype) * leading_axes(frequency, 5)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    x1, x2 = jnp.split(x_NxGxLxOxH.astype(frequency.dtype), 2, axis=-1)
+    x1, x2 = jnp.split(x_NxGxLxOxH.astype(cos.dtype), 2, axis=-1)
     rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
     return rotated.astype(x_NxGxLxOxH.dtype)
 

@@ -23,7 +23,11 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         wide = x.astype(at_least_float32(x.dtype))
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return normed.astype(x.dtype) * leading_axes(scale.astype(x.dtype), x.ndim)
+        # The scale of every row is written as a product. So its gradient is a product, too, and no
+        # sum over the rows, for which XLA on CPU walks through each column (docs/log/).
+        ones = jnp.ones((math.prod(x.shape[:-1]), 1), x.dtype)
+        scales = jnp.matmul(ones, scale.astype(x.dtype)[None], precision=jax.lax.Precision.HIGHEST)
+        return normed.astype(x.dtype) * scales.reshape(x.shape)
 
 
 class Projection(nn.Module):

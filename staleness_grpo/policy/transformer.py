@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from staleness_grpo.policy import joined
 from staleness_grpo.policy.architecture import TransformerConfig
-from staleness_grpo.policy.attention import attend, attend_causally, rotate
+from staleness_grpo.policy.attention import attend, attend_causally, rotate, rotations
 from staleness_grpo.policy.cudnn import attend_by_cudnn
 from staleness_grpo.policy.layers import Projection, RMSNorm, SwiGLU
 from staleness_grpo.policy.numerics import at_least_float32
@@ -59,7 +59,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_NxGxLxE: Array,
-        positions_NxGxL: Array,
+        rotation: tuple[Array, Array],
         own_mask: Array,
         cache: tuple[Array, Array] | None,
         cache_index: Array | None,
@@ -76,9 +76,9 @@ class Attention(nn.Module):
         if cfg.qk_norm:
             q = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name="query_norm")(q)
             k = RMSNorm(cfg.norm_epsilon, cfg.param_dtype, name="key_norm")(k)
-        q = jnp.swapaxes(rotate(q, positions_NxGxL[:, :, first:], cfg), 2, 3)
+        q = jnp.swapaxes(rotate(q, *(x[:, :, first:] for x in rotation)), 2, 3)
         own_mask = own_mask[:, :, first:]
-        k = jnp.swapaxes(rotate(k, positions_NxGxL, cfg), 2, 3)
+        k = jnp.swapaxes(rotate(k, *rotation), 2, 3)
         v = jnp.swapaxes(v, 2, 3)
         if cache is not None:
             assert cache_index is not None, "a cache needs cache_index, the position to write at"
@@ -145,6 +145,7 @@ class Transformer(nn.Module):
             cfg.param_dtype,
         )
         x = keep_split(jnp.take(embedding, tokens_NxGxL, axis=0).astype(cfg.dtype))
+        rotation = rotations(positions_NxGxL, cfg)
         keys, values = [], []
         for i in range(cfg.num_layers):
             layer = f"layer_{i}"
@@ -152,7 +153,7 @@ class Transformer(nn.Module):
             num_queries = num_last if is_cut and i == cfg.num_layers - 1 else length
             y, (k, v) = attention(cfg, num_queries, name=f"{layer}_attention")(
                 h,
-                positions_NxGxL,
+                rotation,
                 own_mask,
                 None if cache is None else (cache.keys[i], cache.values[i]),
                 cache_index,

@@ -17,6 +17,9 @@ def keep_freed_memory() -> bool:
     than it uses: free memory at the end of the heap up to 2 GB, and all that lies between pieces in
     use.
 
+    All threads then share one arena. Where several of them allocate at the same time, as in
+    compilation, they wait for each other (docs/log/2026-11-30-one-arena.md).
+
     Call this function before other threads start. It has no effect on other systems than Linux
     with glibc.
     """

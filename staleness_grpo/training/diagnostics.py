@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from staleness_grpo.runtime import mesh as mesh_lib
+from staleness_grpo.training import vectors
 from staleness_grpo.training.loss import Loss, scored_batch
 from staleness_grpo.training.microbatches import in_parts
 from staleness_grpo.types import Array, PyTree, Rollout
@@ -23,7 +23,7 @@ def copied(tree: PyTree) -> PyTree:
 
 def cosine(a: PyTree, b: PyTree) -> jax.Array:
     """Returns the cosine of the angle between two pytrees; NaN if one of them is 0."""
-    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+    return vectors.inner(a, b) / (vectors.norm(a) * vectors.norm(b))
 
 
 def make_cosine_ceiling(
@@ -53,8 +53,8 @@ def make_cosine_ceiling(
             in_parts(rollout, num_parts),
         )
         mean = jax.tree.map(lambda leaf: leaf.mean(axis=0), gradients)
-        square_of_mean = optax.tree.norm(mean, squared=True)
-        mean_of_squares = optax.tree.norm(gradients, squared=True) / num_parts
+        square_of_mean = vectors.inner(mean, mean)
+        mean_of_squares = vectors.inner(gradients, gradients) / num_parts
         signal = (num_parts * square_of_mean - mean_of_squares) / (num_parts - 1)
         return signal / square_of_mean
 

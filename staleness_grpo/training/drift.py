@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from staleness_grpo.errors import require
 from staleness_grpo.policy.numerics import at_least_float32
+from staleness_grpo.training import vectors
 from staleness_grpo.training.diagnostics import copied
 from staleness_grpo.types import PyTree
 
@@ -57,7 +58,7 @@ def copies_bytes(params: PyTree, max_lag: int) -> int:
 @jax.jit
 def distance(a: PyTree, b: PyTree) -> jax.Array:
     """Returns the Euclidean norm of a - b."""
-    return optax.tree.norm(optax.tree.sub(a, b))
+    return vectors.norm(optax.tree.sub(a, b))
 
 
 @jax.jit

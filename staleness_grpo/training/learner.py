@@ -16,6 +16,7 @@ from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import response_logprobs
 from staleness_grpo.policy.truncation import Truncation
 from staleness_grpo.runtime import mesh as mesh_lib
+from staleness_grpo.training import vectors
 from staleness_grpo.training.diagnostics import cosine
 from staleness_grpo.training.guard import OFF, guard_metrics, make_guard
 from staleness_grpo.types import Array, LearnerState, PyTree, Rollout
@@ -248,9 +249,9 @@ def update_step(
         metrics = {
             "loss": loss,
             **diagnostics,
-            "grad_norm": optax.tree.norm(gradient),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(state.params),
+            "grad_norm": vectors.norm(gradient),
+            "update_norm": vectors.norm(updates),
+            "param_norm": vectors.norm(state.params),
             "gradient_cosine": cosine(gradient, state.previous_gradient),
             **guard_metrics(opt_state),
         }

@@ -101,15 +101,20 @@ def main(config, workdir):
     used = "ynn_fusion" in norms.lower(jnp.ones((256, 32))).compile().as_text()
     print("found", len(called), used, describe_environment()["xla_flags"])
 
-cli.run(main, cli.draw_nothing, default_config="tests/programs/default_config.py",
+cli.run(main, cli.draw_nothing, default_config="experiments/configs/arithmetic.py",
         validate=lambda config: None)
 """
 
 
-def test_a_command_sets_them_before_jax_reads_them_and_records_them(tmp_path):
+@pytest.mark.parametrize(("width", "keeps_memory"), [(32, 0), (64, 1)])
+def test_a_command_sets_them_before_jax_reads_them_and_records_them(tmp_path, width, keeps_memory):
+    """Only a wide decoder's freed memory is kept, because all threads share one arena then."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, f"--workdir={tmp_path / 'new'}"],
+        [
+            *(sys.executable, "-c", COMMAND, f"--workdir={tmp_path / 'new'}"),
+            f"--config.policy.d_model={width}",
+        ],
         env=environment | {"JAX_PLATFORMS": "cpu"},
         cwd=ROOT,
         capture_output=True,
@@ -118,4 +123,4 @@ def test_a_command_sets_them_before_jax_reads_them_and_records_them(tmp_path):
         check=True,
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("found")]
-    assert line == f"found 1 False {REDUCE} {LEVEL}"
+    assert line == f"found {keeps_memory} False {REDUCE} {LEVEL}"
