@@ -59,10 +59,12 @@ Draw = Callable[[pathlib.Path], list[pathlib.Path]]
 def _is_small(config: ConfigDict) -> bool:
     """Says whether the decoder is so narrow that glibc keeps its freed arrays without being asked.
 
-    Then `allocator.keep_freed_memory` would only make the threads wait for each other.
+    Then `allocator.keep_freed_memory` would only make the threads wait for each other. The width of
+    a checkpoint or of a policy of one's own is not known yet, so it counts as wide.
     """
     policy = config.get("policy") or ConfigDict()
-    return policy.get("checkpoint") is None and policy.get("d_model", 0) <= SMALL_WIDTH
+    is_known = policy.get("checkpoint") is None and policy.get("name") is None
+    return is_known and policy.get("d_model", 0) <= SMALL_WIDTH
 
 
 def validate_on_this_machine(config: ConfigDict) -> None:

@@ -106,14 +106,24 @@ cli.run(main, cli.draw_nothing, default_config="experiments/configs/arithmetic.p
 """
 
 
-@pytest.mark.parametrize(("width", "keeps_memory"), [(32, 0), (64, 1)])
-def test_a_command_sets_them_before_jax_reads_them_and_records_them(tmp_path, width, keeps_memory):
-    """Only a wide decoder's freed memory is kept, because all threads share one arena then."""
+@pytest.mark.parametrize(
+    ("setting", "keeps_memory"),
+    [
+        ("d_model=32", 0),
+        ("d_model=64", 1),
+        ("checkpoint=folder", 1),
+        ("name=docs/examples/gru.py:GRU", 1),
+    ],
+)
+def test_a_command_sets_them_before_jax_reads_them_and_records_them(
+    tmp_path, setting, keeps_memory
+):
+    """Only a wide policy's freed memory is kept, because all threads share one arena then."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run(
         [
             *(sys.executable, "-c", COMMAND, f"--workdir={tmp_path / 'new'}"),
-            f"--config.policy.d_model={width}",
+            f"--config.policy.{setting}",
         ],
         env=environment | {"JAX_PLATFORMS": "cpu"},
         cwd=ROOT,

@@ -12,6 +12,7 @@ import pytest
 from staleness_grpo.training import vectors
 from tests.conftest import ROOT
 
+HIGHEST = jax.lax.Precision.HIGHEST
 LARGE = (vectors.JOINED_ELEMENTS // 256 + 1, 256)
 
 
@@ -45,6 +46,18 @@ def test_float64_stays_float64():
         a, b = trees([(3, 4), LARGE], "float64")
         assert vectors.inner(a, b).dtype == np.float64
         np.testing.assert_allclose(vectors.inner(a, b), exact(a, b), rtol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), LARGE])
+def test_accelerators_multiply_with_full_precision(shape):
+    """Their default would round float32 to fewer bits first."""
+    (a,), (b,) = trees([shape])
+    products = [
+        equation
+        for equation in jax.make_jaxpr(vectors.inner)([a], [b]).jaxpr.eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    assert [equation.params["precision"] for equation in products] == [(HIGHEST, HIGHEST)]
 
 
 def test_arrays_that_differ_in_number_are_refused():
