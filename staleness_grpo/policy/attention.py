@@ -19,9 +19,13 @@ import jax.numpy as jnp
 from staleness_grpo.policy.architecture import TransformerConfig
 from staleness_grpo.policy.numerics import at_least_float32, leading_axes
 from staleness_grpo.policy.splash import TILE
+from staleness_grpo.runtime.mesh import platform
 from staleness_grpo.types import Array
 
 MASKED_SCORE = -1e30  # finite, because a row of -inf scores alone would give NaN
+# XLA on CPU finds its way in an array by divisions, which are slow if an axis is odd. So up to
+# PADDED_KEYS keys are filled up to a multiple of KEY_TILE: see docs/log/2026-11-30-even-keys.md.
+KEY_TILE, PADDED_KEYS = 8, 128
 # `attend_causally` splits the queries into at most this many blocks of a multiple of `TILE`.
 CAUSAL_BLOCKS = 4
 
@@ -88,6 +92,7 @@ def attend(
       - The summed outputs are divided by the common sum of the weights.
     """
     n, group_size, k, length, q_per_kv, h = q_NxGxKxLxQxH.shape
+    own, own_mask = _filled_up(own, own_mask)
     dtype = q_NxGxKxLxQxH.dtype
     score_dtype = at_least_float32(dtype)
     q = q_NxGxKxLxQxH * h**-0.5
@@ -117,8 +122,10 @@ def attend(
         assert prefix_mask_NxP is not None, "a prefix needs its mask"
         mask = prefix_mask_NxP[:, None, None, None, None]
         parts.append((over_prefix, ("nkmh,nkph->nkmp", "nkmp,nkph->nkmh"), prefix, mask))
+    # A masked score plus a finite one is the masked score. A sum has a shorter derivative than a
+    # choice between the two.
     scores = [
-        jnp.where(mask, multiply(to_scores, q, keys), MASKED_SCORE)
+        multiply(to_scores, q, keys) + jnp.where(mask, 0, MASKED_SCORE).astype(score_dtype)
         for multiply, (to_scores, _), (keys, _), mask in parts
     ]
     highest = functools.reduce(
@@ -131,6 +138,19 @@ def attend(
         for weight, (multiply, (_, to_outputs), (_, values), _) in zip(weights, parts, strict=True)
     )
     return (y / total).astype(dtype)
+
+
+def _filled_up(own: tuple[Array, Array], own_mask: Array) -> tuple[tuple[Array, Array], Array]:
+    """Adds masked keys up to a multiple of KEY_TILE, on CPUs and where several queries share them.
+
+    Masked keys have the weight 0.
+    """
+    num_queries, num_keys = own_mask.shape[2:]
+    extra = -num_keys % KEY_TILE
+    if extra == 0 or num_queries == 1 or num_keys > PADDED_KEYS or platform() != "cpu":
+        return own, own_mask
+    keys, values = (jnp.pad(x, ((0, 0),) * 3 + ((0, extra), (0, 0))) for x in own)
+    return (keys, values), jnp.pad(own_mask, ((0, 0),) * 3 + ((0, extra),))
 
 
 def attend_causally(

@@ -133,7 +133,7 @@ def train_supervised(
         return optax.apply_updates(params, updates), opt_state
 
     params = jax.jit(policy.init)(jax.random.key(config.seed))
-    opt_state = optimizer.init(params)
+    opt_state = jax.jit(optimizer.init)(params)  # one program, not one for each shape
     fractions = tuple(config[name] for name in FRACTIONS)
     with Progress("warm start", config.steps) as progress:
         for i in range(config.steps):
