@@ -12,6 +12,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 # name -> (file of the package or of the repository, line as it is, line as it must not be, tests
 # that notice)
 MUTATIONS = {
+    "keys that fill up an axis have a weight": (
+        "policy/attention.py",
+        "jnp.pad(own_mask, ((0, 0),) * 3 + ((0, extra),))",
+        "jnp.pad(own_mask, ((0, 0),) * 3 + ((0, extra),), constant_values=True)",
+        "policy/test_filled_keys.py",
+    ),
     "the ratio upside down": (
         "objective/tokens.py",
         "return self.policy_logprobs - self.behavior_logprobs",

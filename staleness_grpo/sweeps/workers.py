@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from staleness_grpo.policy.configured import make_policy
-from staleness_grpo.runtime import compile_cache
+from staleness_grpo.runtime import compile_cache, compiler_flags
 from staleness_grpo.runtime.cores import pin_to, usable_cores
 from staleness_grpo.runtime.records import plain
 from staleness_grpo.sweeps.program import CellInputs, cell_inputs, make_cell_program
@@ -25,9 +25,6 @@ from staleness_grpo.sweeps.records import cell_record
 from staleness_grpo.tasks import make_task
 from staleness_grpo.training.warm_start import warm_start
 
-# Each worker uses one thread. Two cells with one thread each, side by side, finish sooner than two
-# cells with two threads each, one after the other.
-WORKER_XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 PARENT_CHECK_SECONDS = 0.5
 
 
@@ -144,7 +141,9 @@ def _program_fields(config: dict) -> str:
 def _start_worker(cores: Any, parent: int, cache_folder: str) -> None:
     """Pins the worker to a core, and ends the worker when its parent process has ended.
 
-    So no worker keeps running after the sweep was killed.
+    So no worker keeps running after the sweep was killed. On one core a worker uses one thread. Two
+    cells with one thread each, side by side, finish sooner than two cells with two threads each,
+    one after the other.
 
     Args:
       cores: a queue with one core for each worker.
@@ -154,7 +153,7 @@ def _start_worker(cores: Any, parent: int, cache_folder: str) -> None:
     # Ctrl-C reaches the worker too. The default handler ends the worker without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     pin_to(cores.get())
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WORKER_XLA_FLAGS}"
+    compiler_flags.prefer_long_runs()
     if cache_folder:
         jax.config.update("jax_compilation_cache_dir", cache_folder)
         jax.config.update(
