@@ -24,7 +24,7 @@ if jax.__version_info__ < (0, 11):  # later versions refuse the flag
 # JAX reads the variable when it is first used. Programs that tests start inherit it.
 os.environ.setdefault("XLA_FLAGS", " ".join(FAST_COMPILATION))
 # The commands do this too, and so find nothing to add when a test calls them.
-compiler_flags.prefer_small_programs()
+compiler_flags.prefer_small_programs(is_narrow=True)
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -128,9 +128,10 @@ def run(
         del argv
         logging.set_verbosity(logging.WARNING)  # JAX logs every backend that it does not find
         config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
-        if not _is_small(config):
+        is_small = _is_small(config)
+        if not is_small:
             allocator.keep_freed_memory()
-        compiler_flags.prefer_small_programs()
+        compiler_flags.prefer_small_programs(is_small)
         with _exits_in_one_line(workdir, config):
             if several_processes:
                 join_hosts(flags.FLAGS)

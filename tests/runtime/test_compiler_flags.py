@@ -27,26 +27,31 @@ def flags(monkeypatch):
 
 def test_flags_are_added_to_those_of_the_user(flags):
     flags.setenv("XLA_FLAGS", "--xla_dump_to=folder --xla_backend_optimization_level=3")
-    assert compiler_flags.prefer_small_programs()
+    assert compiler_flags.prefer_small_programs(is_narrow=True)
     expected = f"--xla_dump_to=folder --xla_backend_optimization_level=3 {REDUCE} {EMITTER}"
     assert os.environ["XLA_FLAGS"] == expected
 
 
 def test_a_second_call_changes_nothing(flags):
     for _ in range(2):
-        assert compiler_flags.prefer_small_programs()
+        assert compiler_flags.prefer_small_programs(is_narrow=True)
         assert os.environ["XLA_FLAGS"] == f"{REDUCE} {LEVEL} {EMITTER}"
 
 
 def test_a_later_version_gets_the_flags_that_it_knows(flags):
     flags.setattr(importlib.metadata, "version", lambda name: "0.11.0")
-    assert compiler_flags.prefer_small_programs()
+    assert compiler_flags.prefer_small_programs(is_narrow=True)
+    assert os.environ["XLA_FLAGS"] == f"{REDUCE} {LEVEL}"
+
+
+def test_a_wide_decoder_keeps_the_newer_emitter(flags):
+    assert compiler_flags.prefer_small_programs(is_narrow=False)
     assert os.environ["XLA_FLAGS"] == f"{REDUCE} {LEVEL}"
 
 
 def test_a_worker_takes_one_flag_back(flags):
     flags.setenv("XLA_FLAGS", "--xla_dump_to=folder")
-    compiler_flags.prefer_small_programs()
+    compiler_flags.prefer_small_programs(is_narrow=True)
     compiler_flags.prefer_long_runs()
     newer = f"{compiler_flags.EMITTERS}=true"
     assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=folder {REDUCE} {LEVEL} {newer}"
@@ -55,22 +60,22 @@ def test_a_worker_takes_one_flag_back(flags):
 @pytest.mark.parametrize("version", ["0.9.2", "0.13.0", "1.0.0"])
 def test_unknown_versions_get_no_flags(flags, version):
     flags.setattr(importlib.metadata, "version", lambda name: version)
-    assert not compiler_flags.prefer_small_programs()
+    assert not compiler_flags.prefer_small_programs(is_narrow=True)
     assert "XLA_FLAGS" not in os.environ
 
 
 def test_accelerators_get_no_flags(flags):
     flags.setenv("JAX_PLATFORMS", "cuda,cpu")
-    assert not compiler_flags.prefer_small_programs()
+    assert not compiler_flags.prefer_small_programs(is_narrow=True)
     flags.delenv("JAX_PLATFORMS")
     flags.setattr(importlib.metadata, "entry_points", lambda group: ("jax_cuda12_plugin",))
-    assert not compiler_flags.prefer_small_programs()
+    assert not compiler_flags.prefer_small_programs(is_narrow=True)
     flags.setattr(importlib.metadata, "entry_points", lambda group: ())
     flags.setattr(importlib.util, "find_spec", lambda name: "libtpu")
-    assert not compiler_flags.prefer_small_programs()
+    assert not compiler_flags.prefer_small_programs(is_narrow=True)
     assert "XLA_FLAGS" not in os.environ
     flags.setenv("JAX_PLATFORMS", "cpu")  # the plugins are not used
-    assert compiler_flags.prefer_small_programs()
+    assert compiler_flags.prefer_small_programs(is_narrow=True)
 
 
 PROGRAM = """
@@ -78,7 +83,7 @@ import os, sys
 from staleness_grpo.runtime import compiler_flags
 if sys.argv[1] == "set":
     os.environ["JAX_PLATFORMS"] = "cpu"
-    assert compiler_flags.prefer_small_programs()
+    assert compiler_flags.prefer_small_programs(is_narrow=True)
 import jax, jax.numpy as jnp
 norms = jax.jit(lambda x: jnp.sum(x * x, axis=-1))
 print("ynn_fusion" in norms.lower(jnp.ones((256, 32))).compile().as_text())
@@ -148,6 +153,7 @@ def test_a_command_sets_them_before_jax_reads_them_and_records_them(
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("found")]
     known = f"{REDUCE} {LEVEL}"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
+    is_narrow = not keeps_memory
+    if is_narrow and importlib.metadata.version("jaxlib").startswith("0.10."):
         known += f" {EMITTER}"
     assert line == f"found {keeps_memory} False {known}"
