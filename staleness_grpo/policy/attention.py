@@ -122,8 +122,8 @@ def attend(
         assert prefix_mask_NxP is not None, "a prefix needs its mask"
         mask = prefix_mask_NxP[:, None, None, None, None]
         parts.append((over_prefix, ("nkmh,nkph->nkmp", "nkmp,nkph->nkmh"), prefix, mask))
-    # A masked score plus a finite one is the masked score. A sum has a shorter derivative than a
-    # choice between the two.
+    # The sum has the weight 0, as the mask alone would, and a shorter derivative than a choice
+    # between score and mask.
     scores = [
         multiply(to_scores, q, keys) + jnp.where(mask, 0, MASKED_SCORE).astype(score_dtype)
         for multiply, (to_scores, _), (keys, _), mask in parts

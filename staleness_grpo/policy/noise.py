@@ -68,7 +68,7 @@ UNROLLED = define_prng_impl(
 )
 
 
-def fast(key: jax.Array) -> jax.Array:
+def unrolled(key: jax.Array) -> jax.Array:
     """Returns a key with the same random numbers, which a CPU computes faster.
 
     The key stays as it is where this module does not know its numbers, or on an accelerator.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from staleness_grpo.errors import require_at_least
 from staleness_grpo.policy.base import AnyPolicy
 from staleness_grpo.policy.logprobs import log_distribution, token_logprobs
-from staleness_grpo.policy.noise import fast
+from staleness_grpo.policy.noise import unrolled
 from staleness_grpo.policy.numerics import at_least_float32, leading_axes
 from staleness_grpo.policy.truncation import (
     Truncation,
@@ -205,7 +205,7 @@ def _make_sampling(policy: AnyPolicy, batch: tuple, limits: dict[str, Any]) -> _
     # The weights are cast once and not for every token. Most of a token's time goes into reading
     # them, and the cast weights may be smaller.
     params = jax.tree.map(lambda leaf: leaf.astype(policy.dtype), params)
-    keys_NxG = response_keys(fast(key), steps_N, slots_N, limits["group_size"])
+    keys_NxG = response_keys(unrolled(key), steps_N, slots_N, limits["group_size"])
     return _Sampling(policy, params, prompts, keys_NxG, temperature, **limits)
 
 

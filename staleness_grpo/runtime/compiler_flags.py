@@ -15,6 +15,7 @@ FLAGS = {
     "--xla_backend_optimization_level": ("1", (0, 12)),
     # The older emitter of fused operations compiles in two thirds of the time of the newer one.
     # Steps of a narrow decoder are as fast with it, those of a wide one are not.
+    # It stands last, so that `prefer_long_runs` can tell it from a flag of the user.
     EMITTERS: ("false", (0, 10)),
 }
 FIRST_VERSION = (0, 10)
@@ -23,7 +24,8 @@ FIRST_VERSION = (0, 10)
 def prefer_small_programs(is_narrow: bool) -> bool:
     """Adds FLAGS to the variable XLA_FLAGS. Returns whether they are set.
 
-    EMITTERS is added for a narrow decoder alone, which takes longer to compile than to train.
+    EMITTERS is added for a narrow decoder, or without one. There, compilation takes a good part of
+    the time.
 
     A flag that the user has set stays as it is. Nothing is set if JAX may use an accelerator, for
     which the flags are not meant, or has a version that may not know them. Call this function
@@ -44,10 +46,12 @@ def prefer_small_programs(is_narrow: bool) -> bool:
 def prefer_long_runs() -> None:
     """Takes back the older emitter, for a process that compiles one program and runs it for long.
 
-    A cell of a map, which is one program, takes 0.96 of its time with the newer one.
+    A cell of a map, which is one program, takes 0.96 of its time with the newer one. What the user
+    has set stays: `prefer_small_programs` adds its flags after those of the user.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = flags.replace(f"{EMITTERS}=false", f"{EMITTERS}=true")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if flags[-1:] == [f"{EMITTERS}={FLAGS[EMITTERS][0]}"]:
+        os.environ["XLA_FLAGS"] = " ".join(flags[:-1])
 
 
 def _may_use_accelerators() -> bool:

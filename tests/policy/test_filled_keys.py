@@ -67,6 +67,22 @@ def test_gradients_are_those_of_unfilled_keys(monkeypatch):
         assert np.any(np.asarray(x) != 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_keys_behind_the_mask_have_no_weight_however_large_their_scores(dtype):
+    q, keys, values, mask = inputs(9, 9)
+    mask[:, :, :, 5] = False
+    expected = reference(q, keys, values, mask)
+    keys[:, :, :, 5] *= 1e9
+    with jax.enable_x64(dtype == "float64"):
+        arrays = [jnp.asarray(x, dtype) for x in (q, keys, values)]
+        outputs, pull = jax.vjp(lambda *arrays: attend(*arrays, mask), *arrays)
+        of_keys, of_values = pull(jnp.ones_like(outputs))[1:]
+    rtol = 1e-12 if dtype == "float64" else 1e-5
+    np.testing.assert_allclose(outputs, expected, rtol=rtol, atol=rtol)
+    assert not np.any(np.asarray(of_keys)[:, :, :, 5])
+    assert not np.any(np.asarray(of_values)[:, :, :, 5])
+
+
 @pytest.mark.parametrize(
     ("num_keys", "num_queries", "platform", "filled"),
     [

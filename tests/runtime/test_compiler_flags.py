@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from staleness_grpo.runtime import compiler_flags
+from staleness_grpo.sweeps.workers import worker_pool
 from tests.conftest import ROOT
 
 REDUCE, LEVEL, EMITTER = (f"{name}={value}" for name, (value, _) in compiler_flags.FLAGS.items())
@@ -53,8 +54,22 @@ def test_a_worker_takes_one_flag_back(flags):
     flags.setenv("XLA_FLAGS", "--xla_dump_to=folder")
     compiler_flags.prefer_small_programs(is_narrow=True)
     compiler_flags.prefer_long_runs()
-    newer = f"{compiler_flags.EMITTERS}=true"
-    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=folder {REDUCE} {LEVEL} {newer}"
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=folder {REDUCE} {LEVEL}"
+
+
+def test_a_worker_keeps_the_emitter_that_the_user_has_set(flags):
+    flags.setenv("XLA_FLAGS", EMITTER)
+    compiler_flags.prefer_small_programs(is_narrow=True)
+    compiler_flags.prefer_long_runs()
+    assert os.environ["XLA_FLAGS"] == f"{EMITTER} {REDUCE} {LEVEL}"
+
+
+def test_a_worker_of_a_map_has_the_newer_emitter_and_leaves_its_parents_flags(flags):
+    compiler_flags.prefer_small_programs(is_narrow=True)
+    before = os.environ["XLA_FLAGS"]
+    with worker_pool(1) as pool:
+        assert pool.submit(os.getenv, "XLA_FLAGS").result(timeout=60) == f"{REDUCE} {LEVEL}"
+    assert os.environ["XLA_FLAGS"] == before
 
 
 @pytest.mark.parametrize("version", ["0.9.2", "0.13.0", "1.0.0"])
