@@ -18,9 +18,9 @@ from tests.programs.asynchronous_runs import uneven
 
 
 def assemble_uneven_run(*arguments):
-    """Assembles a run whose generator and learner sleep now and then, otherwise in each process."""
+    """Assembles a run whose generator and learner wait now and then, otherwise in each process."""
     run = assemble_run(*arguments)
-    run.watch_with(uneven(os.getpid()))
+    run.watch_with(uneven(os.getpid(), run.config, patience=0.2))
     return run
 
 

@@ -13,42 +13,56 @@ import random
 import sys
 import tempfile
 import threading
-import time
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 import tests.conftest  # noqa: F401  strict JAX flags and the compile cache of the tests
 from staleness_grpo.config.build import build_run
 from staleness_grpo.runtime.records import plain, write_jsonl
 from staleness_grpo.training.asynchronous import BackgroundGenerator
+from staleness_grpo.training.calls import list_calls
 from staleness_grpo.training.loop import train
 from tests.helpers.tiny import asynchronous_config
 
 
-def uneven(seed: int):
-    """Returns a watch that holds the generator's thread and the learner's up now and then.
+def uneven(seed: int, config: ConfigDict, patience: float):
+    """Returns a watch that now and then holds up one of the two threads, never both at once.
 
-    The generator is held up until the learner has made two more updates, however fast the machine
-    is. If the learner waits for the generator, it is held up for a moment.
+    The generator is held up in a call until the learner has read all groups before this call's
+    step. The learner is held up until the generator has begun all calls that the newest version may
+    answer. So lags are small after the one and large after the other, however fast the machine is.
+
+    Args:
+      seed: chooses which calls and updates are held up.
+      config: of the run, whose first call is that of step 0.
+      patience: seconds after which a thread goes on even so. A save needs that, since the learner
+        then waits for the call in flight.
     """
-    choose, num_updates, changed = random.Random(seed), 0, threading.Condition()
+    choose = {part: random.Random(f"{seed} {part}") for part in ("prompts", "update")}
+    done, changed, is_held_up = dict(prompts=0, update=0), threading.Condition(), False
+    num_calls, max_lag = len(list_calls(config)), config.lag.max_lag
+    calls_per_step = num_calls // config.steps
 
     def watch(part: str, arrays: Any) -> None:
-        nonlocal num_updates
-        if part not in ("prompts", "update"):
+        nonlocal is_held_up
+        if part not in done:
             return
         with changed:
-            is_held_up = choose.random() < 0.25
-            if part == "update":
-                num_updates += 1
-                changed.notify_all()
-            elif is_held_up:
-                later = num_updates + 2
-                changed.wait_for(lambda: num_updates >= later, timeout=0.2)
-        if part == "update" and is_held_up:
-            time.sleep(0.04)
+            done[part] += 1
+            changed.notify_all()
+            if choose[part].random() >= 0.3 or is_held_up:
+                return
+            if part == "prompts":
+                other, enough = "update", (done[part] - 1) // calls_per_step
+            else:
+                steps = done[part] + max_lag  # the newest version may not be published yet
+                other, enough = "prompts", min(steps * calls_per_step, num_calls)
+            is_held_up = True
+            changed.wait_for(lambda: done[other] >= enough, timeout=patience)
+            is_held_up = False
 
     return watch
 
@@ -68,7 +82,7 @@ def compared(seed: int, overrides: dict, folder: pathlib.Path) -> dict:
     fails_at = overrides.pop("fails_at", None)
     config = asynchronous_config(**overrides)
     run, trace = build_run(config), []
-    run.watch_with(uneven(seed))
+    run.watch_with(uneven(seed, config, patience=60))
 
     def report(call, position, version):
         if call.step == fails_at:

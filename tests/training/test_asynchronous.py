@@ -32,7 +32,8 @@ def test_lags_vary_and_never_exceed_the_bound(results):
     lags = results["bounded"]["lags"]
     assert len(lags) == 12 * 4
     assert min(lags) >= 0 and max(lags) <= 3
-    assert len(set(lags[4 * 4 :])) > 1  # also behind the first steps, which have no other choice
+    later = lags[4 * 4 :]  # the first steps have no other choice
+    assert min(later) < max(later) == 3
 
 
 def test_a_batch_that_is_bound_to_a_version_has_one_lag(results):
