@@ -113,7 +113,7 @@ class SlowToStart:
 
 
 def test_the_warm_up_of_a_process_does_not_count_as_a_samples_time():
-    pool = RewardPool(SlowToStart(), num_workers=1, time_limit=0.5)
+    pool = RewardPool(SlowToStart(), num_workers=1, time_limit=1.0)
     try:
         rewards, outcomes, _ = pool.submit(["a", "b"], ["a", "b"]).result()
         np.testing.assert_array_equal(rewards, [1, 1])
