@@ -53,6 +53,11 @@ def validate(config: ConfigDict) -> None:
     for pair in question.columns:
         hint = "give pairs of our name and the log's, as in reward=my/reward"
         require(pair.count("=") == 1, "advise.columns", hint, pair)
+    names = [pair.split("=")[0] for pair in question.columns]
+    twice = [
+        pair for pair, name in zip(question.columns, names, strict=True) if names.count(name) > 1
+    ]
+    require(not twice, "advise.columns", "give each of our names once", ",".join(twice))
     for path in question.runs:
         require_local(path, "advise.runs")
         folder = pathlib.Path(path)

@@ -25,6 +25,7 @@ NUM_SAMPLES = 256
 STEADY = 0.9  # a learning rate that ends below this share of its peak was not constant
 FEWEST_RUNS = 4  # of which is said whether they learned
 FEWEST_RECORDS = 20  # rewards from which a collapse can be told from noise
+MOST_PLACES = 100_000  # to which rewards are filled up; more would take minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,11 +206,17 @@ def _of_history(config: ConfigDict, history: History, path: str) -> dict[str, An
         raise FlagError("log", path, f"{hint}{FEWEST_RECORDS} on")
     lag = value(("lag_mean", "lag_max"), question.max_lag, "max_lag", "lag")
     rate = value(("learning_rate",), question.learning_rate, "learning_rate", "learning rate")
-    every = int(np.median(np.diff(steps)))
+    if not rate > 0:
+        hint = "its learning rate is 0 in half of the records: log it with more digits"
+        raise FlagError("log", path, hint)
+    every, first = int(np.median(np.diff(steps))), int(steps[0])
+    if (int(steps[-1]) - first) // every > MOST_PLACES:
+        hint = f"its steps reach from {first} to {int(steps[-1])}, mostly {every} apart"
+        raise FlagError("log", path, f"{hint}: give at most {MOST_PLACES} such distances")
     # Rewards are put on equal distances: the last one that was known at each place.
-    places = np.arange(steps[0], steps[-1] + 1, every)
+    places = np.arange(first, steps[-1] + 1, every)
     filled = rewards[np.searchsorted(steps, places, side="right") - 1]
-    row = _row(lag, rate, filled, every, int(steps[-1]) + 1, True)
+    row = _row(lag, rate, filled, every, int(steps[-1]) + 1, True, first)
     if SIGN in signals:
         return row | _traces(history.step, signals[SIGN], every)
     if KL in signals:  # for small ratios it is half of the mean of (log ratio)^2
@@ -228,13 +235,20 @@ def _traces(steps: np.ndarray, squares: np.ndarray, every: int) -> dict[str, Any
 
 
 def _row(
-    lag: float, rate: float, rewards: np.ndarray, every: int, num_steps: int, is_finite: bool
+    lag: float,
+    rate: float,
+    rewards: np.ndarray,
+    every: int,
+    num_steps: int,
+    is_finite: bool,
+    first: int = 0,
 ) -> dict[str, Any]:
+    """Returns a run as a row of a map. `first` is the learner step of the first reward."""
     collapse = detect_collapse(rewards, every, NUM_SAMPLES)
     return {
         "max_lag": lag,
         "learning_rate": rate,
-        "collapse_step": None if collapse is None else collapse.step,
+        "collapse_step": None if collapse is None else first + collapse.step,
         "steps_run": num_steps,
         "steps": num_steps,
         "finite": is_finite,

@@ -78,6 +78,9 @@ def read(
     first = units.first_step(log, chosen, rows, after, first_step)
     table = _converted(log, used, names, rows, first, counts)
     steps = sorted(table)
+    if steps[-1] > np.iinfo(np.int64).max:
+        reason = f"step {rows[-1].step} would come after 2^63 optimizer updates or more"
+        raise log.refuse(f"{reason}: give the log's own steps, and the updates of each")
     signals = {
         signal: np.array([table[step].get(signal, math.nan) for step in steps])
         for signal in used

@@ -46,7 +46,8 @@ def updates(
         raise FlagError("updates_per_version", updates_per_version, hint)
     lags = [signal for signal in LAGS if signal in used]
     in_versions = [signal for signal in lags if used[signal].in_versions]
-    if not in_versions:
+    counts_versions = format_.steps_are_versions and updates_per_version is not None
+    if not in_versions and not counts_versions:
         # The lags of later updates of a step would be larger. Only a table can have them so.
         if lags and name != "csv" and updates_per_step != 1:
             hint = f"lags of --format={name} are those of one update for each step: leave it out"

@@ -183,6 +183,10 @@ def test_a_probe_goes_on_where_it_was_and_finds_the_boundary(tmp_path):
         ({"probe": True, "format": "verl"}, "format"),
         ({"logs": ("/no/such/file",), "format": "verl"}, "logs"),
         ({"logs": ("/no/such/file",), "format": "nothing"}, "format"),
+        (
+            {"logs": (__file__,), "format": "csv", "columns": ("reward=a", "reward=b")},
+            "columns",
+        ),
     ],
 )
 def test_a_question_that_makes_no_sense_is_refused(fields, named):

@@ -103,13 +103,15 @@ def lines(made):
         (lines(run())[:1], "rewards"),
         (lines(run())[:12], "it has 12 rewards"),
         (lines([r | {"reward": None} for r in run()]), "no reward"),
+        (lines([r | {"learning_rate": 0.0} for r in run()]), "its learning rate is 0 in half"),
+        (lines([*run(), run()[-1] | {"step": 10**12}]), "reach from 0 to 1000000000000, mostly 1"),
         (lines([{k: v for k, v in r.items() if "lag" not in k} for r in run()]), "--max_lag"),
         (
             lines([{k: v for k, v in r.items() if k != "learning_rate"} for r in run()]),
             "--learning_rate",
         ),
     ],
-    ids=["empty", "one line", "few", "no reward", "no lag", "no rate"],
+    ids=["empty", "one line", "few", "no reward", "rate 0", "far step", "no lag", "no rate"],
 )
 def test_a_log_that_carries_no_answer_is_refused(content, words, tmp_path):
     path = tmp_path / "metrics.jsonl"
@@ -118,6 +120,12 @@ def test_a_log_that_carries_no_answer_is_refused(content, words, tmp_path):
         answer_of = asked("staleness_grpo", path)
         answer(answer_of, sources.gather(answer_of, tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_log_that_begins_later_has_the_same_collapse(tmp_path):
+    _, whole = known("csv", run(), tmp_path, first_step=0)
+    _, late = known("csv", run()[40:], tmp_path, first_step=0)
+    assert whole.runs.step[0] == late.runs.step[0] == pytest.approx(FALL, abs=3)
 
 
 def test_a_truncated_last_line_a_restart_and_shuffled_rows_leave_the_answer(tmp_path):

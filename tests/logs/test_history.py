@@ -122,6 +122,11 @@ def test_an_iteration_of_tinker_is_a_version(tmp_path):
     np.testing.assert_allclose(history.signals["lag_mean"], [3.5, 0.5], rtol=1e-12)
     with pytest.raises(FlagError, match=r"^--updates_per_step=4: .* give --updates_per_step=2$"):
         read(path, "tinker", updates_per_version=2, updates_per_step=4)
+    # Without a lag the steps are versions all the same, if it is said what a version is.
+    path = json_lines(path, [{"step": step, "optim/lr": 1e-5} for step in (4, 5)])
+    history = read(path, "tinker", updates_per_version=2)
+    np.testing.assert_array_equal(history.step, [8, 10])
+    assert "Each recorded step counts as 1 optimizer updates." in read(path, "tinker").notes
 
 
 @pytest.mark.parametrize("name", ["staleness_grpo", "trl", "prime_rl", "skyrl"])

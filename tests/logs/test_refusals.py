@@ -51,6 +51,7 @@ TABLE = "step,reward\n0,0.5\n1,0.25\n"
         ("step,reward\n,2\n", "csv", "log", "no column has steps, such as step, Step, global_step"),
         ("step,reward\n0.5,2\n", "csv", "log", "line 2: step is 0.5: give whole numbers >= 0"),
         ("step,reward\n-1,2\n", "csv", "log", "line 2: step is -1: give whole numbers >= 0"),
+        ("step,reward\n0,2\n1e30,2\n", "csv", "log", r"step 10+\d+ would come after 2\^63 opt"),
         ("step,reward\ninf,2\n", "csv", "log", "line 2: step is inf: give whole numbers >= 0"),
         ("step,reward\none,2\n", "csv", "log", "line 2: step is 'one': give a number, or leave"),
         (

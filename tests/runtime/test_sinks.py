@@ -141,13 +141,16 @@ def wandb_records(content):
 
 @pytest.mark.slow
 def test_weights_and_biases_has_every_number_once_after_a_resume(tmp_path):
-    pytest.importorskip("wandb", reason="the extra sinks is not installed")
+    wandb = pytest.importorskip("wandb", reason="the extra sinks is not installed")
     from wandb.proto import wandb_internal_pb2
 
     config = tiny_config(**RUN, **{"sinks.wandb": True})
     main(config, tmp_path)
     broken_off(tmp_path)
     main(config, tmp_path)
+    # The process that writes the file may lag behind `finish`. It is awaited at the end of a
+    # command, and here.
+    wandb.teardown()
     (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     history = []
     for data in wandb_records(path.read_bytes()):

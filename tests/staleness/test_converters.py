@@ -211,6 +211,17 @@ def test_a_part_of_a_run_has_versions_from_before_it(tmp_path):
             [{"step": 0, "slot": 0, "behavior_version": 0}] * 2,
             "line 2: step 0, slot 0 is given a second time",
         ),
+        (
+            "trace",
+            [{"step": 0, "slot": 0, "behavior_version": 0, "position": [1]}],
+            "position is [1], not a number",
+        ),
+        (
+            "verl",
+            [{"step": 1, "uid": [1], "min_global_steps": 0, "max_global_steps": 0}],
+            "line 1: uid is [1]: give a whole number or a text",
+        ),
+        ("prime_rl", [prime_rl_record("a", 0, 0, {"id": 1})], "id is {'id': 1}: give a whole"),
         ("tinker", [tinker_record(0, 0, 0, None)], "the field sampling_client_step is absent"),
         ("tinker", [tinker_record(0, 0, 0, 0) | {"schema_version": 2}], "schema_version is 2"),
         ("tinker", [tinker_record(-1, 0, 0, 0)], "step -1 comes before the first step, 0"),

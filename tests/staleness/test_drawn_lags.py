@@ -189,6 +189,12 @@ SKYRL = {"step": 1, "async/staleness_mean": 1, "async/staleness_min": 0, "async/
         ("skyrl_metrics", [SKYRL | {"async/staleness_min": -1}], "step 1 has the lag -1.0, below"),
         ("skyrl_metrics", [SKYRL | {"async/staleness_mean": 3}], "mean 3.0, not between 0.0 and"),
         ("skyrl_metrics", [SKYRL | {"async/staleness_mean": "x"}], "staleness_mean is 'x', not a"),
+        ("skyrl_metrics", [SKYRL | {"async/staleness_mean": 10**400}], "0, not a number"),
+        (
+            "skyrl_metrics",
+            [SKYRL | {"async/staleness_mean": 1e300, "async/staleness_max": 1e300}],
+            "step 1 has the lag 1e+300, above 1000000",
+        ),
         ("skyrl_metrics", [SKYRL], "step 1 learned from a version before the first step"),
         ("skyrl_metrics", [SKYRL | {"step": 7}], "the first record is of step 7: give --first"),
         (

@@ -32,8 +32,8 @@ def from_trace(path: pathlib.Path, counts: Counts) -> Iterator[Sample]:
         if set(record.fields) == {HEADER}:
             continue
         step, version = record.integer("step"), record.integer("behavior_version")
-        slot, position = record.integer("slot"), record.fields.get(POSITION, 0)
-        yield Sample(record, step, version, version, slot, position)
+        position = 0 if record.value(POSITION) is None else record.integer(POSITION)
+        yield Sample(record, step, version, version, record.integer("slot"), position)
 
 
 def from_run(path: pathlib.Path, counts: Counts) -> Iterator[Sample]:
@@ -104,11 +104,12 @@ def from_prime_rl(path: pathlib.Path, counts: Counts) -> Iterator[Sample]:
             continue
         else:
             raise record.refuse("the field run.work.policy is absent")
-        group = record.inside("group").value("id") or info.value("group_id")
+        group = record.inside("group").name("id")
+        group = info.name("group_id") if group is None else group
         step = record.folder_step
         if step is None:
             raise record.refuse("no folder step_N above the file gives the step: keep the folders")
-        yield Sample(record, step, oldest, newest, group, record.value("id"))
+        yield Sample(record, step, oldest, newest, group, record.name("id"))
 
 
 def from_miles(path: pathlib.Path, counts: Counts) -> Iterator[Sample]:
@@ -149,4 +150,4 @@ def from_verl(path: pathlib.Path, counts: Counts) -> Iterator[Sample]:
             counts["padding left out"] += 1
             continue
         oldest, newest = record.integer("min_global_steps"), record.integer("max_global_steps")
-        yield Sample(record, record.integer("step"), oldest, newest, record.value("uid"), None)
+        yield Sample(record, record.integer("step"), oldest, newest, record.name("uid"), None)

@@ -53,12 +53,25 @@ class Record:
             raise self.refuse(f"{name} is {value!r}, not an integer")
         return int(number)
 
+    def name(self, field: str) -> int | str | None:
+        """Returns a field that names something; None if it is absent.
+
+        Raises:
+          TraceError: it is a list, an object or a truth value.
+        """
+        value = self.value(field)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if value is None or (isinstance(value, (int, str)) and not isinstance(value, bool)):
+            return value
+        raise self.refuse(f"{field} is {value!r}: give a whole number or a text")
+
     def number(self, name: str) -> float:
         """Returns a field as a finite float. Raises TraceError if it is none."""
         value = self.value(name)
         try:
             number = float(value) if not isinstance(value, bool) else math.nan
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise self.refuse(f"{name} is {value!r}, not a number")

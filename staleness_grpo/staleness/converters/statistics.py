@@ -10,6 +10,7 @@ from staleness_grpo.staleness.converters.sources import Record, files, records
 Counts = collections.Counter[str]
 STEPS = ("step", "Step", "_step", "global_step")  # names of the step in files and exported tables
 TOLERANCE = 1e-4  # of a logged mean: float32 and six printed digits
+MOST = 1_000_000  # a larger lag is no lag, and would be drawn for hours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,4 +92,6 @@ def statistics(
         raise row.refuse(f"step {step} has the lag {min(least, mean)}, below 0")
     if not least - TOLERANCE <= mean <= most + TOLERANCE:
         raise row.refuse(f"step {step} has the mean {mean}, not between {least} and {most}")
+    if most > MOST:
+        raise row.refuse(f"step {step} has the lag {most:g}, above {MOST}")
     return Statistics(row, step, max(mean, 0.0), extremes)
