@@ -51,6 +51,8 @@ def main(arguments: list[str]) -> None:
             options = Options(**given)
             if target.exists() and target.samefile(source):
                 raise FlagError("output", target, "this is the input: give another file")
+            if pathlib.Path(source).resolve() in target.resolve().parents:
+                raise FlagError("output", target, "it lies in the input: give another folder")
             conversion = convert(pathlib.Path(source), options)
         except FieldError as error:
             raise FlagError(error.field, error.value, error.hint) from error

@@ -18,6 +18,11 @@ AT_LEAST = {
 }
 
 
+def _require_distinct(config: ConfigDict, field: str) -> None:
+    values = config[field]
+    require(len(set(values)) == len(values), field, "give distinct values", values)
+
+
 def validate(config: ConfigDict) -> None:
     """Raises FieldError if the experiment cannot be run with this config.
 
@@ -39,6 +44,8 @@ def validate(config: ConfigDict) -> None:
     ):
         for name in config[field]:
             require(name in known, field, f"choose from {', '.join(known)}", name)
+        _require_distinct(config, field)
+    _require_distinct(config, "s_eta")
     for field in ("corrections", "trained"):
         hint = f"all others are compared with {BASELINE}: add {BASELINE}"
         require(BASELINE in config[field], field, hint, config[field])

@@ -1,5 +1,6 @@
 """Reads the rows of a log: JSON lines, a JSON document, or CSV; a cut last line is left out."""
 
+import codecs
 import csv
 import dataclasses
 import functools
@@ -80,7 +81,7 @@ def read_lines(path: pathlib.Path, about: str, is_document: bool) -> Lines:
     """
     found = Lines(path, [], [])
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _text(path.read_bytes())
     except FileNotFoundError as error:
         raise found.refuse("it does not exist: give a file") from error
     except IsADirectoryError as error:
@@ -105,6 +106,16 @@ def read_lines(path: pathlib.Path, about: str, is_document: bool) -> Lines:
     if not found.lines:
         raise found.refuse("the file has no whole record: give a log with records")
     return found
+
+
+def _text(content: bytes) -> str:
+    """Returns the text of a file; bytes of a character that is cut at the end are left out.
+
+    Raises:
+      UnicodeDecodeError: the file is not UTF-8.
+    """
+    text, _ = codecs.utf_8_decode(content.removeprefix(codecs.BOM_UTF8), "strict", False)
+    return io.StringIO(text, newline=None).read()
 
 
 def _document(found: Lines, text: str, about: str) -> Iterator[Line]:

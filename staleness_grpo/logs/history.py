@@ -40,7 +40,9 @@ def read(
     Steps become optimizer updates: m (n - first) are done before step n. So do lags. With U updates
     for a weight version, a lag of v versions is v U updates at the first of a step's m updates. At
     the last one it is larger by m - 1. So lag_mean is v U + (m - 1) / 2 if the updates have equally
-    many groups, and lag_max is at most v U + m - 1, which is returned.
+    many groups, and lag_max is at most v U + m - 1, which is returned. If a version lasts several
+    steps, v is a fraction, as verl logs it. A whole v would leave out the steps since the newest
+    version.
 
     A signal that no record has is absent. `logs.order` says how restarts are told from rows out of
     order.

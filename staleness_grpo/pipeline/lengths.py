@@ -16,6 +16,7 @@ import numpy as np
 from scipy import special
 
 from staleness_grpo.errors import FieldError, require, require_at_least, require_choice
+from staleness_grpo.runtime.records import TwiceError, fields_given_once
 
 DISTRIBUTIONS = LOGNORMAL, CONSTANT, GEOMETRIC, FILE = "lognormal", "constant", "geometric", "file"
 BLOCK = 256  # groups whose random numbers are drawn at once
@@ -109,14 +110,15 @@ def read_lengths(path: str | pathlib.Path) -> np.ndarray:
         the field `path` and the line.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise FieldError(
             "path", f"the file cannot be read ({reason}): give another", path
         ) from error
     found: list[int] = []
-    for number, line in enumerate(lines, start=1):
+    # Not `splitlines`: a text in JSON may hold other line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             found += _lengths_of(line, number, path)
     require(len(found) > 0, "path", "the file has no lengths: give one with a length a line", path)
@@ -127,7 +129,10 @@ def _lengths_of(line: str, number: int, path: Any) -> list[int]:
     """Returns the lengths of one line. Raises FieldError if the line has another form."""
     hint = f"line {number} is no length: give a whole number >= 1, or JSON with length or lengths"
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=fields_given_once)
+    except TwiceError as error:
+        hint = f"line {number} gives the field {error} twice: keep one of them"
+        raise FieldError("path", hint, path) from error
     except (ValueError, RecursionError) as error:
         raise FieldError("path", hint, path) from error
     if isinstance(value, dict):

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from staleness_grpo.errors import require
 from staleness_grpo.pipeline.simulation import Result
 
 LENGTH_BINS = 5  # quantile bins of the response length, by which lags are averaged
@@ -18,11 +19,16 @@ def measure(result: Result, warm_up: int) -> dict[str, Any]:
     Args:
       result: the simulation.
       warm_up: learner steps that are left out, fewer than all.
+
+    Raises:
+      FieldError: the steps that are left take no time.
     """
     steps = result.steps[warm_up:]
     before = result.steps[warm_up - 1] if warm_up else None
     begin = before.free if before else 0.0
     seconds = steps[-1].free - begin
+    hint = f"the {len(steps)} steps after the warm-up take no time: give more steps"
+    require(seconds > 0, "steps", hint, len(result.steps))
 
     def per_second(name: str) -> float:
         """Returns how fast a sum over time grew."""

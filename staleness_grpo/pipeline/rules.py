@@ -98,9 +98,11 @@ class Fifo(Rule):
 
 
 class Wait(Rule):
-    """Trains the oldest ready weights, and waits for groups whose lag would come above S."""
+    """Trains the oldest ready weights, and waits for unfinished groups that have lag S.
 
-    keeps_bound = True
+    verl's strategy `wait` does so. If more than N groups of one version come that far together, a
+    step has room for N of them, and the rest gets a lag above S.
+    """
 
     def batch(self, buffer: Buffer) -> list[Group] | None:
         """Returns N ready groups, unless an unfinished group has lag S already."""

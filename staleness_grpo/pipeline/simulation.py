@@ -231,6 +231,7 @@ class Simulation:
             for engine in self._engines:
                 engine.reschedule()
         self._fill()
+        self._tell_if_empty()
 
     def _count_ready(self) -> None:
         """Brings the integral of the number of ready groups to the present."""
@@ -285,6 +286,10 @@ class Simulation:
             else:
                 self._is_ready(group)
         self._fill()
+        self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        """Wakes a publication that waits for empty engines."""
         if not (self._engines_are_empty.triggered or any(e.num_busy for e in self._engines)):
             self._engines_are_empty.succeed()
 

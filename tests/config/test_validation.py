@@ -251,6 +251,20 @@ def test_bad_values_are_refused_by_flag_name(flag, value):
         ),
         ({"correction.clip_low": 0.1}, "correction.clip_low=0.1", "set surrogate.clip_low"),
         (
+            {"correction.name": "token_mis", "correction.ratio_low": 6.0},
+            "correction.ratio_low=6.0",
+            "no ratio would be in the range: give a number <= ratio_high=5",
+        ),
+        (
+            {
+                "correction.name": "mu_grpo",
+                "correction.veto_low": 1.5,
+                "correction.veto_high": 1.25,
+            },
+            "correction.veto_low=1.5",
+            "give a number <= veto_high=1.25",
+        ),
+        (
             {"correction.name": "gspo", "correction.cap": 2.0},
             "correction.cap=2.0",
             "gspo read clip_low, clip_high",

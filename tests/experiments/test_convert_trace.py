@@ -54,6 +54,9 @@ def test_drawn_lags_are_called_drawn_in_the_file_and_in_the_last_line(tmp_path, 
     assert [sum(row) for row in recorded_lags(target)] == [sum(row) for row in LAGS]
 
 
+ONE = "--updates_per_version=1"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -65,6 +68,10 @@ def test_drawn_lags_are_called_drawn_in_the_file_and_in_the_last_line(tmp_path, 
         (["--format=versions", "--speed=1"], "unrecognized arguments: --speed=1: write python -m"),
         (["--format=versions", "--input=absent"], "--input=absent: it does not exist: give a"),
         (["--format=versions", "--output={path}"], "--output={path}: this is the input: give"),
+        (
+            ["--format=verl", "--input={folder}", "--output={folder}/a/t.jsonl", ONE],
+            "--output={folder}/a/t.jsonl: it lies in the input: give another folder",
+        ),
         (["--format=versions", "--output=no/x"], "--output=no/x: the trace cannot be written: "),
         (["--format=tinker", "--input={empty}"], "--updates_per_version=: format=tinker counts"),
         (["--format=versions", "--input={empty}"], "--input={empty}: format=versions reads no fo"),
@@ -74,7 +81,7 @@ def test_drawn_lags_are_called_drawn_in_the_file_and_in_the_last_line(tmp_path, 
 )
 def test_bad_input_ends_in_one_line_and_writes_nothing(tmp_path, capsys, options, message):
     path = json_lines(tmp_path / "x.jsonl", [{"step": 0, "version": 0}])
-    places = {"path": path, "empty": tmp_path / "empty"}
+    places = {"path": path, "empty": tmp_path / "empty", "folder": tmp_path}
     places["empty"].mkdir()
     given = [f"--input={path}", f"--output={tmp_path / 'trace.jsonl'}"]
     given += [option.format(**places) for option in options]

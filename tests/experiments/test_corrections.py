@@ -251,6 +251,8 @@ def test_each_correction_gets_the_surrogate_it_is_defined_with():
         ("trained_update_rules", ("adam",), "trained_update_rules"),
         ("num_draws", 1, "num_draws"),
         ("s_eta", (0.5,), "s_eta"),
+        ("s_eta", (2.0**-7, 2.0**-3, 2.0**-3), "s_eta"),
+        ("corrections", ("grpo_clip", "none", "none"), "corrections"),
         ("task.name", "arithmetic", "task.name"),
         ("stability.sweep.seeds", (0, 0), "stability.sweep.seeds"),
     ],

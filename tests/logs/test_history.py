@@ -7,6 +7,7 @@ import pytest
 
 from staleness_grpo.errors import FlagError
 from staleness_grpo.logs import FORMATS, SIGNALS, History, read
+from staleness_grpo.staleness.converters.convert import Options, convert
 from tests.logs import writers
 from tests.logs.writers import IN_VERSIONS, TRAINERS, json_lines, records
 
@@ -108,6 +109,22 @@ def test_a_step_of_several_updates_against_a_count_of_them(tmp_path):
     assert any("upper bound" in note for note in history.notes)
     with pytest.raises(FlagError, match=r"^--updates_per_version=3: a version .* multiple of 2"):
         read(path, "verl", updates_per_version=3, updates_per_step=2)
+
+
+def test_a_version_of_several_steps_has_the_same_lags_in_a_log_and_in_a_trace(tmp_path):
+    """A version of U = 4 updates lasts two steps of two. verl logs halves of a version."""
+    behind = [0, 1, 2, 3, 2, 1]  # steps
+    names = [f"training/off_policy/trajectory_staleness/{kind}" for kind in ("mean", "min", "max")]
+    lines = [
+        {"step": s, "data": dict.fromkeys(names, b / 2)} for s, b in enumerate(behind, start=1)
+    ]
+    path = json_lines(tmp_path / "log", lines)
+    history = read(path, "verl", updates_per_version=4, updates_per_step=2)
+    drawn = Options("verl_metrics", updates_per_version=4, steps_per_version=2, num_groups=1)
+    lags = np.array(convert(path, drawn).lags).reshape(-1, 2)
+    np.testing.assert_array_equal(lags[:, 0], 2 * np.array(behind))
+    np.testing.assert_allclose(history.signals["lag_mean"], lags.mean(axis=1), rtol=1e-12)
+    np.testing.assert_array_equal(history.signals["lag_max"], lags.max(axis=1))
 
 
 def test_an_iteration_of_tinker_is_a_version(tmp_path):

@@ -191,6 +191,17 @@ def test_numbers_as_exports_write_them(tmp_path):
     assert found.step.tolist() == [0, 1] and found.signals["reward"].tolist() == [0.5, 2.0]
 
 
+def test_a_character_that_is_cut_belongs_to_the_cut_last_line(tmp_path):
+    whole = '{"step": 2, "reward": 1, "note": "\u00e9'.encode()
+    path = tmp_path / "log"
+    path.write_bytes(JSON.encode() + whole[:-1])
+    found = read(path, "staleness_grpo")
+    assert found.step.tolist() == [0, 1] and "The last line, line 3, is cut" in found.notes[0]
+    path.write_bytes(whole[:-1] + JSON.encode())  # in the middle it is no text
+    with pytest.raises(FlagError, match="the file is not text"):
+        read(path, "staleness_grpo")
+
+
 def test_steps_that_count_calls_are_noted(tmp_path):
     found = read_text(tmp_path, "_step,reward\n0,0.5\n1,0.25\n")
     assert "Steps are those of _step, which W&B counts by calls if it is told none." in found.notes

@@ -57,6 +57,12 @@ def test_recorded_lengths_are_drawn_equally_often(tmp_path):
     assert shares == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
 
 
+def test_a_text_beside_a_length_may_hold_any_line_end_of_unicode(tmp_path):
+    path = tmp_path / "lengths"
+    path.write_text('{"text": "a\u2028b\x85c", "length": 3}\r\n5\n', encoding="utf-8")
+    assert read_lengths(path).tolist() == [3, 5]
+
+
 def test_a_group_has_the_same_lengths_whenever_it_is_asked_for():
     draw, again = lengths().sampler(4, 3), lengths().sampler(4, 3)
     late = again(5 * BLOCK + 1)
@@ -75,6 +81,7 @@ def test_a_group_has_the_same_lengths_whenever_it_is_asked_for():
         ("Infinity\n", "line 1 is no length"),
         ('{"tokens": 3}\n', "line 1 is no length"),
         ("12\n40\n", "40 tokens, above limit=20"),
+        ('{"length": 3, "length": 4}\n', "line 1 gives the field length twice"),
     ],
 )
 def test_a_file_without_usable_lengths_is_refused(tmp_path, content, reason):

@@ -3,15 +3,52 @@
 import numpy as np
 import pytest
 
+from staleness_grpo.errors import FieldError
 from staleness_grpo.pipeline.cluster import ALL, CONTINUE, DRAIN, FINISH, NOTHING
 from staleness_grpo.pipeline.measures import measure
 from staleness_grpo.pipeline.rules import RULES, make_rule
-from staleness_grpo.pipeline.simulation import simulate
+from staleness_grpo.pipeline.simulation import Simulation, simulate
 from tests.helpers.pipelines import brute_force, random_lengths, small_cluster
 
 
 def run(cluster, rule="bounded", max_lag=0, steps=6, seed=0):
     return simulate(cluster, make_rule(rule, max_lag, cluster.num_groups), steps, seed)
+
+
+def test_waiting_for_what_has_lag_s_does_not_bound_what_comes_that_far_together():
+    """Two long responses of version 0 end together, and a step has room for one of them."""
+    cluster = small_cluster(slots=3, step_seconds=1.0, publish_seconds=0.0)
+    table = [100, 100] + [1] * 10
+    rule = make_rule("wait", 2, 1)
+    result = Simulation(cluster, rule, lambda group, version: [table[group]]).run(6)
+    taken = [(group.number, group.lag) for step in result.steps for group in step.groups]
+    assert taken[:4] == [(2, 0), (3, 0), (0, 2), (1, 3)] and not rule.keeps_bound
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_engines_that_discarding_empties_let_a_publication_begin(seed):
+    """A publication beside the learner waits until the engines are drained."""
+    cluster = random_lengths(
+        slots=7,
+        num_groups=2,
+        group_size=3,
+        tokens_per_second=3.3,
+        reward_seconds=1.7,
+        step_seconds=0.5,
+        publish_seconds=40.0,
+        publish_blocks=NOTHING,
+        in_flight=DRAIN,
+    )
+    result = run(cluster, "drop", max_lag=2, steps=200, seed=seed)
+    assert len(result.steps) == 200 and any(group.is_discarded for group in result.groups)
+
+
+def test_steps_that_take_no_time_have_no_shares():
+    cluster = small_cluster(step_seconds=0.0, publish_seconds=0.0)
+    result = run(cluster, max_lag=3, steps=3)  # four groups are ready at once
+    assert measure(result, 0)["seconds_per_step"] == pytest.approx(10 / 3)
+    with pytest.raises(FieldError, match="steps=3: the 2 steps after the warm-up take no time"):
+        measure(result, 1)
 
 
 def seconds_per_step(result, warm_up=0):

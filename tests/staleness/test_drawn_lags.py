@@ -101,6 +101,32 @@ def test_versions_of_several_updates(tmp_path):
     assert convert(path, options("nemo_rl_metrics", **twice)).lags == [[0], [1], [2], [3]]
 
 
+def test_quotients_of_steps_and_a_versions_steps_are_lags_in_steps(tmp_path):
+    """verl divides steps by those of a version: a third of a version is a step of two updates."""
+    key = "training/off_policy/trajectory_staleness/"
+    behind = [0, 1, 2, 3, 1]
+    rows = [
+        {"step": s} | {f"{key}{kind}": b / 3 for kind in ("mean", "min", "max")}
+        for s, b in enumerate(behind, start=1)
+    ]
+    path = json_lines(tmp_path / "m.jsonl", rows)
+    given = options("verl_metrics", updates_per_version=6, steps_per_version=3, num_groups=1)
+    assert convert(path, given).lags == [[2 * b + i] for b in behind for i in range(2)]
+
+
+def test_rounded_averages_of_whole_lags_are_whole(tmp_path):
+    key = "version_stats/sample_staleness_theta_"
+    rows = [
+        {"step": s, f"{key}avg": 0.99999, f"{key}min": 0.99999, f"{key}max": 1.00001}
+        for s in (0, 1, 2)
+    ]
+    rows[0] = {"step": 0, f"{key}avg": 0.0, f"{key}min": -0.00001, f"{key}max": 0.0}
+    path = json_lines(tmp_path / "m.jsonl", rows)
+    found = convert(path, options("areal_metrics", updates_per_version=1))
+    assert found.lags == [[0] * N, [1] * N, [1] * N]
+    assert found.header["counts"] == {"rows read": 3}
+
+
 def test_the_statistics_are_those_of_all_updates_of_a_step(tmp_path):
     """A step of two updates has 2 N groups. Its second update has lags that are larger by one."""
     key = "training/off_policy/trajectory_staleness/"

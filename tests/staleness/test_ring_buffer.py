@@ -117,6 +117,9 @@ def test_reading_an_empty_half_filled_or_read_step_raises():
     with pytest.raises(EmptySlotError):  # same row of storage, another step
         buffer.pop(4, np.array([2, 2]))
     buffer.push([1], [0], 0, payload([1], [0], 0))
+    for versions in (0, [0], [0, 0, 0]):  # not one for each slot, though the first two broadcast
+        with pytest.raises(ValueError, match="give 2 versions"):
+            buffer.pop(1, versions)
     buffer.pop(1, np.array([0, 0]))
     with pytest.raises(EmptySlotError):
         buffer.pop(1, np.array([0, 0]))

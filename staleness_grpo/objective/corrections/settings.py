@@ -38,6 +38,8 @@ PARAMETERS = (
     "veto_high",  # mu_grpo
     "veto_low",
 )
+# The ends of ranges: if the first were above the second, no token would be left.
+_RANGES = (("ratio_low", "ratio_high"), ("veto_low", "veto_high"))
 # Parameters that must be > 0, because the correction divides by them.
 _ABOVE_ZERO = ("tau_negative", "tau_positive")
 # Parameters that must be <= 1.
@@ -96,6 +98,13 @@ def check_correction(
             known_names = ", ".join(known) or "no parameter"
             hint = f"remove this parameter: the corrections {chosen_names} read {known_names}"
         raise FieldError(field, hint, value)
+    values = registry.parameters(name) | signatures.chosen_parameters(
+        registry.CORRECTIONS[name].token_objective, correction_config
+    )
+    for low, high in _RANGES:
+        if low in values and values[low] > values[high]:
+            hint = f"no ratio would be in the range: give a number <= {high}={values[high]:g}"
+            raise FieldError(f"correction.{low}", hint, values[low])
     for field in ("length_normalization", "normalize_std"):
         required = getattr(registry.CORRECTIONS[name], field)
         if required is not None and surrogate[field] != required:

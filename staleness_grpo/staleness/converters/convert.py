@@ -104,6 +104,7 @@ class _Step:
 
     versions: list[int]
     record: Record
+    updates: int  # optimizer updates from one version to the next
 
 
 def convert(path: pathlib.Path, options: Options) -> Conversion:
@@ -146,14 +147,16 @@ def _recorded(
     """Returns the recorded steps by their numbers, and the number of the first."""
     replace = options.restarts == "replace"
     if chosen.table is not None:
-        logged = steps.logged(path, chosen.table, replace, counts)
+        scale = options.steps_per_version if chosen.table.are_quotients else 1
+        logged = steps.logged(path, chosen.table, scale, replace, counts)
         first_step = _first_step(min(logged, default=None), options, chosen)
         num_groups = (options.num_groups or 1) * options.minibatches
         by_step = {}
         for step, statistics in logged.items():
             drawn = drawn_lags(statistics, num_groups, options.seed, counts)
-            version = (step - first_step) // options.steps_per_version
-            by_step[step] = _Step([version - lag for lag in drawn], statistics.record)
+            version = (step - first_step) * scale // options.steps_per_version
+            unit = options.updates // scale
+            by_step[step] = _Step([version - lag for lag in drawn], statistics.record, unit)
         return by_step, first_step
     assert chosen.reader is not None  # a format has samples or a table
     groups = steps.groups(chosen.reader(path, counts), chosen, replace, counts)
@@ -180,7 +183,9 @@ def _recorded(
         (lambda group: group.oldest) if options.span == "oldest" else (lambda group: group.newest)
     )
     return {
-        step: _Step([pick(group) - first_version for group in found], found[0].last)
+        step: _Step(
+            [pick(group) - first_version for group in found], found[0].last, options.updates
+        )
         for step, found in groups.items()
     }, first_step
 
@@ -261,7 +266,7 @@ def _step_lags(
         learner = first + update  # the optimizer updates before this one
         row = []
         for version in versions[update * size : (update + 1) * size]:
-            lag = learner - version * options.updates
+            lag = learner - version * recorded.updates
             if lag > learner:
                 if options.early == "refuse":
                     reason = f"step {step} learned from a version before the first step"

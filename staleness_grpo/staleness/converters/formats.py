@@ -70,13 +70,13 @@ FORMATS = {
     "verl_metrics": Format(
         "metrics of verl; the newest version of each trajectory counts",
         f"{VERL}/mean",
-        table=Table(_extremes(f"{VERL}/"), ("training/global_step",)),
+        table=Table(_extremes(f"{VERL}/"), ("training/global_step",), are_quotients=True),
         in_versions=True,
     ),
     "verl_metrics_worst": Format(
         "metrics of verl; the oldest version of each trajectory counts",
         f"{VERL}_worst/mean",
-        table=Table(_extremes(f"{VERL}_worst/"), ("training/global_step",)),
+        table=Table(_extremes(f"{VERL}_worst/"), ("training/global_step",), are_quotients=True),
         in_versions=True,
     ),
     "nemo_rl_metrics": Format(

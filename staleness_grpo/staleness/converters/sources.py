@@ -97,7 +97,7 @@ def files(path: pathlib.Path, patterns: tuple[str, ...]) -> list[pathlib.Path]:
 def _natural(path: pathlib.Path) -> list[tuple[int, str]]:
     """Returns a key that sorts step_9 before step_10."""
     parts = re.split(r"(\d+)", path.as_posix())
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def records(paths: Iterable[pathlib.Path], root: pathlib.Path) -> Iterator[Record]:

@@ -30,6 +30,8 @@ class Table:
     fields: Mapping[str, str]  # what is logged -> the metric's name
     steps: tuple[str, ...] = ()  # names of the step that only this trainer uses
     averages_extremes: bool = False  # the trainer averages extremes over parts of a batch
+    # Lags are steps divided by the steps of a version, so that they may be fractions of a version.
+    are_quotients: bool = False
     mean: Callable[[Mapping[str, float]], float] = lambda values: values["mean"]
 
 
@@ -70,18 +72,22 @@ def _column(row: Record, name: str) -> str | None:
 
 
 def statistics(
-    step: int, values: Mapping[str, float], row: Record, table: Table, counts: Counts
+    step: int, values: Mapping[str, float], row: Record, table: Table, scale: int, counts: Counts
 ) -> Statistics:
-    """Returns the lags of a step. Raises TraceError if they are incomplete or impossible."""
+    """Returns the lags of a step, in units that are smaller by a factor `scale`.
+
+    Raises:
+      TraceError: the lags are incomplete or impossible.
+    """
     missing = [name for kind, name in table.fields.items() if kind not in values]
     if missing:
         raise row.refuse(f"step {step} has no {missing[0]}")
-    mean = table.mean(values)
+    mean = table.mean(values) * scale
     if "least" not in values:
         extremes = None
         least = most = mean
     else:
-        least, most = values["least"], values["most"]
+        least, most = _near_whole(values["least"] * scale), _near_whole(values["most"] * scale)
         if not (least.is_integer() and most.is_integer()):
             if not table.averages_extremes:
                 reason = f"the lags of step {step} reach from {least} to {most}, not integers"
@@ -95,3 +101,9 @@ def statistics(
     if most > MOST:
         raise row.refuse(f"step {step} has the lag {most:g}, above {MOST}")
     return Statistics(row, step, max(mean, 0.0), extremes)
+
+
+def _near_whole(value: float) -> float:
+    """Returns the whole number that a value is within TOLERANCE of, or else the value."""
+    whole = round(value)
+    return float(whole) if abs(value - whole) <= TOLERANCE else value

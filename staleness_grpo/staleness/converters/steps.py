@@ -110,9 +110,9 @@ def _in_order(by_key: dict[int | str, Group]) -> list[Group]:
 
 
 def logged(
-    path: pathlib.Path, table: statistics.Table, replace: bool, counts: Counts
+    path: pathlib.Path, table: statistics.Table, scale: int, replace: bool, counts: Counts
 ) -> dict[int, Statistics]:
-    """Returns what was logged of each step; rows of one step are joined.
+    """Returns what was logged of each step, times `scale`; rows of one step are joined.
 
     Raises:
       TraceError: a step is incomplete or impossible, or the run was restarted and `replace` is
@@ -128,7 +128,7 @@ def logged(
     by_step = {}
     newest = -1.0
     for step, (values, record) in sorted(kept.steps.items()):
-        by_step[step] = statistics.statistics(step, values, record, table, counts)
+        by_step[step] = statistics.statistics(step, values, record, table, scale, counts)
         if values.get("current", newest) < newest:
             reason = f"the current version goes back from {newest:g} to {values['current']:g}"
             raise record.refuse(f"{reason}: convert each part of the run alone")
