@@ -36,16 +36,24 @@ from experiments.common.flag_parsing import (
     join_hosts,
     parse,
 )
-from experiments.common.workdir import SUMMARY, check_folder, check_same_config, exclusive, extend
+from experiments.common.workdir import (
+    SUMMARY,
+    check_folder,
+    check_same_code,
+    check_same_config,
+    exclusive,
+    extend,
+)
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime import allocator, compiler_flags
-from staleness_grpo.runtime.records import read_json
+from staleness_grpo.runtime.records import DamagedFileError, read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
+RESTORE = "restore it, or give another folder"  # the fix of a damaged file
 # Errors of the operating system that the user can fix.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 # A learner step of the default config, of this width, has 13 MB of temporary arrays. glibc keeps up
@@ -203,8 +211,12 @@ def complete(
       config: the experiment's config.
       folder: the workdir.
       draws: whether this process draws and prints. Of several processes, only one does.
+
+    Raises:
+      FieldError: the folder is finished, and a class of one's own has other code now.
     """
     if (folder / SUMMARY).exists():
+        check_same_code(folder, config)
         if draws:
             print(f"{folder}: finished already; its figures are drawn again from its records")
     else:
@@ -235,6 +247,9 @@ def _exits_in_one_line(
         sys.exit(2)
     except FlagError as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except DamagedFileError as error:
+        print(FlagError("workdir", workdir, f"{error}: {RESTORE}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         hint = "interrupted; run the same command again to continue from the saved results"

@@ -142,7 +142,6 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
     """Defines --config and --workdir in `flag_values` and parses argv. Raises FlagError."""
     if {"--config", "-config"} & set(argv):
         raise FlagError("config", "", "write --config=FILE.py")
-    path = _config_path(argv, default_config)
     config = given_config(argv, default_config)
     for arg in argv[1:]:
         if override := re.match(r"--?(?:no)?config\.([^=]+)", arg):
@@ -164,8 +163,20 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
         # The flags before the wrong one have changed `config` already.
         raise _flag_error(error, argv, given_config(argv, default_config)) from error
     if positional:
-        hint = f"the argument {positional[0]!r} belongs to no flag: write --NAME=VALUE"
-        raise FlagError("config", path, hint)
+        name, _, value = positional[0].partition("=")
+        flag = name if name in flag_values else f"config.{name}"
+        is_field = flag == name or _is_field(config, name)
+        fix = f"--{flag}={value}" if is_field else "--NAME=VALUE"
+        raise FlagError.of_variable(name, value, f"this belongs to no flag: write {fix}")
+
+
+def _is_field(config: ConfigDict, name: str) -> bool:
+    """Returns whether a config has a field."""
+    try:
+        field_value(config, name)
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return True
 
 
 def _flag_error(error: flags.Error, argv: Sequence[str], config: ConfigDict) -> FlagError:
@@ -185,8 +196,12 @@ def _flag_error(error: flags.Error, argv: Sequence[str], config: ConfigDict) -> 
     reason = str(error).split(": ", 1)[-1]
     # For a boolean flag, the message is the text of a tuple; its first item is the reason.
     reason = re.sub(r"\('(.*)', .*\)", r"\1", reason)
-    if re.match("invalid literal|could not convert", reason):
-        reason = "is not a number"  # the words are those of int() and float()
+    for words, plain in (
+        ("invalid literal", "is not a whole number"),
+        ("could not", "is not a number"),
+    ):
+        if reason.startswith(words):  # the words are those of int() and float()
+            reason = plain
     # If a flag is given several times, absl uses the last value.
     return FlagError(name, values[-1] if values else "", f"{reason}: {hint}")
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from experiments.common.workdir import SUMMARY
 from staleness_grpo.errors import FlagError
-from staleness_grpo.runtime.records import read_json
+from staleness_grpo.runtime.records import DamagedFileError, read_json
 
 LOCKS = pathlib.Path("/proc/locks")
 TRAINING = "experiments.train"
@@ -157,6 +157,9 @@ def exits_in_one_line() -> Iterator[None]:
         yield
     except FlagError as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except DamagedFileError as error:
+        print(f"{error}: restore it, or give another folder", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -202,6 +202,25 @@ def check_same_problems(
         raise FieldError(f"task.{field}", hint, config.task[field])
 
 
+def check_same_code(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Refuses a finished folder if a task or a policy of one's own has other code now.
+
+    Otherwise a user who has changed the class would see the old results, and take them for new.
+
+    Raises:
+      FieldError: as `check_same_problems`.
+      FlagError: as `check_same_problems`.
+    """
+    from staleness_grpo.tasks import is_own, make_task
+    from staleness_grpo.tasks.own import fingerprint
+
+    if "task" not in config or "policy" not in config:
+        return
+    if is_own(config.task.name) or config.policy.get("name") is not None:
+        task = make_task(config.task, config.policy.checkpoint)
+        check_same_problems(folder, config, fingerprint(task, config.task.name))
+
+
 def policy_fingerprint(config: ConfigDict) -> str | None:
     """Returns what identifies the code of a policy of one's own; None for the decoder."""
     fields = config.get("policy", {})

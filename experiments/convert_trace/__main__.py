@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> None:
                 raise FlagError("output", target, "this is the input: give another file")
             if pathlib.Path(source).resolve() in target.resolve().parents:
                 raise FlagError("output", target, "it lies in the input: give another folder")
+            if not target.parent.is_dir():
+                raise FlagError("output", target, "its folder does not exist: make it first")
             conversion = convert(pathlib.Path(source), options)
         except FieldError as error:
             raise FlagError(error.field, error.value, error.hint) from error

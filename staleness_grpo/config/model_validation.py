@@ -1,6 +1,7 @@
 """Checks the policy and the task of a config: against the checkpoint, devices and each other."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from staleness_grpo.errors import FieldError, require, require_local
 from staleness_grpo.policy.architecture import KERNEL_PLATFORMS
 from staleness_grpo.runtime import importing
 
-NUM_PROMPTS, GROUP_SIZE = 2, 3  # of the responses that one's own task judges in the check
+NUM_PROMPTS, GROUP_SIZE = 2, 8  # of the responses that one's own task judges in the check
 
 
 def check_policy(config: ConfigDict, platform: str | None) -> None:
@@ -131,35 +132,61 @@ def check_task(config: ConfigDict, task: Any = None) -> None:
 
 
 def check_judging(task: Any) -> None:
-    """Lets a task of one's own judge some responses, if it judges arrays.
+    """Lets a task of one's own decode and judge some responses, the latter if it judges arrays.
 
-    Rewards that cannot be used then end a run before it starts. The responses are drawn evenly, and
-    end as those of the sampler do.
+    What cannot be used then ends a run before it starts. The responses are drawn evenly, and end as
+    those of the sampler do.
 
     Raises:
-      FieldError: the field `task`: its `rewards` fails, or gives another shape.
+      FieldError: the field `task`: its `decode`, `rewards` or `judge` fails, gives another shape,
+        or `judge` gives other rewards than `rewards`.
     """
+    import jax
+
     from staleness_grpo.tasks.base import TextTask
     from staleness_grpo.training.rewards import finite_rewards
 
-    if isinstance(task, TextTask):
-        return
     name, rng = type(task).__name__, np.random.default_rng(0)
+
+    def called(method: str, function: Callable, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:  # the class is a program, and can raise any error
+            hint = f"its {method} fails with {importing.described(error)}: correct it"
+            raise FieldError("task", hint, name) from error
+
     index_N = np.array([0, task.num_prompts - 1])
     shape = (NUM_PROMPTS, GROUP_SIZE, task.max_response_length)
     tokens_NxGxR = rng.integers(0, task.vocab_size, shape).astype(np.int32)
     ends = task.end_token if isinstance(task.end_token, tuple) else (task.end_token,)
     is_end = np.isin(tokens_NxGxR, [token for token in ends if token is not None])
     mask_NxGxR: np.ndarray = np.cumsum(is_end, axis=-1) - is_end == 0
+    text = called("decode", task.decode, tokens_NxGxR[0, 0][mask_NxGxR[0, 0]])
+    require(isinstance(text, str), "task", f"its decode gave {text!r}: give a text", name)
+    if isinstance(task, TextTask):
+        return
     tokens_NxGxR[~mask_NxGxR] = task.pad_token
+    rewards_NxG = called("rewards", task.rewards, index_N, tokens_NxGxR, mask_NxGxR)
     try:
-        rewards_NxG = task.rewards(index_N, tokens_NxGxR, mask_NxGxR)
-        finite_rewards(rewards_NxG, shape[:2], report=lambda failure: None)
+        rewards_NxG, _ = finite_rewards(rewards_NxG, shape[:2], report=lambda failure: None)
     except FieldError as error:
         raise FieldError("task", error.hint, name) from error
-    except Exception as error:  # the class is a program, and can raise any error
-        hint = f"its rewards fails with {importing.described(error)}: correct it"
-        raise FieldError("task", hint, name) from error
+    except (TypeError, ValueError) as error:
+        raise FieldError("task", f"its rewards gave no array of numbers: {error}", name) from error
+    if not (hasattr(task, "judge") and hasattr(task, "answer_key")):
+        return
+    key = called("answer_key", task.answer_key, index_N)
+    judged_NxG = called("judge", jax.jit(task.judge), key, tokens_NxGxR, mask_NxGxR)
+    hint = f"its judge gave the shape {judged_NxG.shape}: give {shape[:2]}"
+    require(judged_NxG.shape == shape[:2], "task", hint, name)
+    judged_NxG = np.asarray(judged_NxG, np.float32)
+    judged_NxG = np.where(np.isfinite(judged_NxG), judged_NxG, 0)  # as a run takes such rewards
+    differ = ~np.isclose(judged_NxG, rewards_NxG, rtol=1e-5, atol=1e-6)
+    if differ.any():
+        n, g = np.argwhere(differ)[0]
+        found = f"{judged_NxG[n, g]:g} and {rewards_NxG[n, g]:g}"
+        hint = f"its judge and its rewards give {found} for one response: make them the same"
+        raise FieldError("task", hint, name)
 
 
 def _check_reference(config: ConfigDict, task: Any) -> None:

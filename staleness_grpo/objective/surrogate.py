@@ -142,7 +142,7 @@ def corrected_surrogate(
 
     Raises:
       ValueError: `behavior_logprobs` is None. The policy is never taken as the behavior policy.
-      AssertionError: the shapes disagree.
+      AssertionError: the shapes disagree, or the token objective has not the mask's shape.
     """
     if behavior_logprobs is None:
         raise ValueError(
@@ -166,7 +166,9 @@ def corrected_surrogate(
         mask=jnp.asarray(mask),
         weights=jnp.ones_like(advantages),
     )
-    loss = -jnp.sum(token_weights(mask, length_normalization) * token_objective(batch))
+    objective = token_objective(batch)
+    chex.assert_equal_shape([objective, mask])  # a sum of another shape would pass without a word
+    loss = -jnp.sum(token_weights(mask, length_normalization) * objective)
     constant = dataclasses.replace(batch, policy_logprobs=jax.lax.stop_gradient(policy_logprobs))
     cut = (token_slopes(constant, token_objective) == 0) & (advantages != 0)
     return loss, ratio_diagnostics(batch.log_ratio(), advantages, mask, cut)

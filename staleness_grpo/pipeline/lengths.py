@@ -16,7 +16,6 @@ import numpy as np
 from scipy import special
 
 from staleness_grpo.errors import FieldError, require, require_at_least, require_choice
-from staleness_grpo.runtime.records import TwiceError, fields_given_once
 
 DISTRIBUTIONS = LOGNORMAL, CONSTANT, GEOMETRIC, FILE = "lognormal", "constant", "geometric", "file"
 BLOCK = 256  # groups whose random numbers are drawn at once
@@ -129,10 +128,7 @@ def _lengths_of(line: str, number: int, path: Any) -> list[int]:
     """Returns the lengths of one line. Raises FieldError if the line has another form."""
     hint = f"line {number} is no length: give a whole number >= 1, or JSON with length or lengths"
     try:
-        value = json.loads(line, object_pairs_hook=fields_given_once)
-    except TwiceError as error:
-        hint = f"line {number} gives the field {error} twice: keep one of them"
-        raise FieldError("path", hint, path) from error
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise FieldError("path", hint, path) from error
     if isinstance(value, dict):

@@ -70,8 +70,8 @@ class TransformerConfig:
         require_choice(fields, "remat", REMAT)
         hint = "rotary positions rotate pairs of features: give an even number"
         require(self.head_dim % 2 == 0, "head_dim", hint, self.head_dim)
-        hint = f"give a multiple of num_kv_heads={self.num_kv_heads}"
-        require(self.num_heads % self.num_kv_heads == 0, "num_heads", hint, self.num_heads)
+        hint = f"give a divisor of num_heads={self.num_heads}"
+        require(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", hint, self.num_kv_heads)
         hint = f"give a divisor of the vocabulary {self.vocab_size}"
         require(self.vocab_size % self.vocab_chunks == 0, "vocab_chunks", hint, self.vocab_chunks)
         dtypes = KERNEL_DTYPES.get(self.attention, (self.dtype,))

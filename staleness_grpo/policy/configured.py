@@ -9,16 +9,15 @@ from staleness_grpo.errors import FieldError, require, require_choice
 from staleness_grpo.policy import own
 from staleness_grpo.policy.architecture import TransformerConfig
 from staleness_grpo.policy.base import AnyPolicy
+from staleness_grpo.policy.numerics import PARAM_DTYPES
 from staleness_grpo.policy.transformer import Policy
 
 # With a checkpoint, a run chooses only these fields. The checkpoint decides all other fields.
 RUN_FIELDS = ("dtype", "param_dtype", "attention", "remat", "vocab_chunks")
 
 # float16 is not offered: the gradient of one token is about 1 / (tokens of the batch), which is
-# below the smallest normal float16 number. bfloat16 parameters are not offered either: bfloat16 has
-# 8 bits of precision, so an Adam step of 1e-6 and a moment's decay by 0.999 would round to nothing.
+# below the smallest normal float16 number.
 DTYPES = ("bfloat16", "float32", "float64")
-PARAM_DTYPES = ("float32", "float64")
 
 
 def make_policy(fields: Mapping[str, Any], vocab_size: int) -> AnyPolicy:

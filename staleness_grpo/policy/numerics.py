@@ -7,6 +7,10 @@ import jax.numpy as jnp
 
 from staleness_grpo.types import Array
 
+# Of parameters in a training. bfloat16 has 8 bits of precision, so an Adam step of 1e-6 and a
+# moment's decay by 0.999 would round to nothing.
+PARAM_DTYPES = ("float32", "float64")
+
 
 def at_least_float32(dtype: Any) -> jnp.dtype:
     """Returns float32 for float16 and bfloat16, and float32 and float64 unchanged."""

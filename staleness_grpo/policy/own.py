@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from staleness_grpo.errors import FieldError, require
 from staleness_grpo.policy.base import AnyPolicy
+from staleness_grpo.policy.numerics import PARAM_DTYPES
 from staleness_grpo.runtime import importing
 from staleness_grpo.runtime.mesh import AXES, parameter_spec
 from staleness_grpo.types import PyTree
@@ -127,6 +128,10 @@ def check_interface(policy: Any) -> None:
         require(callable(getattr(policy, method)), "name", f"its {method} is no method", name)
     hint = f"its dtype is {policy.dtype!r}: give one of {', '.join(TOLERANCES)}"
     require(policy.dtype in TOLERANCES, "name", hint, name)
+    # JAX adds this attribute at run time.
+    x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    hint = "its dtype is float64: set JAX_ENABLE_X64=1 in the environment, or give float32"
+    require(policy.dtype != "float64" or x64, "name", hint, name)
     try:
         hash(policy)
     except TypeError as error:
@@ -171,6 +176,9 @@ def check_shapes(policy: Any) -> None:
             parameter_spec(path, leaf.shape, mesh)
         except ValueError as error:
             raise FieldError("name", f"its parameter {error}", name) from error
+        place = jax.tree_util.keystr(path)
+        hint = f"its parameter {place} has the type {leaf.dtype}: give {' or '.join(PARAM_DTYPES)}"
+        require(str(leaf.dtype) in PARAM_DTYPES, "name", hint, name)
     logits = _called(policy, "apply", policy.apply, params, tokens(n, p))
     vocab_size = getattr(logits, "shape", (0,))[-1]
     _require_shape(policy, "apply", logits, (n, p, getattr(policy, VOCAB_SIZE, vocab_size)))
@@ -247,6 +255,8 @@ def check_agreement(policy: Any) -> None:
 
         expected = np.asarray(by_response(params), np.float64)
         others = {"apply": np.stack(applied), "prefill and decode": by_decoding(params)}
+    are_finite = bool(np.isfinite(expected).all())
+    require(are_finite, "name", "its logits are not finite: correct init", type(policy).__name__)
     scale = 1 + np.abs(expected).max()
     for way, logits in others.items():
         difference = np.abs(np.asarray(logits, np.float64) - expected).max()

@@ -53,6 +53,8 @@ def load(name: str, field: str = "name") -> Any:
 
 def described(error: Exception) -> str:
     """Returns kind and text of an error that a user's program raised, and the place in it."""
+    if isinstance(error, SyntaxError):  # its text has the place
+        return f"{type(error).__name__}: {error}"
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
 

@@ -52,9 +52,19 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         temporary.write_text(json.dumps(plain(value), indent=2) + "\n", encoding="utf-8")
 
 
+class DamagedFileError(ValueError):
+    """Says that a file of records is not JSON; the message names the file, and the line."""
+
+    def __init__(self, place: str, error: ValueError):
+        super().__init__(f"{place} is not JSON ({error})")
+
+
 def read_json(path: pathlib.Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads a JSON file. Raises DamagedFileError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFileError(str(path), error) from error
 
 
 def flattened(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -94,11 +104,21 @@ def write_jsonl(path: pathlib.Path, records: Iterable[dict]) -> None:
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict]:
-    """Reads the records of a JSON-lines file; ignores an incomplete last line."""
+    """Reads the records of a JSON-lines file; ignores an incomplete last line.
+
+    Raises:
+      DamagedFileError: another line is not JSON.
+    """
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n") and not _is_json(lines[-1]):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise DamagedFileError(f"{path} line {number}", error) from error
+    return records
 
 
 def _is_json(line: bytes) -> bool:

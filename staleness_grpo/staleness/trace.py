@@ -72,15 +72,16 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
     """Reads the lags [I, N], int64, of a trace file.
 
     Args:
-      path: the trace file. Steps and slots beyond those of the run are checked, but not returned.
+      path: the trace file. Steps beyond those of the run are checked, but not returned.
       num_steps: I, the number of learner steps in the run.
       num_groups: N, the number of groups in each step.
       max_lag: S, the largest lag that is accepted.
 
     Raises:
-      TraceError: a line is malformed, repeats a group of the run, or has a lag that is negative or
-        above max_lag. The message names the line. Or the file has a gap, which is a (step, slot)
-        that the run needs and no line gives. The message names the first gap.
+      TraceError: a line is malformed, repeats a group of the run, has a lag that is negative or
+        above max_lag, or a slot that the run has not. The message names the line. Or the file has a
+        gap, which is a (step, slot) that the run needs and no line gives. The message names the
+        first gap.
       OSError: the file cannot be read.
     """
     lags_IxN = np.full((num_steps, num_groups), -1, np.int64)
@@ -91,8 +92,16 @@ def read(path: str | pathlib.Path, *, num_steps: int, num_groups: int, max_lag: 
                 continue
             if step - version > max_lag:
                 raise TraceError(f"line {number}: lag {step - version} is above max_lag={max_lag}")
-            if step >= num_steps or slot >= num_groups:
+            if step >= num_steps:
                 continue
+            if slot >= num_groups:
+                reason = (
+                    f"slot {slot} is above {num_groups - 1}, the last of num_prompts={num_groups}"
+                )
+                hint = (
+                    f"give all groups, or convert it with --format=trace --num_groups={num_groups}"
+                )
+                raise TraceError(f"line {number}: {reason}: {hint} (docs/traces.md)")
             if lags_IxN[step, slot] >= 0:
                 raise TraceError(f"line {number}: step {step}, slot {slot} is given a second time")
             lags_IxN[step, slot] = step - version

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from staleness_grpo.errors import FieldError, require
+from staleness_grpo.runtime import importing
 from staleness_grpo.tasks import is_own
 from staleness_grpo.tasks.base import TextTask
 from staleness_grpo.tasks.components import WeightedSum
+from staleness_grpo.types import Prompts
 
 MEMBERS = (
     "vocab_size",
@@ -58,7 +60,14 @@ def check_interface(task: Any) -> None:
         hint = f"its pad or end token {token!r} is not in [0, vocab_size={task.vocab_size})"
         require(is_known, "task", f"{hint}: make vocab_size larger, or change the token", name)
     index_N = np.array([0, task.num_prompts - 1])
-    check_prompts(task, index_N, task.prompts(index_N))
+    try:
+        prompts = task.prompts(index_N)
+    except FieldError:
+        raise
+    except Exception as error:  # the class is a program, and can raise any error
+        hint = f"its prompts fails with {importing.described(error)}: correct it"
+        raise FieldError("task", hint, name) from error
+    check_prompts(task, index_N, prompts)
 
 
 def check_prompts(task: Any, index_N: np.ndarray, prompts: Any) -> None:
@@ -68,10 +77,21 @@ def check_prompts(task: Any, index_N: np.ndarray, prompts: Any) -> None:
       FieldError: the field `task`, with the index of the first wrong prompt.
     """
     name, shape = type(task).__name__, (len(index_N), task.prompt_length)
+    kind = type(prompts).__name__
+    hint = f"its prompts() gave {kind}: give staleness_grpo.types.Prompts"
+    require(isinstance(prompts, Prompts), "task", hint, name)
     tokens, mask = np.asarray(prompts.tokens_NxP), np.asarray(prompts.mask_NxP)
+    for part, array, wanted in (("tokens_NxP", tokens, np.integer), ("mask_NxP", mask, np.bool_)):
+        hint = f"its prompts() gave {part} of type {array.dtype}: give {wanted.__name__} numbers"
+        require(np.issubdtype(array.dtype, wanted), "task", hint, name)
     for part, array in (("tokens_NxP", tokens), ("mask_NxP", mask)):
         hint = f"its prompts() gave {part} of shape {array.shape}: give {shape}"
         require(array.shape == shape, "task", hint, name)
+    is_right_padded = mask[:, :-1] & ~mask[:, 1:]
+    if is_right_padded.any():
+        row, position = np.argwhere(is_right_padded)[0]
+        reason = f"its prompt {index_N[row]} has padding at position {position + 1}, after a token"
+        raise FieldError("task", f"{reason}: put all padding on the left", name)
     is_known = ~mask | ((tokens >= 0) & (tokens < task.vocab_size))
     if not is_known.all():
         row, position = np.argwhere(~is_known)[0]

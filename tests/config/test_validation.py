@@ -167,7 +167,7 @@ OUT_OF_RANGE = [
     ("warm_start.fraction_correct", 0.5),  # 1.2 in all
     ("warm_start.fraction_no_carry", 1.5),
     ("policy.head_dim", 7),
-    ("policy.num_heads", 6),  # 4 key/value heads
+    ("policy.num_kv_heads", 3),  # of 4 heads
     ("policy.dtype", "float64"),  # without x64
     ("seed", 2**31),
     ("mesh.tensor", 2),  # 1 device

@@ -72,7 +72,7 @@ ONE = "--updates_per_version=1"
             ["--format=verl", "--input={folder}", "--output={folder}/a/t.jsonl", ONE],
             "--output={folder}/a/t.jsonl: it lies in the input: give another folder",
         ),
-        (["--format=versions", "--output=no/x"], "--output=no/x: the trace cannot be written: "),
+        (["--format=versions", "--output=no/x"], "--output=no/x: its folder does not exist: make"),
         (["--format=tinker", "--input={empty}"], "--updates_per_version=: format=tinker counts"),
         (["--format=versions", "--input={empty}"], "--input={empty}: format=versions reads no fo"),
         (["--format=prime_rl", "--input={empty}"], "--input={empty}: the folder has no **/step"),

@@ -207,6 +207,9 @@ def test_what_is_no_workdir_is_refused_in_one_line(tmp_path, capsys):
     assert "its config.json cannot be read" in refusal(capsys, tmp_path)
     (tmp_path / "config.json").write_text('{"name": "package"}')
     assert "its config.json is that of no command" in refusal(capsys, tmp_path)
+    (tmp_path / "config.json").write_text('{"steps": 3}')
+    (tmp_path / "summary.json").write_text("{,}")
+    assert refusal(capsys, tmp_path).startswith(f"{tmp_path / 'summary.json'} is not JSON (")
     form = "write python -m experiments.show WORKDIR [--follow]\n"
     assert refusal(capsys).endswith(form)
     assert refusal(capsys, tmp_path, "--folow") == f"unrecognized arguments: --folow: {form}"

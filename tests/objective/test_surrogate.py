@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 from staleness_grpo.objective.surrogate import (
     LENGTH_NORMALIZATIONS,
     SurrogateConfig,
+    corrected_surrogate,
     grpo_surrogate,
 )
 from tests.helpers import reference
@@ -166,6 +167,19 @@ def test_shapes_are_checked():
         grpo_surrogate(policy, behavior[:, :1], advantages, mask, ASYMMETRIC)
     with pytest.raises(AssertionError):
         grpo_surrogate(policy, behavior, advantages[:, None], mask, ASYMMETRIC)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda batch: jnp.mean(batch.policy_logprobs * batch.advantages),
+        lambda batch: jnp.sum(batch.policy_logprobs * batch.advantages, axis=-1, keepdims=True),
+    ],
+)
+def test_an_objective_has_a_value_for_each_token(objective):
+    policy, behavior, advantages, mask = random_batch()
+    with pytest.raises(AssertionError, match="shape"):
+        corrected_surrogate(policy, behavior, policy, advantages, mask, "response", objective)
 
 
 @pytest.mark.parametrize(

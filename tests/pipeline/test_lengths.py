@@ -81,7 +81,6 @@ def test_a_group_has_the_same_lengths_whenever_it_is_asked_for():
         ("Infinity\n", "line 1 is no length"),
         ('{"tokens": 3}\n', "line 1 is no length"),
         ("12\n40\n", "40 tokens, above limit=20"),
-        ('{"length": 3, "length": 4}\n', "line 1 gives the field length twice"),
     ],
 )
 def test_a_file_without_usable_lengths_is_refused(tmp_path, content, reason):

@@ -145,7 +145,12 @@ def test_its_bias_is_exact_and_grows_with_the_lag():
         ("policy.checkpoint=folder", "^policy.checkpoint=folder: only the decoder reads it"),
         ("policy.d_model=64", "^policy.d_model=64: only the decoder reads it"),
         ("save_policy=True", "^save_policy=True: a policy of one's own has no model folder"),
-        ("policy.arguments.width=-1", "^policy.name=.*its apply fails with TypeError"),
+        ("policy.arguments.width=-1", r"^policy.name=.*its parameter \['loop'\] .* complex64"),
+        (
+            "policy.arguments.dtype=bfloat16",
+            r"its parameter \['loop'\] has the type bfloat16: give",
+        ),
+        ("policy.arguments.dtype=float64", "its dtype is float64: set JAX_ENABLE_X64=1"),
     ],
 )
 def test_what_it_cannot_have_is_refused_in_one_line(path, flag, message):

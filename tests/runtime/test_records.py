@@ -12,7 +12,14 @@ import pytest
 from experiments.common.workdir import write_run_files
 from staleness_grpo.config.defaults import default_config
 from staleness_grpo.runtime.progress import Progress
-from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_json
+from staleness_grpo.runtime.records import (
+    Appender,
+    DamagedFileError,
+    plain,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 
 
 def test_plain_is_json():
@@ -55,6 +62,16 @@ def test_a_file_that_a_kill_left_goes_on_after_its_last_complete_record(tmp_path
         file.append({"b": 3})
     assert read_jsonl(path) == [*kept, {"b": 3}]
     assert path.read_bytes().count(b"\n") == len(kept) + 1
+
+
+def test_a_damaged_file_is_named_with_its_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2,}\n{"a": 3}\n')
+    with pytest.raises(DamagedFileError, match=f"^{path} line 2 is not JSON"):
+        read_jsonl(path)
+    path.write_text('{"a": 1,}')
+    with pytest.raises(DamagedFileError, match=f"^{path} is not JSON"):
+        read_json(path)
 
 
 def test_appends_that_fail_leave_whole_records(tmp_path):

@@ -66,6 +66,10 @@ def test_a_file_in_any_order_gives_its_lags(tmp_path):
             '{"step": 1, "slot": 0, "behavior_version": 1}',
             "line 5: step 1, slot 0 is given a second time",
         ),
+        (
+            '{"step": 1, "slot": 2, "behavior_version": 1}',
+            "line 5: slot 2 is above 1, the last of num_prompts=2: give all groups, or convert it",
+        ),
     ],
 )
 def test_a_bad_line_is_refused_by_number(tmp_path, line, message):

@@ -135,18 +135,88 @@ def test_what_a_class_lacks_or_has_wrong_is_named_at_the_start(task, message):
 @pytest.mark.parametrize(
     ("rewards", "message"),
     [
-        (lambda *batch: np.zeros(3), r"its rewards have shape \(3,\): return one for .*\(2, 3\)"),
+        (lambda *batch: np.zeros(3), r"its rewards have shape \(3,\): return one for .*\(2, 8\)"),
         (
             lambda *batch: {}["lookup"],
             r"its rewards fails with KeyError: 'lookup' \(.*line \d+\): ",
         ),
-        (lambda *batch: [[1.0], [2.0, 3.0]], "its rewards fails with ValueError: "),
+        (lambda *batch: [[1.0], [2.0, 3.0]], "its rewards gave no array of numbers: "),
     ],
 )
 def test_rewards_that_cannot_be_used_are_named_at_the_start(rewards, message):
     task = type("Task", (Copy,), {"rewards": rewards})()
     with pytest.raises(FieldError, match=f"^task=Task: {message}"):
         build_run(tiny_config(), task)
+
+
+def traced(self, key, tokens, mask):
+    return np.asarray(tokens)[..., 0] == key[:, None]
+
+
+def with_branch(self, key, tokens, mask):
+    return tokens[..., 0] * 1.0 if (tokens > 1).any() else tokens[..., 0] * 0.0
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"judge": traced}, "its judge fails with TracerArrayConversionError: "),
+        ({"judge": with_branch}, "its judge fails with TracerBoolConversionError: "),
+        (
+            {"judge": lambda self, key, tokens, mask: mask},
+            r"its judge gave the shape \(2, 8, 2\): give",
+        ),
+        (
+            {"judge": lambda self, key, tokens, mask: tokens[..., 0] * 0 + 3},
+            "its judge and its rewards give 3 and [01] for one response: make them the same",
+        ),
+        ({"answer_key": lambda self, index_N: {}[0]}, "its answer_key fails with KeyError: 0"),
+        ({"decode": lambda self, tokens: tokens[9]}, "its decode fails with IndexError: "),
+        ({"decode": lambda self, tokens: tokens}, r"its decode gave array.*: give a text"),
+    ],
+)
+def test_methods_that_runs_need_later_are_tried_at_the_start(methods, message):
+    judging = {
+        "judge": lambda self, key, tokens, mask: tokens[..., 0] == key[:, None],
+        "answer_key": lambda self, index_N: np.asarray(self.prompts(index_N).tokens_NxP)[:, 0],
+    }
+    task = type("Task", (Copy,), judging | methods)()
+    with pytest.raises(FieldError, match=f"^task=Task: {message}"):
+        check_judging(task)
+    check_judging(type("Task", (Copy,), judging)())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (lambda tokens, mask, index: {}["no"], r"its prompts fails with KeyError: 'no' \(.*line"),
+        (lambda tokens, mask, index: tokens, r"its prompts\(\) gave ndarray: give .*Prompts"),
+        (
+            lambda tokens, mask, index: Prompts(tokens * 1.0, mask, index),
+            r"its prompts\(\) gave tokens_NxP of type float\d+: give integer numbers",
+        ),
+        (
+            lambda tokens, mask, index: Prompts(tokens, mask * 1, index),
+            r"its prompts\(\) gave mask_NxP of type int\d+: give bool",
+        ),
+        (
+            lambda tokens, mask, index: Prompts(
+                np.tile(tokens, 2), np.stack([mask[:, 0], ~mask[:, 0]], axis=1), index
+            ),
+            "its prompt 0 has padding at position 1, after a token: put all padding on the left",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_named_at_the_start(prompts, message):
+    class Task(Copy):
+        prompt_length = 2 if "position" in message else 1
+
+        def prompts(self, index_N):
+            good = super().prompts(index_N)
+            return prompts(np.asarray(good.tokens_NxP), np.asarray(good.mask_NxP), good.index_N)
+
+    with pytest.raises(FieldError, match=f"^task=Task: {message}"):
+        check_interface(Task())
 
 
 def test_the_responses_that_are_judged_at_the_start_are_possible_ones():
@@ -167,7 +237,7 @@ def test_the_responses_that_are_judged_at_the_start_are_possible_ones():
             return np.full(tokens_NxGxR.shape[:2], np.nan)  # which a run counts and survives
 
     check_judging(Strict())
-    assert Strict.judged == 6
+    assert Strict.judged == 16
 
 
 def test_a_prompt_that_is_wrong_later_is_named_when_it_is_drawn():

@@ -113,7 +113,11 @@ def test_overrides_reach_the_config(config_file):
         (["--config"], "--config=: ", "--config=FILE.py"),
         (["--config="], "--config=", "no such file"),
         (["--config=absent.py"], "--config=absent.py: ", "no such file"),
-        (["results"], "--config=", "'results' belongs to no flag"),
+        (["results"], "results=: this belongs to no flag", "write --NAME=VALUE"),
+        (["steps=3"], "steps=3: this belongs to no flag", "write --config.steps=3"),
+        (["lag.max_lag=3"], "lag.max_lag=3: ", "write --config.lag.max_lag=3"),
+        (["workdir=x"], "workdir=x: ", "write --workdir=x"),
+        (["--config.steps=1e3"], "--config.steps=1e3: is not a whole number: ", "type int"),
     ],
 )
 def test_bad_flags_are_refused_by_name(config_file, args, start, hint):
@@ -198,7 +202,14 @@ def test_a_workdir_where_no_folder_can_be_made_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(errno.ENOSPC, 1), (errno.EDQUOT, 1), (errno.EACCES, 2), (errno.EROFS, 2)]
+    ("error", "code"),
+    [
+        (errno.ENOSPC, 1),
+        (errno.EDQUOT, 1),
+        (errno.EFBIG, 1),
+        (errno.EACCES, 2),
+        (errno.EROFS, 2),
+    ],
 )
 def test_disk_errors_of_the_run_end_in_one_line(tmp_path, capsys, error, code):
     def main(config, workdir):
@@ -276,6 +287,12 @@ def test_command_that_runs_and_its_second_call_and_one_with_a_bug(tmp_path):
     assert json.loads((out / "config.json").read_text())["steps"] == 2
 
     before = {path: path.read_bytes() for path in out.iterdir()}
+    (out / "summary.json").write_text('{"loss": 1,}')
+    damaged = start(f"--workdir={out}", "--config.steps=2")
+    start_of_line = f"--workdir={out}: {out / 'summary.json'} is not JSON ("
+    assert damaged.returncode == 2 and damaged.stderr.splitlines()[-1].startswith(start_of_line)
+    assert "Traceback" not in damaged.stderr
+    (out / "summary.json").write_bytes(before[out / "summary.json"])
     figure.unlink()
     again = start(f"--workdir={out}", "--config.steps=2")
     finished, *paths = again.stdout.splitlines()
