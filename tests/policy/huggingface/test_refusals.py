@@ -54,7 +54,7 @@ LLAMA3 = dict(
         (dict(num_attention_heads=0), "num_attention_heads=0: give"),
         (
             dict(num_key_value_heads=3),
-            "config.json: num_heads=4: give a multiple of num_kv_heads=3, or another",
+            "config.json: num_kv_heads=3: give a divisor of num_heads=4, or another",
         ),
         (dict(vocab_size=None), "config.json: vocab_size=null: give"),
         (dict(rms_norm_eps=None), "rms_norm_eps=null: give a number above 0"),
