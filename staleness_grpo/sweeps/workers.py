@@ -7,9 +7,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,8 +70,33 @@ def run_cells(
             yield from future.result()
 
 
+class Workers(concurrent.futures.ProcessPoolExecutor):
+    """A pool whose errors all reach this process.
+
+    Some errors of JAX cannot be unpickled. A plain pool would break at one, and not say which.
+    """
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> concurrent.futures.Future:
+        """Lets a worker call a function; an error that cannot be sent becomes a RuntimeError."""
+        return super().submit(_call, fn, *args, **kwargs)
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError(f"in a worker:\n{text}") from None
+        raise
+
+
 @contextlib.contextmanager
-def worker_pool(num_workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+def worker_pool(num_workers: int) -> Iterator[Workers]:
     """Gives a pool of processes that use one thread each, and end when this process ends.
 
     Args:
@@ -81,7 +108,7 @@ def worker_pool(num_workers: int) -> Iterator[concurrent.futures.ProcessPoolExec
         cores.put(core)
     # JAX adds this attribute at import.
     folder = str(jax.config.jax_compilation_cache_dir or "")  # type: ignore[attr-defined]
-    with concurrent.futures.ProcessPoolExecutor(
+    with Workers(
         num_workers,
         mp_context=context,
         initializer=_start_worker,
@@ -90,9 +117,7 @@ def worker_pool(num_workers: int) -> Iterator[concurrent.futures.ProcessPoolExec
         yield pool
 
 
-def make_warm_starts(
-    pool: concurrent.futures.ProcessPoolExecutor, cells: dict[str, ConfigDict]
-) -> None:
+def make_warm_starts(pool: Workers, cells: dict[str, ConfigDict]) -> None:
     """Computes every warm start of the cells once, and stores it in the cache."""
     futures = [
         pool.submit(_make_warm_start, config.to_dict()) for config in _with_warm_starts(cells)
