@@ -177,8 +177,8 @@ def check_judging(task: Any) -> None:
         return
     key = called("answer_key", task.answer_key, index_N)
     judged_NxG = called("judge", jax.jit(task.judge), key, tokens_NxGxR, mask_NxGxR)
-    hint = f"its judge gave the shape {judged_NxG.shape}: give {shape[:2]}"
-    require(judged_NxG.shape == shape[:2], "task", hint, name)
+    found = getattr(judged_NxG, "shape", None)
+    require(found == shape[:2], "task", f"its judge gave the shape {found}: give {shape[:2]}", name)
     judged_NxG = np.asarray(judged_NxG, np.float32)
     judged_NxG = np.where(np.isfinite(judged_NxG), judged_NxG, 0)  # as a run takes such rewards
     differ = ~np.isclose(judged_NxG, rewards_NxG, rtol=1e-5, atol=1e-6)

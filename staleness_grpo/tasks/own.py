@@ -81,9 +81,12 @@ def check_prompts(task: Any, index_N: np.ndarray, prompts: Any) -> None:
     hint = f"its prompts() gave {kind}: give staleness_grpo.types.Prompts"
     require(isinstance(prompts, Prompts), "task", hint, name)
     tokens, mask = np.asarray(prompts.tokens_NxP), np.asarray(prompts.mask_NxP)
-    for part, array, wanted in (("tokens_NxP", tokens, np.integer), ("mask_NxP", mask, np.bool_)):
-        hint = f"its prompts() gave {part} of type {array.dtype}: give {wanted.__name__} numbers"
-        require(np.issubdtype(array.dtype, wanted), "task", hint, name)
+    for part, array, kinds, wanted in (
+        ("tokens_NxP", tokens, "iu", "int32"),
+        ("mask_NxP", mask, "b", "bool"),
+    ):
+        hint = f"its prompts() gave {part} of type {array.dtype}: give {wanted}"
+        require(array.dtype.kind in kinds, "task", hint, name)
     for part, array in (("tokens_NxP", tokens), ("mask_NxP", mask)):
         hint = f"its prompts() gave {part} of shape {array.shape}: give {shape}"
         require(array.shape == shape, "task", hint, name)

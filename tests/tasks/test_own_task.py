@@ -193,7 +193,7 @@ def test_methods_that_runs_need_later_are_tried_at_the_start(methods, message):
         (lambda tokens, mask, index: tokens, r"its prompts\(\) gave ndarray: give .*Prompts"),
         (
             lambda tokens, mask, index: Prompts(tokens * 1.0, mask, index),
-            r"its prompts\(\) gave tokens_NxP of type float\d+: give integer numbers",
+            r"its prompts\(\) gave tokens_NxP of type float\d+: give int32",
         ),
         (
             lambda tokens, mask, index: Prompts(tokens, mask * 1, index),
