@@ -81,7 +81,10 @@ def check_same_config(
     if not config_file.exists():
         return
     try:
-        saved = flattened(read_json(config_file))
+        saved = read_json(config_file)
+        if not isinstance(saved, dict):
+            raise ValueError("it is no JSON object")
+        saved = flattened(saved)
     except (OSError, ValueError) as error:
         hint = f"the file config.json cannot be read ({error}): give another folder"
         raise FlagError("workdir", workdir, hint) from error

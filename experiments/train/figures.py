@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.common import style
 from experiments.train.analysis import evaluations
-from staleness_grpo.runtime.records import read_json, read_jsonl
+from staleness_grpo.runtime.records import DamagedFileError, read_json, read_jsonl
 
 SMOOTHING = 15  # number of learner steps over which noisy diagnostics are averaged
 # The panels that show running means: title -> (field, line style) of each line.
@@ -50,7 +50,10 @@ def draw(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Draws training.png and training.pdf into the workdir; returns the path of the PNG."""
     lag = read_json(workdir / "config.json")["lag"]
     label = f"S = {lag['max_lag']}, {lag['schedule']}"
-    figure = curves({label: read_jsonl(workdir / "metrics.jsonl")})
+    path = workdir / "metrics.jsonl"
+    if not (records := read_jsonl(path)):
+        raise DamagedFileError(f"{path} has no record")
+    figure = curves({label: records})
     return [style.save(figure, workdir / "training")]
 
 

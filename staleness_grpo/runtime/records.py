@@ -53,10 +53,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 class DamagedFileError(ValueError):
-    """Says that a file of records is not JSON; the message names the file, and the line."""
-
-    def __init__(self, place: str, error: ValueError):
-        super().__init__(f"{place} is not JSON ({error})")
+    """Says that a file of records cannot be used; the message names the file, and the line."""
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -64,7 +61,7 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DamagedFileError(str(path), error) from error
+        raise DamagedFileError(f"{path} is not JSON ({error})") from error
 
 
 def flattened(config: dict, prefix: str = "") -> dict[str, Any]:
@@ -107,17 +104,21 @@ def read_jsonl(path: pathlib.Path) -> list[dict]:
     """Reads the records of a JSON-lines file; ignores an incomplete last line.
 
     Raises:
-      DamagedFileError: another line is not JSON.
+      DamagedFileError: another line is no JSON object.
     """
     lines = path.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n") and not _is_json(lines[-1]):
         lines.pop()
     records = []
     for number, line in enumerate(lines, start=1):
+        place = f"{path} line {number}"
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
-            raise DamagedFileError(f"{path} line {number}", error) from error
+            raise DamagedFileError(f"{place} is not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise DamagedFileError(f"{place} is not a JSON object")
+        records.append(record)
     return records
 
 

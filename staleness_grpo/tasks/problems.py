@@ -146,11 +146,36 @@ def _parquet_rows(path: pathlib.Path, columns: Columns) -> Iterator[tuple[str, d
             names = file.schema_arrow.names
             chosen = columns.chosen(names, "the file")
             needed = {name if name in names else name.split(".")[0] for name in chosen}
-            rows = file.read(columns=sorted(needed)).to_pylist()
+            for name in sorted(needed):
+                hint = f"the file has the column {name} twice: leave one of them out"
+                require(names.count(name) < 2, "path", hint, path)
+            table = file.read(columns=sorted(needed))
+            rows = [
+                {field.name: _as_written(row[field.name], field.type) for field in table.schema}
+                for row in table.to_pylist()
+            ]
     except (OSError, pyarrow.ArrowException) as error:
         hint = "give a whole Parquet file, or a JSON-lines file"
         raise FieldError("path", f"the Parquet file cannot be read ({error}): {hint}") from error
     return ((f"row {number}", fields) for number, fields in enumerate(rows, start=1))
+
+
+def _as_written(value: Any, kind: Any) -> Any:
+    """Returns a value of a Parquet column, where a narrow float is the number of its shortest text.
+
+    A float32 of 0.1 is 0.10000000149011612 as a Python float, and no response has these digits.
+    """
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if types.is_float32(kind) or types.is_float16(kind):
+        return float(str(kind.to_pandas_dtype()(value)))
+    if types.is_struct(kind):
+        return {field.name: _as_written(value[field.name], field.type) for field in kind}
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return [_as_written(item, kind.value_type) for item in value]
+    return value
 
 
 def _problem(fields: Mapping[str, Any], place: str, columns: Columns) -> TextProblem:
@@ -202,7 +227,9 @@ def _look_up(fields: Mapping[str, Any], column: str, place: str, choice: str) ->
 def _number_as_text(value: Any) -> Any:
     """Returns the text of a finite number, and any other value as it is."""
     is_number = isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool)
-    return str(value) if is_number and math.isfinite(value) else value
+    # A whole number may be too large for `isfinite`, which makes a float of it.
+    is_finite = is_number and (isinstance(value, int) or math.isfinite(value))
+    return str(value) if is_finite else value
 
 
 def _text(value: Any, place: str, column: str) -> str:

@@ -69,6 +69,9 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path):
     path.write_text('{"a": 1}\n{"a": 2,}\n{"a": 3}\n')
     with pytest.raises(DamagedFileError, match=f"^{path} line 2 is not JSON"):
         read_jsonl(path)
+    path.write_text('{"a": 1}\n[2]\n')
+    with pytest.raises(DamagedFileError, match=f"^{path} line 2 is not a JSON object"):
+        read_jsonl(path)
     path.write_text('{"a": 1,}')
     with pytest.raises(DamagedFileError, match=f"^{path} is not JSON"):
         read_json(path)

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from staleness_grpo.errors import FieldError
@@ -128,6 +129,33 @@ def test_a_parquet_file_may_have_numbers_and_messages_with_more_fields(tmp_path)
     assert read == [TextProblem(({"role": "user", "content": "1+1?"},), t) for t in ("2.5", "7.25")]
     questions = [{"question": "1+1?", "answer": "x\n#### 2"}]
     assert read_problems(parquet(tmp_path, questions)) == [TextProblem("1+1?", "2")]
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_an_answer_in_a_narrow_float_is_the_number_that_was_written(tmp_path, kind):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    numbers = arrow.array(np.array([0.1, 7.0, 2.75], kind))
+    inside = arrow.StructArray.from_arrays([numbers, arrow.array(list("abc"))], ["x", "y"])
+    table = arrow.table({"prompt": ["1", "2", "3"], "answer": numbers, "deep": inside})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "data")
+    for column in ("answer", "deep.x"):
+        read = read_problems(tmp_path / "data", Columns(answer=column))
+        assert [problem.reference for problem in read] == ["0.1", "7.0", "2.75"]
+
+
+def test_a_column_that_is_given_twice_is_refused(tmp_path):
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    columns = [arrow.array(["a"]), arrow.array(["b"]), arrow.array(["c"])]
+    table = arrow.Table.from_arrays(columns, ["prompt", "prompt", "answer"])
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "data")
+    with pytest.raises(FieldError, match="the file has the column prompt twice: leave one"):
+        read_problems(tmp_path / "data")
+
+
+def test_an_answer_may_be_a_whole_number_of_any_size(tmp_path):
+    large = 10**400 + 7
+    (problem,) = read_problems(problems_file(tmp_path, {"prompt": "a", "answer": large}))
+    assert problem.reference == str(large)
 
 
 def test_a_parquet_file_is_refused_by_column_row_or_reason(tmp_path):

@@ -222,7 +222,8 @@ def read_rope(fields: dict) -> tuple[float, RopeScaling | None]:
     scalings = [
         {name: value for name, value in rope.items() if name != "rope_theta"} for rope in ropes
     ]
-    if len(scalings) == 2 and scalings[0] != scalings[1]:
+    thetas = {float(rope["rope_theta"]) for rope in ropes if "rope_theta" in rope}
+    if len(thetas) > 1 or (len(scalings) == 2 and scalings[0] != scalings[1]):
         raise ModelFolderError(
             "rope_parameters and rope_scaling contradict each other: remove one of them"
         )

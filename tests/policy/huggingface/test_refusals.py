@@ -36,6 +36,13 @@ LLAMA3 = dict(
             ),
             "contradict each other",
         ),
+        (
+            dict(
+                rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+                rope_scaling={"rope_type": "default", "rope_theta": 5e5},
+            ),
+            "contradict each other",
+        ),
         (dict(attention_bias=True), "attention_bias=True"),
         (dict(is_causal=False), "is_causal=False"),
         (dict(hidden_act="gelu"), "hidden_act=gelu"),
