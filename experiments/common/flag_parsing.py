@@ -146,6 +146,7 @@ def parse(argv: Sequence[str], flag_values: flags.FlagValues, default_config: pa
     for arg in argv[1:]:
         if override := re.match(r"--?(?:no)?config\.([^=]+)", arg):
             _check_field(override[1], _value_of(arg), config)
+    _refuse_two_lists(argv, config)
     words = [arg for arg in argv if not re.match("--?config=", arg)]
     config_flags.DEFINE_config_dict(
         "config", config, "Config file.", flag_values=flag_values, sys_argv=words
@@ -259,6 +260,18 @@ def check_sections(
 def _value_of(arg: str) -> str:
     """Returns the part of an argument after the '='."""
     return arg.partition("=")[2]
+
+
+def _refuse_two_lists(argv: Sequence[str], config: ConfigDict) -> None:
+    """Raises FlagError if a list is given twice: ml_collections would join the two."""
+    values: dict[str, str] = {}
+    for arg in argv[1:]:
+        if override := re.match(r"--?config\.([^=]+)=", arg):
+            name = override[1]
+            if name in values and isinstance(field_value(config, name), tuple):
+                hint = f"the flag is given twice, before with {values[name]}: give one list"
+                raise FlagError(f"config.{name}", _value_of(arg), hint)
+            values[name] = _value_of(arg)
 
 
 def _check_field(name: str, value: str, config: ConfigDict) -> None:

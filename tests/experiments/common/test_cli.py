@@ -127,6 +127,16 @@ def test_bad_flags_are_refused_by_name(config_file, args, start, hint):
     assert hint in one_line(error)
 
 
+def test_of_a_field_given_twice_the_last_counts_and_two_lists_are_refused():
+    default, seeds = cli.ROOT / "experiments" / "configs" / "small_map.py", "--config.sweep.seeds"
+    config = parsed("--config.steps=3", "--config.steps=4", default_config=default).config
+    assert config.steps == 4
+    with pytest.raises(FlagError) as error:
+        parsed(f"{seeds}=(0,1)", f"{seeds}=(2,)", default_config=default)
+    hint = "the flag is given twice, before with (0,1): give one list"
+    assert one_line(error) == f"{seeds}=(2,): {hint}"
+
+
 def test_an_override_may_stand_before_the_file(config_file):
     flag_values = parsed("--config.steps=3", f"--config={config_file}", default_config=config_file)
     assert flag_values.config.steps == 3
