@@ -28,6 +28,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments.common import devices, help
+from experiments.common.contents import check_same_code
 from experiments.common.examples import by_name, with_example
 from experiments.common.flag_parsing import (
     check_sections,
@@ -36,14 +37,7 @@ from experiments.common.flag_parsing import (
     join_hosts,
     parse,
 )
-from experiments.common.workdir import (
-    SUMMARY,
-    check_folder,
-    check_same_code,
-    check_same_config,
-    exclusive,
-    extend,
-)
+from experiments.common.workdir import SUMMARY, check_folder, check_same_config, exclusive, extend
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
@@ -17,7 +17,6 @@ from staleness_grpo.errors import FieldError, FlagError, require_local
 from staleness_grpo.runtime.environment import describe_environment
 from staleness_grpo.runtime.records import flattened, plain, read_json, write_json
 
-POLICY = "policy"  # the entry of environment.json about the code of a policy of one's own
 SUMMARY = "summary.json"  # an experiment writes this file last: a workdir that has it is finished
 
 # Fields that a second call on a workdir may change: how checkpoints are saved, how many processes
@@ -29,7 +28,7 @@ FREE_PREFIXES = (
     "metrics.samples_every",
     "metrics.num_samples",
 )
-# A file of problems may be moved: `check_same_problems` compares its content.
+# A file of problems may be moved: `contents.check_same` compares what is in it.
 MOVABLE = ("task.path",)
 # The mesh of devices may change too, unless the experiment measures the mesh itself.
 MESH_PREFIXES = ("mesh.",)
@@ -166,92 +165,21 @@ def _locked(folder: pathlib.Path, path: pathlib.Path, flags: int, kind: int) -> 
         os.close(descriptor)
 
 
-def check_same_problems(
-    folder: pathlib.Path, config: ConfigDict, problems_fingerprint: str | None
-) -> None:
-    """Refuses to add to results that were made with other problems.
-
-    Equal configs can lead to different problems, because the config only names the file of problems
-    and the tokenizer, or the class of a task or a policy of one's own. The contents of them can
-    change.
-
-    Args:
-      folder: the workdir.
-      config: the config of this call.
-      problems_fingerprint: the fingerprint of this call's problems; None if the task has none.
-
-    Raises:
-      FieldError: the fingerprint in the folder is another one. The error names the field of the
-        task that selects the problems.
-      FlagError: environment.json in the folder cannot be read.
-    """
-    environment_file = folder / "environment.json"
-    try:
-        environment = read_json(environment_file) if environment_file.exists() else {}
-    except (OSError, ValueError) as error:
-        hint = f"the file environment.json cannot be read ({error}): give another folder"
-        raise FlagError("workdir", folder, hint) from error
-    if environment.get(POLICY) not in (None, policy_fingerprint(config)):
-        reason = f"the results in {folder} were made by other code of the policy"
-        hint = f"{reason}: restore the original code, or give another workdir"
-        raise FieldError("policy.name", hint, config.policy.name)
-    if environment.get("problems") not in (None, problems_fingerprint):
-        field = "path" if "path" in config.task else "name"
-        reason = f"the results in {folder} were made with other problems, or with other tokens"
-        hint = f"{reason}: restore the original problems and tokenizer, or give another workdir"
-        if field == "name":
-            reason = f"the results in {folder} were made by other code of the task"
-            hint = f"{reason}: restore the original code, or give another workdir"
-        raise FieldError(f"task.{field}", hint, config.task[field])
-
-
-def check_same_code(folder: pathlib.Path, config: ConfigDict) -> None:
-    """Refuses a finished folder if a task or a policy of one's own has other code now.
-
-    Otherwise a user who has changed the class would see the old results, and take them for new.
-
-    Raises:
-      FieldError: as `check_same_problems`.
-      FlagError: as `check_same_problems`.
-    """
-    from staleness_grpo.tasks import is_own, make_task
-    from staleness_grpo.tasks.own import fingerprint
-
-    if "task" not in config or "policy" not in config:
-        return
-    if is_own(config.task.name) or config.policy.get("name") is not None:
-        task = make_task(config.task, config.policy.checkpoint)
-        check_same_problems(folder, config, fingerprint(task, config.task.name))
-
-
-def policy_fingerprint(config: ConfigDict) -> str | None:
-    """Returns what identifies the code of a policy of one's own; None for the decoder."""
-    fields = config.get("policy", {})
-    if fields.get("name") is None:
-        return None
-    from staleness_grpo.policy import own
-
-    return own.fingerprint(fields)
-
-
 def write_run_files(
-    workdir: pathlib.Path, config: ConfigDict, problems_fingerprint: str | None = None
+    workdir: pathlib.Path, config: ConfigDict, fingerprints: Mapping[str, str] | None = None
 ) -> None:
-    """Writes config.json and environment.json into a new workdir; existing files are not changed.
+    """Writes environment.json and config.json into a new workdir; existing files are not changed.
+
+    config.json comes last: a workdir that has it is complete, also after a kill.
 
     Args:
       workdir: the folder, which is created if it does not exist.
       config: the experiment's config.
-      problems_fingerprint: identifies the problems of a text task. The config only names the files
-        that hold these problems.
+      fingerprints: entries of environment.json that identify what the config only names; see
+        `contents.fingerprints`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     config_file = workdir / "config.json"
     if not config_file.exists():
+        write_json(workdir / "environment.json", describe_environment() | dict(fingerprints or {}))
         write_json(config_file, config.to_dict())
-        environment = describe_environment()
-        if problems_fingerprint:
-            environment |= {"problems": problems_fingerprint}
-        if code := policy_fingerprint(config):
-            environment |= {POLICY: code}
-        write_json(workdir / "environment.json", environment)

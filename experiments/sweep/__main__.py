@@ -41,22 +41,22 @@ def main(config: ConfigDict, workdir: pathlib.Path, share: str | None = None) ->
     import jax
 
     from experiments.common.claims import KEY, records
-    from experiments.common.workdir import SUMMARY, check_same_problems, write_run_files
+    from experiments.common.contents import check_same, fingerprints
+    from experiments.common.workdir import SUMMARY, write_run_files
     from experiments.sweep import grid
     from experiments.sweep.analysis import summarize
     from experiments.sweep.claims import claims
     from experiments.sweep.measure import Share, run_map
     from staleness_grpo.runtime.records import write_json
     from staleness_grpo.tasks import make_task
-    from staleness_grpo.tasks.own import fingerprint
 
     parsed_share = None if share is None else Share.parse(share)
     task = make_task(config.task, config.policy.checkpoint)
-    digest = fingerprint(task, config.task.name)
-    check_same_problems(workdir, config, digest)
+    contents = fingerprints(config, task)
+    check_same(workdir, config, contents)
     writes_files = jax.process_index() == 0
     if writes_files:
-        write_run_files(workdir, config, digest)
+        write_run_files(workdir, config, contents)
     variants = grid.variant_configs(config)
     maps = {
         name: run_map(name, variant, workdir, parsed_share) for name, variant in variants.items()

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.common.workdir import SUMMARY, check_same_problems, write_run_files
+from experiments.common.contents import check_same, fingerprints
+from experiments.common.workdir import SUMMARY, write_run_files
 from experiments.train.analysis import summarize
 from staleness_grpo.errors import FieldError, FlagError, counted
 from staleness_grpo.policy import huggingface
@@ -27,7 +28,6 @@ from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_js
 from staleness_grpo.runtime.sinks import Sinks
 from staleness_grpo.tasks import make_task
 from staleness_grpo.tasks.base import Task
-from staleness_grpo.tasks.own import fingerprint
 from staleness_grpo.training.checkpoint import Checkpoints, step_name
 from staleness_grpo.training.guard import SCALE
 from staleness_grpo.training.heldout import num_overlapping
@@ -70,8 +70,8 @@ def measure(
       SystemExit: a signal asked the run to stop. The code is EXIT_CODE.
     """
     task = make_task(config.task, config.policy.checkpoint)
-    problems_fingerprint = fingerprint(task, config.task.name)
-    check_same_problems(workdir, config, problems_fingerprint)
+    contents = fingerprints(config, task)
+    check_same(workdir, config, contents)
     _warn_of_end_token(task)
     if overlapping := num_overlapping(config, task):
         reason = f"{overlapping} problems of heldout.path are training problems too"
@@ -90,7 +90,7 @@ def measure(
             sys.exit(EXIT_CODE)
         stack.enter_context(contextlib.closing(run))
         if writes_records:
-            write_run_files(workdir, config, problems_fingerprint)
+            write_run_files(workdir, config, contents)
         checkpoints = Checkpoints(workdir / "checkpoints", config)
         records = resume(run, checkpoints, workdir)
         source = stack.enter_context(open_source(run, workdir))

@@ -198,7 +198,8 @@ def logprobs_loss(
             weights = token_weights(loss_mask, surrogate.length_normalization)
             loss -= entropy_bonus * jnp.sum(weights * jnp.where(loss_mask, entropy, 0.0))
         if reference is not None:
-            terms = divergence(policy_logprobs, rollout, loss_mask)
+            # Of cut responses that are left out too: their tokens have no weight below.
+            terms = divergence(policy_logprobs, rollout, mask)
             if not reference.in_reward:
                 weights = token_weights(loss_mask, surrogate.length_normalization)
                 loss += reference.kl * jnp.sum(weights * terms)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.common.contents import fingerprints
+from experiments.common.workdir import write_run_files
 from experiments.train import measure
 from staleness_grpo.config.build import build_run
 from staleness_grpo.errors import FieldError, FlagError
@@ -18,7 +20,7 @@ from staleness_grpo.training.loop import train
 from staleness_grpo.training.rewards import FAILED, JUDGED
 
 pytest.importorskip("tokenizers", reason="the extra hf is not installed")
-from staleness_grpo.tasks import stories  # noqa: E402
+from staleness_grpo.tasks import make_task, stories  # noqa: E402
 from tests.helpers.byte_model import problems_file, text_config  # noqa: E402
 from tests.helpers.judging import even as even_length  # noqa: E402
 from tests.helpers.pages import described_fields  # noqa: E402
@@ -55,6 +57,40 @@ def test_a_run_goes_on_only_with_its_own_problems(folder, tmp_path, monkeypatch)
     (tmp_path / "out" / "environment.json").write_text("{")
     with pytest.raises(FlagError, match="^--workdir=.*environment.json cannot be read"):
         measure.measure(config, tmp_path / "out")
+
+
+def test_held_out_problems_and_weights_of_the_reference_must_stay(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "copy")
+    config = text_config(tmp_path / "copy")
+    config.task = ConfigDict(dict(name="jsonl", verifier="number", max_response_length=6))
+    config.task.path = str(problems_file(tmp_path, {"prompt": "1+1?", "answer": "2"}))
+    (tmp_path / "other").mkdir()
+    other = problems_file(tmp_path / "other", {"prompt": "2+2?", "answer": "4"})
+    config.heldout.update(dict(path=str(other), every=2))
+    config.reference.kl = 0.1
+    contents = fingerprints(config, make_task(config.task, config.policy.checkpoint))
+    assert set(contents) == {"problems", "held_out_problems", "reference_weights"}
+    write_run_files(tmp_path / "out", config, contents)
+
+    def refused(field):
+        with pytest.raises(FieldError) as error:
+            measure.measure(config, tmp_path / "out")
+        assert error.value.field == field and "restore the original" in error.value.hint
+
+    problems_file(tmp_path / "other", {"prompt": "2+2?", "answer": "5"})
+    refused("heldout.path")
+    problems_file(tmp_path / "other", {"prompt": "2+2?", "answer": "4"})
+    weights = tmp_path / "copy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the last byte of the last tensor
+    weights.write_bytes(content)
+    refused("policy.checkpoint")
+    config.reference.checkpoint = str(tmp_path / "copy")
+    refused("reference.checkpoint")
+    config.reference.update(dict(kl=0.0, checkpoint=None))  # then no weights are read again
+    assert "reference_weights" not in fingerprints(
+        config, make_task(config.task, config.policy.checkpoint)
+    )
 
 
 def run_of(folder, monkeypatch, **fields):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from staleness_grpo.config.build import build_run
 from staleness_grpo.objective.surrogate import LENGTH_NORMALIZATIONS, SurrogateConfig
@@ -70,6 +71,23 @@ def test_a_dropped_response_is_as_if_its_tokens_were_masked(normalization):
     assert (gradient[CUT] == 0).all() and gradient[1, 0, 0] > 0
     (kept, _), _ = value_and_gradient(policy, rollout, surrogate=surrogate)
     assert kept != loss
+
+
+def test_the_divergence_of_dropped_responses_is_recorded_and_has_no_part_in_the_loss():
+    policy, rollout = batch()
+    log_ratio = np.float32(np.linspace(-0.5, 0.5, TOKENS.size)).reshape(TOKENS.shape)
+    rollout = dataclasses.replace(rollout, reference_logprobs_NxGxR=policy - log_ratio)
+    fields = dict(reference=ConfigDict(dict(kl=0.3, estimator="k3", in_reward=False)))
+    (loss, diagnostics), gradient = value_and_gradient(
+        policy, rollout, end_token=(END, OTHER_END), drop_truncated=True, **fields
+    )
+    masked = dataclasses.replace(rollout.responses, mask_NxGxR=MASK & ~CUT[..., None])
+    rest = dataclasses.replace(rollout, responses=masked)
+    (expected, _), expected_gradient = value_and_gradient(policy, rest, **fields)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-7)
+    of_tokens = np.expm1(-log_ratio) + log_ratio  # k3 of each token of the policy
+    assert diagnostics["reference_kl"] == pytest.approx(of_tokens[MASK].mean(), rel=1e-5)
 
 
 def test_a_training_can_leave_cut_responses_out():

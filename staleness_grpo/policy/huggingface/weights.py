@@ -1,5 +1,6 @@
 """Reads and writes the *.safetensors files of a model folder, with the package `safetensors`."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from staleness_grpo.types import Array
 WHOLE = "model.safetensors"  # has all weights, if they are in a single file
 INDEX = "model.safetensors.index.json"  # lists the file of each tensor, if there are several files
 FLOATING = ("F64", "F32", "F16", "BF16")  # names of the floating-point types in the files
+NUM_PARTS, PART_BYTES = 64, 2**16  # of each file that `weights_digest` reads
 SHARD_BYTES = 4 * 2**30  # largest size of a saved file; only a file of one tensor may be larger
 
 
@@ -60,6 +62,27 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
             f"{folder / INDEX}: the field 'weight_map' is missing: add the field"
         )
     return [folder / name for name in sorted(set(weight_map.values()))]
+
+
+def weights_digest(folder: str | pathlib.Path) -> str:
+    """Returns a hash that tells the weights of a folder from others, without reading all of them.
+
+    It takes the size of each file, its beginning with the names and shapes, and NUM_PARTS parts of
+    PART_BYTES at equal distances. Training changes all weights, so a part of them tells.
+
+    Raises:
+      ModelFolderError: there are no weights.
+      OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(pathlib.Path(folder)):
+        size = path.stat().st_size
+        digest.update(str(size).encode())
+        with path.open("rb") as file:
+            for part in range(NUM_PARTS):
+                file.seek(part * max(size - PART_BYTES, 0) // (NUM_PARTS - 1))
+                digest.update(file.read(PART_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def read_tensor(
