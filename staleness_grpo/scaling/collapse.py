@@ -68,15 +68,15 @@ def detect_collapse(
         missing = np.flatnonzero(~np.isfinite(reward_X))[0] * every
         raise ValueError(f"the reward of the evaluation at step {missing} is not finite")
     floor = min(floor, float(reward_X.min()))
-    step = _first_fall(reward_X, every, floor)
+    step = _first_fall(reward_X, every, floor, num_samples)
     if step is None:
         return None
     rng, shape = np.random.default_rng(0), (NUM_REDRAWS, len(reward_X))
-    if ((reward_X >= 0) & (reward_X <= 1)).all():
+    if _are_rates(reward_X):
         redraws = rng.binomial(num_samples, reward_X, shape) / num_samples
     else:
-        redraws = reward_X + _noise(reward_X) * rng.normal(size=shape)
-    redrawn_falls = [_first_fall(redraw, every, floor) for redraw in redraws]
+        redraws = reward_X + _noise(reward_X, num_samples) * rng.normal(size=shape)
+    redrawn_falls = [_first_fall(redraw, every, floor, num_samples) for redraw in redraws]
     steps = [redrawn for redrawn in redrawn_falls if redrawn is not None]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(steps or [step], [tail, 1 - tail])
@@ -113,21 +113,35 @@ def noise_of_average(reward_X: np.ndarray) -> float:
     return _noise(reward_X) * ((1 - MEMORY) / (1 + MEMORY)) ** 0.5
 
 
-def _noise(reward_X: np.ndarray) -> float:
+def _noise(reward_X: np.ndarray, num_samples: int | None = None) -> float:
     """Returns the standard deviation of a reward, from the differences of consecutive ones.
 
-    The median of the differences is used, which a trend or a sudden fall hardly changes.
+    The median of the differences is used, which a trend or a sudden fall hardly changes. It is 0 if
+    more than half of the rewards equal the one before: successes are rare, or the run stands still.
+    Then it is the noise of `num_samples` Bernoulli trials with the mean reward, if rewards may be
+    their means. Otherwise it is the root mean square of the differences over the root of 2.
     """
     if len(reward_X) < 2:
         return 0.0
-    return float(np.median(np.abs(np.diff(reward_X)))) / MEDIAN_DIFFERENCE
+    differences = np.diff(reward_X)
+    if median := float(np.median(np.abs(differences))):
+        return median / MEDIAN_DIFFERENCE
+    if num_samples is not None and _are_rates(reward_X):
+        mean = float(reward_X.mean())
+        return float((mean * (1 - mean) / num_samples) ** 0.5)
+    return float(np.mean(differences**2) / 2) ** 0.5
 
 
-def _first_fall(reward_X: np.ndarray, every: int, floor: float) -> int | None:
+def _are_rates(reward_X: np.ndarray) -> bool:
+    """Returns whether rewards may be means of trials, all of them in [0, 1]."""
+    return bool(((reward_X >= 0) & (reward_X <= 1)).all())
+
+
+def _first_fall(reward_X: np.ndarray, every: int, floor: float, num_samples: int) -> int | None:
     """Returns the step of the first lasting fall; None without a fall."""
     average_X = averages(reward_X)
     peak_X = np.maximum.accumulate(average_X - floor)
-    is_sure_X = DOWN_FRACTION * peak_X > NOISE_FACTOR * _noise(reward_X)
+    is_sure_X = DOWN_FRACTION * peak_X > NOISE_FACTOR * _noise(reward_X, num_samples)
     down_X = is_down(average_X, floor) & is_sure_X
     lasting_evaluations = -(-LASTING_STEPS // every)
     for evaluation in range(len(down_X) - lasting_evaluations):

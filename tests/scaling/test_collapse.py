@@ -40,6 +40,7 @@ def test_a_sudden_collapse_is_found_where_it_is(seed):
     [
         np.full(60, 0.3),  # never learns
         np.full(60, 0.02),  # hardly ever right: 10 of 512, with noise of a third
+        np.full(60, 0.0005),  # right now and then: most evaluations are 0, and a few 1 of 512
         rise_then(np.full(30, 0.8)),
         rise_then(np.linspace(0.8, 0.5, 30)),  # slow decay to above half the peak
         rise_then(np.tile([0.8, 0.1, 0.8], 10)),  # single bad evaluations
@@ -51,6 +52,16 @@ def test_a_sudden_collapse_is_found_where_it_is(seed):
 )
 def test_no_collapse(rate_X, seed):
     assert detect_collapse(noisy(rate_X, seed), EVERY, SAMPLES) is None
+
+
+@pytest.mark.parametrize("num_before", [4, 20, 50])
+def test_a_fall_to_rewards_that_are_all_0_is_found(num_before):
+    """More than half of the differences may be 0 then."""
+    rate_X = np.concatenate([np.full(num_before, 0.1), np.zeros(60 - num_before)])
+    assert collapse_of(noisy(rate_X)).step == pytest.approx(5 * (num_before + 1), abs=2 * EVERY)
+    # Rewards that are no rates have the noise of their differences.
+    collapse = detect_collapse(40 * rate_X, EVERY, SAMPLES)
+    assert collapse is not None and collapse.step == pytest.approx(5 * (num_before + 1), abs=5)
 
 
 def test_a_recovery_is_told_from_staying_down():
