@@ -43,7 +43,7 @@ def summarize(maps: dict[str, list[dict]], level: float) -> dict[str, Any]:
             "settings": len(inside),
             "final": _mean(inside, "final"),
             "final_with_guard": _mean(inside, "final_with_guard"),
-            "largest_cost": max((cost(s) for s in inside), default=None),
+            "largest_cost": max((c for s in inside if (c := cost(s)) is not None), default=None),
             "mean_scale": _mean(inside, "scale"),
         },
         "warnings": warnings(maps[MAIN], maps[SCALE]),
@@ -68,8 +68,14 @@ def _setting(maps: dict[str, list[dict]], key: tuple[int, float]) -> dict[str, A
         "collapsed_with_guard": _num_collapsed(guarded),
         "final": float(np.mean([record["final"] for record in without])),
         "final_with_guard": float(np.mean([record["final"] for record in guarded])),
-        "scale": float(np.mean([record["traces"]["guard_scale"][-1] for record in guarded])),
+        "scale": float(np.mean([_last(record["traces"]["guard_scale"]) for record in guarded])),
+        "lowest_reward": min(record.get("lowest_reward", 0.0) for record in without + guarded),
     }
+
+
+def _last(trace: list[float | None]) -> float:
+    """Returns the last value of a trace. A block in which a run ended may have none."""
+    return [value for value in trace if value is not None][-1]
 
 
 def _num_collapsed(records: list[dict]) -> int:
@@ -80,9 +86,14 @@ def _mean(settings: list[dict], name: str) -> float | None:
     return float(np.mean([setting[name] for setting in settings])) if settings else None
 
 
-def cost(setting: dict[str, Any]) -> float:
-    """Returns the share of the final reward that the guard costs a setting."""
-    return 1 - setting["final_with_guard"] / setting["final"]
+def cost(setting: dict[str, Any]) -> float | None:
+    """Returns the share of the final reward, above the task's lowest, that the guard costs.
+
+    None if the final reward is the lowest.
+    """
+    floor = min(setting["lowest_reward"], setting["final"], setting["final_with_guard"])
+    height = setting["final"] - floor
+    return 1 - (setting["final_with_guard"] - floor) / height if height else None
 
 
 def first_alarm(record: dict) -> int | None:

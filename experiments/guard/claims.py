@@ -32,7 +32,7 @@ def claims(summary: dict[str, Any]) -> list[Claim]:
                 command=COMMAND,
             )
         )
-    if inside["settings"]:
+    if inside["largest_cost"] is not None:
         found.append(
             Claim(
                 name="guard_is_cheap",

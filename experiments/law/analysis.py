@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments.law import thresholds
 from experiments.law.predictions import heldout
-from experiments.law.settings import REFERENCE, Setting, middle_rate
+from experiments.law.settings import INTERVENTION_LAG, REFERENCE, Setting, middle_rate
 from experiments.sweep.laws import eta_max, seed_halves
 from staleness_grpo.scaling import collapse_law, stability
 from staleness_grpo.scaling.bootstrap import group_interval
@@ -17,7 +17,6 @@ from staleness_grpo.scaling.posterior import Posterior
 from staleness_grpo.scaling.prior import best_fit, fit, population, vague
 
 RESAMPLES = 200
-INTERVENTION_LAG = 16  # S at which interventions are compared
 
 
 def summarize(settings: dict[str, Setting], law: ConfigDict) -> dict[str, Any]:

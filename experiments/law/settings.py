@@ -16,6 +16,7 @@ from staleness_grpo.training.learner import momentum_decay
 
 REFERENCE = "reference"
 STORIES = "stories260k"
+INTERVENTION_LAG = 16  # S at which interventions are compared
 AGES = LARGEST, MEAN = "largest", "mean"  # what may take the place of S under other schedules
 ROLES = ("calibration", "heldout", "interventions")  # fields of `law` that name settings
 
@@ -37,6 +38,28 @@ class Setting:
     def runs(self) -> collapse_law.Runs:
         """Returns the runs of the map."""
         return collapse_law.runs(self.records, self.age)
+
+
+def _check_maps(config: ConfigDict) -> None:
+    """Raises FieldError if a map lacks the seeds, lags or schedule that its role needs."""
+    law, maps = config.law, configs(config)
+    roles = {name: "calibration" for name in law.calibration}
+    roles |= {name: "heldout" for name in law.heldout}
+    for name, role in roles.items():
+        sweep, field = maps[name].sweep, f"law.{role}"
+        hint = f"the map {name} has one seed: give it two or more"
+        require(len(set(sweep.seeds)) > 1, field, hint, law[role])
+        hint = f"the map {name} has no cells with S = 0: add 0 to its sweep.max_lags"
+        require(role != "heldout" or 0 in sweep.max_lags, field, hint, law[role])
+    compared = {grid.MAIN, *law.interventions} if law.interventions else set()
+    for name in sorted(compared):
+        hint = f"the map {name} has no cells with S = {INTERVENTION_LAG}: add them, or give none"
+        there = INTERVENTION_LAG in maps[name].sweep.max_lags
+        require(there, "law.interventions", hint, law.interventions)
+    for name, setting in maps.items():
+        known = law.age != MEAN or setting.lag.schedule in collapse_law.MEAN_AGES
+        hint = f"the mean age of lag.schedule={setting.lag.schedule} in the map {name} is not known"
+        require(known, "law.age", f"{hint}: give largest", law.age)
 
 
 def configs(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -91,6 +114,7 @@ def validate(config: ConfigDict) -> None:
     require(law.probe_steps >= 1, "law.probe_steps", "give a number >= 1", law.probe_steps)
     require(len(law.probe_lags) > 0, "law.probe_lags", "give at least one lag", law.probe_lags)
     grid.validate(_sweep(config))
+    _check_maps(config)
     if config.stories is not None:
         require_local(config.stories, "stories")
         for name in ("cells.jsonl", SUMMARY):

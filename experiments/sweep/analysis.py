@@ -83,11 +83,16 @@ def summarize_map(records: list[dict], horizons: tuple[int, ...]) -> dict[str, A
         "collapse_time": laws.collapse_time(records),
         "collapse_step_times_eta": laws.collapse_step_times_eta(records),
         "rules": laws.rules(all_cells),
-        "alarms": {sign: alarms.alarm(records, sign) for sign in alarms.measured_signs(records)},
+        "alarms": {
+            sign: alarm
+            for sign in alarms.measured_signs(records)
+            if (alarm := alarms.alarm(records, sign)) is not None
+        },
     }
     summary["scale_free_ratio"] = laws.scale_free_ratio(summary)
-    if has_trace(records, "gradient_cosine_ceiling"):
-        summary["cosine"] = alarms.cosine(records)
+    cosine = alarms.cosine(records) if has_trace(records, "gradient_cosine_ceiling") else None
+    if cosine is not None:
+        summary["cosine"] = cosine
     if has_trace(records, "drift_from_behavior"):
         summary |= laws.constants(records)
         if all(name in summary for name in laws.CONSTANTS):

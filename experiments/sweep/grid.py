@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from experiments.paired_bias.grid import shortest_text
 from experiments.sweep.engine import LOOP, engine
 from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import describe_type, field_value
@@ -88,7 +89,7 @@ def cells(config: ConfigDict) -> dict[str, ConfigDict]:
         cell.warm_start.seed = seed % sweep.num_warm_starts
         cell.lag.max_lag = max_lag
         cell.optimizer.learning_rate = learning_rate
-        configs[f"S{max_lag}-eta{learning_rate:g}-seed{seed}"] = cell
+        configs[f"S{max_lag}-eta{shortest_text(learning_rate)}-seed{seed}"] = cell
     return configs
 
 

@@ -213,15 +213,20 @@ def constants(records: list[dict]) -> dict[str, Any]:
         if record["max_lag"] < 1:
             continue
         traces, steps_per_entry = record["traces"], record["trace_every"]
-        values["g_upd"].append((record["seed"], record["update_norm"] / record["learning_rate"]))
+        # A run whose parameters become not finite soon may have no value of a constant.
+        if record["update_norm"] is not None:
+            g_upd = record["update_norm"] / record["learning_rate"]
+            values["g_upd"].append((record["seed"], g_upd))
         above_level = np.flatnonzero(np.array(traces["clip_fraction"], float) > CLIP_LEVEL)
         if above_level.size:
-            drift = traces["drift_from_behavior"][above_level[0]]
-            values["r_batch"].append((record["seed"], drift))
+            drift = np.array(traces["drift_from_behavior"], float)[above_level[0]]
+            if np.isfinite(drift):
+                values["r_batch"].append((record["seed"], drift))
         if record["collapse_step"] is not None:
             num_entries = record["collapse_step"] // steps_per_entry
-            path_length = steps_per_entry * np.sum(traces["update_norm"][:num_entries])
-            values["r_crit"].append((record["seed"], path_length))
+            norms = np.array(traces["update_norm"][:num_entries], float)
+            if np.isfinite(norms).all():
+                values["r_crit"].append((record["seed"], steps_per_entry * np.sum(norms)))
     medians: dict[str, Any] = {}
     for name, seeds_and_values in values.items():
         if not seeds_and_values:

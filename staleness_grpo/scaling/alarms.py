@@ -30,7 +30,7 @@ def measured_signs(records: list[dict]) -> list[str]:
     return [sign for sign in SIGNS if all(sign in record["traces"] for record in records)]
 
 
-def cosine(records: list[dict]) -> dict:
+def cosine(records: list[dict]) -> dict | None:
     """Summarizes the cosine of consecutive gradients, for collapsing and for stable runs.
 
     The cosine of a run is its mean before the collapse, or over the whole run if it is stable. The
@@ -44,9 +44,12 @@ def cosine(records: list[dict]) -> dict:
         the first EARLY_STEPS steps.
       `median_by_lag`: for each S and outcome, the medians of the cosine and the relative cosine.
       `n`: the number of runs compared in `roc_area`.
+      None without runs of both outcomes at such S.
     """
     compared = _with_both_outcomes(records)
-    collapsed = np.array([_collapsed(record) for record in compared])
+    collapsed = np.array([_collapsed(record) for record in compared], bool)
+    if collapsed.all() or not collapsed.any():
+        return None
     roc_areas = {}
     for prefix, cosine_of in (("", mean_cosine), ("relative_", relative_cosine)):
         for span, steps in (("whole", None), ("early", EARLY_STEPS)):
@@ -84,13 +87,13 @@ def relative_cosine(record: dict, steps: int | None = None) -> float:
     return mean_cosine(record, steps) / float(np.nanmean(ceilings))
 
 
-def alarm(records: list[dict], sign: str) -> dict:
+def alarm(records: list[dict], sign: str) -> dict | None:
     """Measures which collapses a threshold on one trace predicts, and how early.
 
     The seeds are split into two halves. A threshold is chosen on one half, so that a share of
     ALLOWED_FALSE_ALARM_SHARE of its stable runs exceeds the threshold. The threshold is then
     applied to the other half. The halves swap roles, and `false_alarms` is the mean of both. Only
-    runs with S >= MIN_LAG_WITH_BOTH_OUTCOMES are used.
+    runs with S >= MIN_LAG_WITH_BOTH_OUTCOMES are used. The mean of a block is known at its end.
 
     Returns:
       `false_alarms`: the share of the stable runs with an alarm.
@@ -98,13 +101,16 @@ def alarm(records: list[dict], sign: str) -> dict:
       `median_lead`: the median of the learner steps from the alarm to the collapse. None if no
         collapsing run had an alarm.
       `n`: the number of collapsing runs.
+      None if a half of the seeds has no stable run at such S, or no run collapses.
     """
     compared = _with_both_outcomes(records)
     traces = [before_collapse(record, sign) for record in compared]
-    largest_values = np.array([np.nanmax(trace) for trace in traces])
-    collapsed = np.array([_collapsed(record) for record in compared])
+    largest_values = np.array([np.fmax.reduce(trace) for trace in traces])
+    collapsed = np.array([_collapsed(record) for record in compared], bool)
     seeds = np.array([record["seed"] for record in compared])
     half_of_run = np.searchsorted(np.unique(seeds), seeds) // max(len(np.unique(seeds)) // 2, 1) % 2
+    if not collapsed.any() or set(half_of_run[~collapsed]) != {0, 1}:
+        return None
     false_alarms, has_alarm, leads = [], [], []
     for judged_half in (0, 1):
         threshold = np.quantile(
@@ -115,10 +121,12 @@ def alarm(records: list[dict], sign: str) -> dict:
         )
         for row in np.flatnonzero(collapsed & (half_of_run == judged_half)):
             alarm_blocks = np.flatnonzero(traces[row] > threshold)
-            has_alarm.append(alarm_blocks.size > 0)
+            record, lead = compared[row], 0
             if alarm_blocks.size:
-                record = compared[row]
-                leads.append(record["collapse_step"] - record["trace_every"] * int(alarm_blocks[0]))
+                known = record["trace_every"] * (int(alarm_blocks[0]) + 1)
+                lead = record["collapse_step"] - known
+            has_alarm.append(lead > 0)
+            leads += [lead] if lead > 0 else []
     return {
         "false_alarms": float(np.mean(false_alarms)),
         "found": float(np.mean(has_alarm)),

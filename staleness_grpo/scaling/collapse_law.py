@@ -55,19 +55,22 @@ class Runs:
         return dataclasses.replace(self, step=np.minimum(self.step, num_steps), collapsed=collapsed)
 
 
+# The mean lag of each schedule that has one, as a function of S.
+MEAN_AGES: dict[str, Callable[[Any], Any]] = {
+    "constant": lambda lag: lag,
+    "cyclic": lambda lag: np.maximum(lag - 1, 0) / 2,
+    "uniform": lambda lag: lag / 2,
+}
+
+
 def mean_age(schedule: str, max_lag: Any) -> Any:
     """Returns the mean lag of a schedule after its first S steps, in optimizer updates.
 
     Args:
-      schedule: `lag.schedule`: constant, cyclic or uniform.
+      schedule: `lag.schedule`, a key of MEAN_AGES.
       max_lag: S, a number or an array.
     """
-    ages = {
-        "constant": lambda lag: lag,
-        "cyclic": lambda lag: np.maximum(lag - 1, 0) / 2,
-        "uniform": lambda lag: lag / 2,
-    }
-    return ages[schedule](max_lag)
+    return MEAN_AGES[schedule](max_lag)
 
 
 def runs(records: list[dict], age: Callable[[int], float] = float) -> Runs:

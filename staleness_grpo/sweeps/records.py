@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from staleness_grpo.runtime.records import Appender, plain, read_jsonl, write_jsonl
-from staleness_grpo.scaling.collapse import detect_collapse
+from staleness_grpo.scaling.collapse import Collapse, detect_collapse
 from staleness_grpo.scaling.outcomes import HELD_OUT
 from staleness_grpo.sweeps.program import EVALUATION_METRICS, FAILURES
 from staleness_grpo.tasks import make_task
@@ -64,7 +64,8 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
     collapse. Without a collapse they are medians over all blocks. `drift` is the distance from the
     behavior policy's parameters, None if it was not measured.
 
-    If the cell has held-out rewards, its outcome follows from them.
+    If the cell has held-out rewards, its outcome follows from them. If the parameters become not
+    finite before the reward falls for good, `collapse_step` is the step at which the cell ended.
 
     Args:
       name: the cell's name, unique in its file.
@@ -99,12 +100,16 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
     if is_held_out:
         num_samples = len(heldout.problems(config, task)[1]) * config.heldout.num_samples
     collapse = detect_collapse(reward, block_steps, num_samples, floor)
+    if collapse is None and not is_finite:  # the run ended there, so no fall of its reward lasts
+        collapse = Collapse(steps_run, (steps_run, steps_run), stayed_down=True, fall_steps=0)
     end = steps_run if collapse is None else max(collapse.step, block_steps)
 
     def median(metric: str) -> float | None:
         if metric not in blocks:
             return None
-        return float(np.median(blocks[metric][: end // block_steps]))
+        values = blocks[metric][: end // block_steps]
+        values = values[np.isfinite(values)]
+        return float(np.median(values)) if values.size else None
 
     return {
         "cell": name,

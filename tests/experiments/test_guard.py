@@ -93,6 +93,24 @@ def test_warnings_are_counted_before_the_collapse_and_among_stable_runs(workdir)
     }
 
 
+@pytest.mark.parametrize(
+    ("lowest", "final", "guarded", "cost"),
+    [
+        (0.0, 0.8, 0.6, 0.25),
+        (-1.0, -0.5, -0.75, 0.5),  # half of the height above the lowest reward
+        (0.0, 0.0, 0.0, None),  # nothing was learned, so nothing can be lost
+        (0.0, 0.8, -0.2, 1.0),
+    ],
+)
+def test_the_cost_is_a_share_of_the_height_above_the_lowest_reward(lowest, final, guarded, cost):
+    setting = dict(lowest_reward=lowest, final=final, final_with_guard=guarded)
+    assert analysis.cost(setting) == (None if cost is None else pytest.approx(cost))
+
+
+def test_the_last_scale_is_that_of_the_last_block_with_one():
+    assert analysis._last([1.0, 0.5, None]) == 0.5
+
+
 def test_an_alarm_after_the_collapse_foretells_nothing():
     run = {"cell": "x", "max_lag": 4, "collapse_step": 20}
     late = {"cell": "x", "trace_every": 5, "traces": {"guard_scale": [1.0] * 6 + [0.5]}}

@@ -173,6 +173,34 @@ def test_the_mean_age_takes_the_place_of_the_largest_lag(schedule, ages):
     assert [row["max_lag"] for row in rows] == ([1, 16] if schedule == "uniform" else [16])
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "named", "hint"),
+    [
+        ("sweep.seeds", (10,), "law.heldout", "has one seed: give it two or more"),
+        ("sweep.max_lags", (1, 4, 16), "law.heldout", "no cells with S = 0: add 0"),
+        ("law.heldout", ("b1_0",), None, None),
+    ],
+)
+def test_maps_that_could_not_be_summarized_are_refused_before_they_are_made(
+    field, value, named, hint
+):
+    config = load_config(cli.ROOT / "experiments" / "configs" / "law_rest.py")
+    config.update_from_flattened_dict({field: value})
+    if named is None:
+        return settings.validate(config)
+    with pytest.raises(FieldError, match=hint) as error:
+        settings.validate(config)
+    assert error.value.field in (named, "law.calibration")
+
+
+def test_interventions_need_the_lag_at_which_they_are_compared():
+    config = load_config(cli.ROOT / "experiments" / "configs" / "law.py")
+    settings.validate(config)
+    config.sweep.max_lags = (0, 1, 4)
+    with pytest.raises(FieldError, match="^law.interventions=.* no cells with S = 16"):
+        settings.validate(config)
+
+
 def test_a_study_names_what_takes_the_place_of_the_lag():
     config = load_config(cli.ROOT / "experiments" / "configs" / "law_rest.py")
     settings.validate(config)

@@ -118,7 +118,7 @@ def test_signs_are_told_from_noise(summary):
     summary, records = summary
     alarms = summary["alarms"]
     assert alarms["entropy"]["found"] == 1 and alarms["entropy"]["false_alarms"] == 0
-    assert alarms["entropy"]["median_lead"] == 25
+    assert alarms["entropy"]["median_lead"] == 20
     assert alarms["gradient_cosine"]["found"] < 0.5  # it was noise
     areas = summary["cosine"]["roc_area"]
     assert areas["relative_whole"] == areas["whole"]  # the ceiling was 0.5 everywhere
