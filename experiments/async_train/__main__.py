@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from experiments.common import cli
 
+MOST_DEVICES = 1024  # that are simulated; more would take minutes to make
+
 
 def prepare(config: ConfigDict) -> None:
     """Makes JAX show enough CPU devices for learner and generator, before it looks for devices.
@@ -29,7 +31,9 @@ def prepare(config: ConfigDict) -> None:
     from staleness_grpo.training.asynchronous import num_devices
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", sum(num_devices(config)))
+        # What the config cannot mean is refused later, by `validate`, which asks for devices.
+        count = min(max(sum(num_devices(config)), 1), MOST_DEVICES)
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def validate(config: ConfigDict) -> None:

@@ -63,7 +63,9 @@ def validate(config: ConfigDict) -> None:
     """Raises FieldError if the runs on stories have no model folder, or a number is too small."""
     folder = config.proof.stories
     hint = "give the model folder of stories260k, for the runs on stories"
-    require(folder is not None and pathlib.Path(folder).is_dir(), "proof.stories", hint, folder)
+    files = ("config.json", "tokenizer.json")
+    is_model = folder is not None and all((pathlib.Path(folder) / f).is_file() for f in files)
+    require(is_model, "proof.stories", hint, folder)
     for name, bound in (("kills", 0), ("workers", 1)):
         value = config.proof[name]
         require(value >= bound, f"proof.{name}", f"give a number >= {bound}", value)

@@ -8,7 +8,10 @@ DECIMAL = rf"(?:(?:{INTEGER}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,3}}(?!\w))?)"
 NUMBER = re.compile(
     rf"""
     # Text before the number that makes it a part of a quotient, a power, a time or a formula.
-    (?P<part>(?:[/^×]|(?<=\w)_|(?<=\d):|(?<=\d)[eE]|\\sqrt|[\]}}]\{{)[({{\s]*)?
+    (?P<part>(?:
+      [/^×÷]|(?<=\w)_|(?<=\d):|(?<=\d)[eE]|\\sqrt|[\]}}]\{{
+      |(?<=\d)\*\*?(?=\d)|(?<=\d\ )\*(?=\ \d)|(?<=\d)x(?=\d)|(?<=\d\ )x(?=\ \d)  # but not **7**
+    )[({{\s]*)?
     (?P<sign>(?<![\w)\]}}%-])-)?  # but not the minus sign of a difference or a range
     (?:(?P<whole>{INTEGER})(?:\ and)?\ +(?={DECIMAL}/))?  # the 2 of 2 1/2
     (?P<numerator>{DECIMAL})(?:\s*/\s*(?P<denominator>{DECIMAL}))?

@@ -56,6 +56,10 @@ def test_the_proof_needs_a_model_folder(tmp_path):
         with pytest.raises(FieldError, match=r"^proof.stories=.*: give the model folder"):
             proof.validate(config)
     config.proof.stories = str(tmp_path)
+    with pytest.raises(FieldError, match="^proof.stories=.*: give the model folder"):
+        proof.validate(config)  # the folder is empty
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).touch()
     proof.validate(config)
 
 

@@ -165,6 +165,8 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         read_json(folder / name) if (folder / name).exists() else {}
         for name in ("tokenizer_config.json", "generation_config.json", "config.json")
     )
+    # Then "</s>" in a text is characters, and not the token.
+    tokenizer.encode_special_tokens = bool(tokenizer_config.get("split_special_tokens", False))
     ids = {name: tokenizer.token_to_id(text) for name, text in named.special.items()}
     stop = _first_given(generation.get("eos_token_id"), config.get("eos_token_id"))
     if stop is None or stop == []:

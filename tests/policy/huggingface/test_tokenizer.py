@@ -52,6 +52,23 @@ def test_text_and_chats_are_those_of_transformers(folder):
     assert ours.encode_chat(CHAT) == theirs(rendered, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_special_tokens_of_a_text_are_split_where_the_folder_says_so(folder, splits):
+    transformers = pytest.importorskip(
+        "transformers", reason="the extra reference is not installed"
+    )
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"split_special_tokens": splits}))
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token="<s>",
+        eos_token="</s>",
+        split_special_tokens=splits,
+    )
+    tokens = tokenizer_lib.load(folder).encode("<s>x</s>")
+    assert tokens == theirs("<s>x</s>")["input_ids"] and (len(tokens) > 5) == splits
+
+
 def rendered_by_both(folder, **theirs):
     """Renders the conversation by the folder's chat template, with ours and with transformers."""
     transformers = pytest.importorskip(
