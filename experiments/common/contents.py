@@ -20,6 +20,16 @@ POLICY = "policy"  # the code of a policy of one's own
 REFERENCE = "reference_weights"  # of the model folder of the reference policy
 
 
+def of_policy(config: ConfigDict) -> dict[str, str]:
+    """Returns the fingerprint of a policy of one's own, by its entry; nothing for the decoder."""
+    fields = config.get("policy", {})
+    if fields.get("name") is None:
+        return {}
+    from staleness_grpo.policy import own
+
+    return {POLICY: own.code_digest(fields["name"])}
+
+
 def fingerprints(config: ConfigDict, task: Any) -> dict[str, str]:
     """Returns the fingerprint of each content that a training's config names, by its entry.
 
@@ -27,13 +37,13 @@ def fingerprints(config: ConfigDict, task: Any) -> dict[str, str]:
       config: the config of a training or of a map.
       task: the task that `config.task` names.
     """
-    from staleness_grpo.policy import huggingface, own
+    from staleness_grpo.policy import huggingface
     from staleness_grpo.tasks.own import fingerprint
     from staleness_grpo.training.heldout import heldout_task
 
     found: dict[str, str | None] = {
         PROBLEMS: fingerprint(task, config.task.name),
-        POLICY: own.fingerprint(config.policy),
+        **of_policy(config),
     }
     if config.heldout.path is not None:
         found[HELD_OUT] = fingerprint(heldout_task(config, task), config.task.name)

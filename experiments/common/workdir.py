@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
+from experiments.common.contents import of_policy
 from staleness_grpo.errors import FieldError, FlagError, require_local
 from staleness_grpo.runtime.environment import describe_environment
 from staleness_grpo.runtime.records import flattened, plain, read_json, write_json
@@ -181,5 +182,6 @@ def write_run_files(
     workdir.mkdir(parents=True, exist_ok=True)
     config_file = workdir / "config.json"
     if not config_file.exists():
-        write_json(workdir / "environment.json", describe_environment() | dict(fingerprints or {}))
+        contents = of_policy(config) | dict(fingerprints or {})
+        write_json(workdir / "environment.json", describe_environment() | contents)
         write_json(config_file, config.to_dict())
