@@ -24,6 +24,18 @@ def validate(config: ConfigDict) -> None:
     hint = f"give the variants {SCALE} and {WARN}, which set guard.mode"
     require(names == [SCALE, WARN], "variants", hint, tuple(names))
     grid.validate(config)
+    maps = grid.variant_configs(config)
+    for name, mode in {grid.MAIN: "off", WARN: WARN, SCALE: SCALE}.items():
+        found = maps[name].guard.mode
+        field = "guard.mode" if name == grid.MAIN else f"variants.{name}.guard.mode"
+        require(found == mode, field, f"a study of the guard needs {mode} there: give it", found)
+    for name in (WARN, SCALE):
+        same = list(grid.cells(maps[name])) == list(grid.cells(maps[grid.MAIN]))
+        hint = "it has other cells than the map without a guard: leave sweep out of the variant"
+        require(same, f"variants.{name}", hint, name)
+    levels = maps[WARN].guard.level, maps[SCALE].guard.level
+    hint = "the two variants have other levels: give both the same guard.level"
+    require(levels[0] == levels[1], f"variants.{WARN}.guard.level", hint, levels[0])
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> None:

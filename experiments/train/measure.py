@@ -204,7 +204,7 @@ def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[di
       The records of the steps before the checkpoint.
 
     Raises:
-      FlagError: the checkpoint cannot be used, or metrics.jsonl lacks records before it.
+      FlagError: the checkpoint cannot be used, or metrics.jsonl has not the records before it.
     """
 
     def refuse(reason: str, hint: str) -> FlagError:
@@ -215,17 +215,30 @@ def resume(run: Run, checkpoints: Checkpoints, workdir: pathlib.Path) -> list[di
         return []
     path = workdir / METRICS
     lines = path.read_bytes().splitlines()[: run.step] if path.exists() else []
+    hint = "restore the complete file, or give another folder"
     if len(lines) < run.step:
-        raise refuse(
-            f"metrics.jsonl has {len(lines)} records, the checkpoint comes after {run.step}",
-            "restore the complete file, or give another folder",
-        )
+        reason = f"metrics.jsonl has {len(lines)} records, the checkpoint comes after {run.step}"
+        raise refuse(reason, hint)
+    records = [_record_of(line) for line in lines]
+    for step, record in enumerate(records):
+        if record.get("step") != step:
+            reason = f"line {step + 1} of metrics.jsonl is not the record of step {step}"
+            raise refuse(reason, hint)
     if jax.process_index() == 0:
         print(
             f"resuming from step {run.step}: {checkpoints.folder / step_name(run.step)}",
             file=sys.stderr,
         )
-    return [json.loads(line) for line in lines]
+    return records
+
+
+def _record_of(line: bytes) -> dict:
+    """Returns the record on a line; an empty one if there is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _save_policy_of_step(run: Run, workdir: pathlib.Path) -> None:

@@ -90,10 +90,9 @@ def cell_record(name: str, config: ConfigDict, traces: Mapping[str, Any]) -> dic
     steps_run = int(traces["steps_run"])
     is_held_out = HELD_OUT in blocks
     reward = blocks[HELD_OUT if is_held_out else "eval_reward"][: steps_run // block_steps]
-    is_finite = (
-        np.isfinite(traces["param_norm"][:steps_run]).all()
-        and np.isfinite(traces["grad_norm"][:steps_run]).all()
-    )
+    # The norm of the parameters is that before an update, which may be the last one.
+    norms = [traces[name][:steps_run] for name in ("param_norm", "grad_norm", "update_norm")]
+    is_finite = np.isfinite(norms).all()
     task = make_task(config.task, config.policy.checkpoint)
     floor = lowest_reward(task)
     num_samples = config.num_prompts * config.group_size

@@ -1,6 +1,9 @@
 """The comparison of trainings with and without a guard, on records that are made by hand."""
 
+import functools
+
 import pytest
+from ml_collections import ConfigDict
 
 from experiments.common import cli
 from experiments.common.claims import read as read_claims
@@ -119,6 +122,27 @@ def test_an_alarm_after_the_collapse_foretells_nothing():
     early = late | {"traces": {"guard_scale": [1.0, 0.9, 0.5]}}
     found = analysis.warnings([run], [early])
     assert found["found"] == 1.0 and found["median_lead"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"guard.mode": "scale"}, "guard.mode"),
+        ({"variants.warn.guard.mode": "scale"}, "variants.warn.guard.mode"),
+        ({"variants.scale.guard.level": 0.5}, "variants.warn.guard.level"),
+        ({"variants.scale.sweep": ConfigDict(dict(seeds=(7,)))}, "variants.scale"),
+    ],
+)
+def test_a_study_that_would_compare_something_else_is_refused(fields, named):
+    config = small()
+    with config.unlocked():
+        for name, value in fields.items():
+            *sections, last = name.split(".")
+            section = functools.reduce(lambda part, key: part[key], sections, config)
+            section[last] = value
+    with pytest.raises(FieldError) as error:
+        guard.validate(config)
+    assert error.value.field == named
 
 
 def test_other_variants_are_refused():

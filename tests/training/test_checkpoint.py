@@ -185,6 +185,18 @@ def test_records_that_a_checkpoint_counts_on_must_be_there(unfinished):
         resume(build_run(tiny_config(**FLIGHT)), checkpoints, unfinished)
 
 
+@pytest.mark.parametrize("line", [None, b"[1]", b'{"step": 2,}', b'{"step": 5}'])
+def test_records_before_a_checkpoint_are_those_of_its_steps(unfinished, line):
+    path = unfinished / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines[2:3] = [] if line is None else [line]  # the file has lines after the checkpoint's, too
+    lines.append(lines[-1])
+    path.write_bytes(b"\n".join([*lines, b""]))
+    checkpoints = checkpoint.Checkpoints(unfinished / "checkpoints", tiny_config(**FLIGHT))
+    with pytest.raises(FlagError, match="line 3 of metrics.jsonl is not the record of step 2: res"):
+        resume(build_run(tiny_config(**FLIGHT)), checkpoints, unfinished)
+
+
 def test_the_newest_are_kept_and_partial_ones_go(built, tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, tiny_config(**FLIGHT))
     for step in (0, 2, 4):
