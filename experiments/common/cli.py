@@ -42,10 +42,9 @@ from staleness_grpo.config import validation
 from staleness_grpo.config.defaults import field_value
 from staleness_grpo.errors import FieldError, FlagError
 from staleness_grpo.runtime import allocator, compiler_flags
-from staleness_grpo.runtime.records import DamagedFileError, read_json
+from staleness_grpo.runtime.records import RESTORE, DamagedFileError, read_json
 
 ROOT = pathlib.Path(__file__).parents[2]
-RESTORE = "restore it, or give another folder"  # the fix of a damaged file
 # Errors of the operating system that the user can fix.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)

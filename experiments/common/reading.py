@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from experiments.common.workdir import SUMMARY
 from staleness_grpo.errors import FlagError
-from staleness_grpo.runtime.records import DamagedFileError, read_json
+from staleness_grpo.runtime.records import RESTORE, DamagedFileError, read_json
 
 LOCKS = pathlib.Path("/proc/locks")
 TRAINING = "experiments.train"
@@ -159,7 +159,7 @@ def exits_in_one_line() -> Iterator[None]:
         print(error, file=sys.stderr)
         sys.exit(2)
     except DamagedFileError as error:
-        print(f"{error}: restore it, or give another folder", file=sys.stderr)
+        print(f"{error}: {RESTORE}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

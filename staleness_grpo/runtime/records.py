@@ -52,6 +52,9 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         temporary.write_text(json.dumps(plain(value), indent=2) + "\n", encoding="utf-8")
 
 
+RESTORE = "restore it, or give another folder"  # the fix of a damaged file
+
+
 class DamagedFileError(ValueError):
     """Says that a file of records cannot be used; the message names the file, and the line."""
 

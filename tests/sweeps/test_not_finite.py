@@ -32,6 +32,17 @@ def cells():
     return compiled, cell_record("x", config, trainings.traces_of(records, config))
 
 
+@pytest.mark.parametrize("name", ["param_norm", "grad_norm", "update_norm"])
+def test_each_norm_tells_it_also_that_of_the_last_update(name):
+    config = tiny_config(**FIELDS | {"optimizer.learning_rate": 1e-3})
+    traces = trainings.traces_of(list(train(build_run(config))), config)
+    assert cell_record("x", config, traces)["finite"]
+    traces[name] = np.array(traces[name], float)
+    traces[name][-1] = np.inf
+    record = cell_record("x", config, traces)
+    assert not record["finite"] and record["collapse_step"] == record["steps_run"] == 12
+
+
 @pytest.mark.parametrize("engine", [0, 1], ids=["compiled", "loop"])
 def test_it_falls_where_it_ends(cells, engine):
     record = cells[engine]

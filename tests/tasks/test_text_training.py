@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.common.contents import fingerprints
+from experiments.common.contents import check_same, fingerprints
 from experiments.common.workdir import write_run_files
 from experiments.train import measure
 from staleness_grpo.config.build import build_run
@@ -77,6 +77,8 @@ def test_held_out_problems_and_weights_of_the_reference_must_stay(folder, tmp_pa
             measure.measure(config, tmp_path / "out")
         assert error.value.field == field and "restore the original" in error.value.hint
 
+    with pytest.raises(FieldError, match="^heldout.path=.* other held-out problems"):
+        check_same(tmp_path / "out", config, {"problems": contents["problems"]})  # none now
     problems_file(tmp_path / "other", {"prompt": "2+2?", "answer": "5"})
     refused("heldout.path")
     problems_file(tmp_path / "other", {"prompt": "2+2?", "answer": "4"})
